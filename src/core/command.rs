@@ -1,0 +1,249 @@
+//! What can be asked of the replicated state: one closed enum, the only way to change it.
+//!
+//! A command names what it saw (a revision, a renewal number, an epoch), so that `apply` can judge
+//! it from the log alone. None carries a local clock; wall time is for people.
+
+use serde::{Deserialize, Serialize};
+
+use crate::authz::{Principal, Verb};
+use crate::id::{
+    ClientId, ElectionName, Epoch, Incarnation, InstanceName, Locality, NodeId, Nonce,
+    PartitionName, RenewalNumber, Revision, Serial, ServiceName, SessionId,
+};
+use crate::spec::ServiceSpec;
+use crate::time::WallMs;
+use crate::timing::Timing;
+
+/// Version of [`Entry`] and everything in it. A node that meets a higher one stops before it
+/// misreads it; lower ones stay readable (N and N-1 run together).
+pub const ENTRY_VERSION: u16 = 1;
+
+/// One log entry's content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// [`ENTRY_VERSION`] of the proposer.
+    pub version: u16,
+    /// The proposer's wall clock, for people only.
+    pub at: WallMs,
+    /// Who asked; the node that took the request vouches for it.
+    pub by: Principal,
+    /// For deduplication: a command sent again is answered with the first one's reply.
+    pub request: Option<Request>,
+    /// What the command touches. It stands outside `body` so that an entry whose body cannot be
+    /// read quarantines that one service and nothing else.
+    pub scope: Scope,
+    /// A [`Command`], encoded by [`Entry::new`].
+    pub body: Vec<u8>,
+}
+
+/// Which attempt of which client lane a command is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The lane.
+    pub client: ClientId,
+    /// Its number in the lane.
+    pub serial: Serial,
+}
+
+/// What an entry may touch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Scope {
+    /// Cluster-wide tables.
+    Cluster,
+    /// One service and its partitions.
+    Service(ServiceName),
+    /// One election.
+    Election(ElectionName),
+    /// Sessions, and through them the leases they hold.
+    Sessions,
+}
+
+/// A condition on the row a command changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expect {
+    /// Any state will do.
+    #[default]
+    Any,
+    /// The row must not exist.
+    Absent,
+    /// The row must exist and was last changed by this revision.
+    Revision(Revision),
+}
+
+/// Everything that can change the state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// First entry of a cluster's life: who it is and which timing it promises.
+    Bootstrap { incarnation: Incarnation, cluster: String, timing: Timing },
+    /// After a restore or a quorum-loss recovery: all sessions and leases are void.
+    BeginIncarnation { incarnation: Incarnation, reason: String },
+    /// Changes the Raft profile's promises; refused while a session's ttl would break C6.
+    SetTiming { timing: Timing },
+    /// Every member can read this level's commands; it only rises.
+    RaiseFeatureLevel { to: u32 },
+    /// A node started: its disk, its boot counter (PROTOCOL.md B).
+    RecordBoot { node: NodeId, disk: u64, boot: u64, nonce: Nonce },
+    /// A member was asked to be added: its id is this entry's revision.
+    AllocateNode { label: String },
+    /// Something people must be able to find later that no table holds (membership, backup, ...).
+    RecordAct { verb: Verb, resource: String, outcome: String, reason: String },
+    /// Attempts that were refused before they became commands (S14).
+    RecordRefusals { refusals: Vec<Refusal> },
+
+    /// Declares or changes a service.
+    PutService { spec: Box<ServiceSpec>, expect: Expect },
+    /// Removes a service.
+    DeleteService { service: ServiceName, expect: Expect },
+    /// A human looked at a quarantined service and lets it go on.
+    ReleaseQuarantine { service: ServiceName, reason: String },
+    /// Gives a partition to an instance (or to nobody) under a new epoch.
+    AssignPartition {
+        service: ServiceName,
+        partition: PartitionName,
+        to: Option<InstanceName>,
+        seen: Epoch,
+    },
+
+    /// Opens a session; its id is this entry's revision.
+    OpenSession {
+        ttl_ms: u64,
+        renew_interval_ms: u64,
+        fence_budget_ms: u64,
+        nonce: Nonce,
+        label: String,
+    },
+    /// Extends sessions; one entry per tick for all that renewed (C4).
+    RenewSessions { renewals: Vec<Renewal> },
+    /// The client ends its session; its leases go to the next at once.
+    CloseSession { session: SessionId, nonce: Nonce },
+    /// The leader saw these sessions lapse; each names the renewal it saw (C4).
+    ExpireSessions { lapsed: Vec<Lapsed> },
+    /// The leader saw these grants unused for the grant timeout (C8).
+    ExpireGrants { unused: Vec<UnusedGrant> },
+
+    /// Asks for the leadership of an election, or for a place in its queue.
+    Campaign {
+        election: ElectionName,
+        session: SessionId,
+        nonce: Nonce,
+        priority: i32,
+        locality: Locality,
+        value: Vec<u8>,
+    },
+    /// Gives up leadership (by epoch) or the place in the queue.
+    Resign { election: ElectionName, session: SessionId, nonce: Nonce },
+    /// The holder publishes a value under its epoch.
+    Proclaim { election: ElectionName, session: SessionId, epoch: Epoch, value: Vec<u8> },
+    /// Sets where the leader of an election should rather be.
+    PutElection { election: ElectionName, preferred: Locality, expect: Expect },
+    /// Removes an election that nobody holds and nobody waits for.
+    DeleteElection { election: ElectionName, expect: Expect },
+}
+
+/// One session's renewal (C4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// Which session.
+    pub session: SessionId,
+    /// Which start of the client; another one is refused.
+    pub nonce: Nonce,
+    /// Rises by at least one each time it is sent anew.
+    pub number: RenewalNumber,
+    /// The newest number whose acknowledgement the client has seen.
+    pub acked: RenewalNumber,
+    /// The highest grant (revision of its epoch) the client knows it holds; a lease is confirmed
+    /// when a renewal names its grant or a later one (C8).
+    pub known_grant: Revision,
+}
+
+/// A session the leader believes lapsed, and the renewal it saw last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lapsed {
+    /// Which session.
+    pub session: SessionId,
+    /// Compare-and-set: a renewal committed first wins.
+    pub seen: RenewalNumber,
+}
+
+/// A grant the leader believes was never acted on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnusedGrant {
+    /// Which election.
+    pub election: ElectionName,
+    /// Its epoch; compare-and-set together with "not confirmed".
+    pub epoch: Epoch,
+}
+
+/// One refused attempt, for the audit chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Who tried, as its certificate said.
+    pub by: String,
+    /// What was tried.
+    pub verb: Verb,
+    /// On what.
+    pub resource: String,
+    /// Why it was refused.
+    pub reason: String,
+    /// How often since the last record of the same kind.
+    pub count: u32,
+}
+
+impl Entry {
+    /// Encodes `command` for the log.
+    pub fn new(at: WallMs, by: Principal, request: Option<Request>, command: &Command) -> Self {
+        let body = postcard::to_stdvec(command).expect("a command has no type postcard refuses");
+        Self { version: ENTRY_VERSION, at, by, request, scope: command.scope(), body }
+    }
+
+    /// The bytes that go into the log.
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("an entry has no type postcard refuses")
+    }
+
+    /// Reads an entry back.
+    ///
+    /// # Errors
+    /// The decoder's own error; the caller decides what a poison entry means.
+    pub fn decode(bytes: &[u8]) -> Result<Self, postcard::Error> {
+        postcard::from_bytes(bytes)
+    }
+
+    /// The command inside.
+    ///
+    /// # Errors
+    /// The decoder's own error.
+    pub fn command(&self) -> Result<Command, postcard::Error> {
+        postcard::from_bytes(&self.body)
+    }
+}
+
+impl Command {
+    /// What this command may touch.
+    pub fn scope(&self) -> Scope {
+        match self {
+            Self::PutService { spec, .. } => Scope::Service(spec.name.clone()),
+            Self::DeleteService { service, .. }
+            | Self::ReleaseQuarantine { service, .. }
+            | Self::AssignPartition { service, .. } => Scope::Service(service.clone()),
+            Self::Campaign { election, .. }
+            | Self::Resign { election, .. }
+            | Self::Proclaim { election, .. }
+            | Self::PutElection { election, .. }
+            | Self::DeleteElection { election, .. } => Scope::Election(election.clone()),
+            Self::OpenSession { .. }
+            | Self::RenewSessions { .. }
+            | Self::CloseSession { .. }
+            | Self::ExpireSessions { .. }
+            | Self::ExpireGrants { .. } => Scope::Sessions,
+            Self::Bootstrap { .. }
+            | Self::BeginIncarnation { .. }
+            | Self::SetTiming { .. }
+            | Self::RaiseFeatureLevel { .. }
+            | Self::RecordBoot { .. }
+            | Self::AllocateNode { .. }
+            | Self::RecordAct { .. }
+            | Self::RecordRefusals { .. } => Scope::Cluster,
+        }
+    }
+}

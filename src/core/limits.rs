@@ -1,0 +1,42 @@
+//! Every bound of the core in one place, each with its reason. A bound that is hit is a rejection
+//! that names it, never a panic and never a silent drop.
+
+/// A name: long enough for `<team>/<service>-<site>`, short enough for a metric label.
+pub const MAX_NAME_BYTES: usize = 128;
+/// A proclaimed value: an address and a few hints, not a document; it is replicated on every change.
+pub const MAX_VALUE_BYTES: usize = 16 * 1024;
+/// One encoded command. A renewal batch of 10,000 sessions takes about 300 KiB.
+pub const MAX_ENTRY_BYTES: usize = 1024 * 1024;
+/// Renewals in one entry: bounds the time one apply can take.
+pub const MAX_RENEWALS_PER_ENTRY: usize = 10_000;
+/// Sessions in a cluster: ten times what the lease benchmark holds.
+pub const MAX_SESSIONS: usize = 1_000_000;
+/// Services in a cluster (routing is sized for 10,000).
+pub const MAX_SERVICES: usize = 20_000;
+/// Instances of one service.
+pub const MAX_INSTANCES: usize = 64;
+/// Partitions of one active-active service.
+pub const MAX_PARTITIONS: usize = 4_096;
+/// Elections in a cluster.
+pub const MAX_ELECTIONS: usize = 200_000;
+/// Candidates waiting in one election.
+pub const MAX_CANDIDATES: usize = 1_024;
+/// Client lanes whose last reply is remembered; the one idle longest is forgotten first.
+pub const MAX_CLIENT_LANES: usize = 65_536;
+/// Audit records kept in memory and snapshots; older ones live in the node's history store.
+pub const AUDIT_WINDOW: usize = 10_000;
+/// Refused attempts in one entry; more of one second are counted, not listed.
+pub const MAX_REFUSALS_PER_ENTRY: usize = 64;
+/// Free text of people (reasons, comments).
+pub const MAX_TEXT_BYTES: usize = 1_024;
+/// Highest clock-rate difference between two machines that leases survive (rho, PROTOCOL.md A1),
+/// in parts per million: 1 %.
+pub const RHO_PPM: u64 = 10_000;
+/// A clock difference above this is alarmed (0.2 %), long before [`RHO_PPM`] is reached.
+pub const RHO_ALARM_PPM: u64 = 2_000;
+/// How long a host's clock may stop while its peers' run (PROTOCOL.md A1), in milliseconds.
+pub const PAUSE_MARGIN_MS: u64 = 250;
+/// After this long without a renewal that names it, a granted lease is given to the next (C8).
+pub const GRANT_TIMEOUT_MS: u64 = 2_000;
+/// Longest ttl a session may ask for: one day.
+pub const MAX_TTL_MS: u64 = 86_400_000;

@@ -1,0 +1,1 @@
+//! The durable log and snapshots, over a disk that can be simulated.
