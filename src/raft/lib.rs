@@ -6,4 +6,9 @@
 //! runs the very same code.
 
 pub mod api;
+mod config;
+mod consensus;
 pub mod store;
+
+pub use config::{ConsensusConfig, RunMode, StartError};
+pub use consensus::Consensus;

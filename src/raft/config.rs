@@ -1,0 +1,84 @@
+//! What a consensus node is started with, and why it may refuse to start.
+//!
+//! Every bound is named here with its reason; nothing else in this crate invents one.
+
+use std::time::Duration;
+
+use regent_core::id::NodeId;
+use regent_core::timing::Timing;
+
+/// How the parts that block (disk flushes, encoding a snapshot) are run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunMode {
+    /// On threads of their own, so that the runtime never stalls. Production.
+    #[default]
+    Threads,
+    /// In the calling task, so that a run is a function of its seed. Simulator and tests.
+    Inline,
+}
+
+/// Settings of one consensus node. [`ConsensusConfig::new`] gives the ones to ship.
+#[derive(Clone, Debug)]
+pub struct ConsensusConfig {
+    /// This node; must be the id its data directory was made for.
+    pub id: NodeId,
+    /// Heartbeat and election times; the same on every node (C6 is computed from it).
+    pub timing: Timing,
+    /// Whether this node may vote and campaign from the start; see
+    /// [`crate::Consensus::set_votes_allowed`].
+    pub votes_allowed: bool,
+    /// How blocking work is run.
+    pub mode: RunMode,
+    /// A snapshot is taken after this many bytes of log: bounds the replay at start.
+    pub snapshot_after_bytes: u64,
+    /// A snapshot is taken after this many entries: bounds the replay at start.
+    pub snapshot_after_entries: u64,
+    /// Entries kept behind a snapshot, so that a member that was away briefly is sent log, not a
+    /// snapshot.
+    pub keep_entries: u64,
+    /// Proposals under way at once; one more is refused as overloaded. At 10,000/s this is what
+    /// piles up in 0.4 s, longer than any healthy round.
+    pub max_proposals: usize,
+    /// Longest time one snapshot may take on the way to another node.
+    pub snapshot_timeout: Duration,
+    /// A learner is promoted only if it holds all but this many entries of the leader's log.
+    pub promote_lag_entries: u64,
+}
+
+impl ConsensusConfig {
+    /// The shipped settings for node `id`.
+    pub fn new(id: NodeId, timing: Timing) -> Self {
+        Self {
+            id,
+            timing,
+            votes_allowed: true,
+            mode: RunMode::Threads,
+            snapshot_after_bytes: 32 * 1024 * 1024,
+            snapshot_after_entries: 100_000,
+            keep_entries: 20_000,
+            max_proposals: 4_096,
+            snapshot_timeout: Duration::from_secs(60),
+            promote_lag_entries: 1_000,
+        }
+    }
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The timing profile contradicts itself.
+    #[error("timing profile: {0}")]
+    Timing(#[from] regent_core::timing::TimingError),
+    /// A setting that consensus refuses.
+    #[error("settings: {0}")]
+    Config(String),
+    /// The data directory could not be opened or read; the text says what and where.
+    #[error("storage: {0}")]
+    Storage(String),
+    /// The newest snapshot does not decode into a state.
+    #[error("snapshot: {0}")]
+    Snapshot(String),
+    /// The consensus engine refused what it found (log, vote and snapshot do not fit together).
+    #[error("consensus: {0}")]
+    Engine(String),
+}
