@@ -1,0 +1,1 @@
+//! A disk in memory with seeded faults and enumerable crash states.
