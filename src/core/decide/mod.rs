@@ -1,0 +1,38 @@
+//! What the leader proposes by itself. `decide(view, now) -> Decision`: commands for the log, and a
+//! report that says why, and for what was not done, why not.
+//!
+//! Nothing here may be needed for correctness: every command is judged again by `apply` from the
+//! log alone (C4), what is kept between ticks is a hint that a new leader rebuilds from the state,
+//! and a decision lost or made twice is harmless.
+
+pub mod expiry;
+
+use std::fmt;
+
+use crate::command::Command;
+
+pub use expiry::Expiry;
+
+/// What to propose, and why.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decision {
+    /// In this order; each stands alone.
+    pub commands: Vec<Command>,
+    /// For logs, and for whoever asks why nothing happened.
+    pub report: Vec<Line>,
+}
+
+/// One line of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Whether something was proposed because of this.
+    pub acted: bool,
+    /// A whole sentence.
+    pub text: String,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
