@@ -1,0 +1,42 @@
+# One entry for people and CI alike. `verify` never writes to the tree, `fix` may.
+
+.PHONY: demo test verify fix setup long bench clean
+
+# The main job, shown: three nodes elect, a lease moves when its holder is killed.
+demo:
+	scripts/need-rust
+	cargo build --locked --bin regent
+	target/debug/regent demo
+
+# Everything a newcomer should see green: unit, property, crash-state, end-to-end, simulation.
+test: setup
+	scripts/test
+
+# What CI runs: formatting, lints, licences, docs, then all of `test`.
+verify: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	scripts/deny
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+	scripts/test
+
+# Formats, and rewrites what tests compare against (core scripts, CLI reference).
+fix:
+	cargo fmt --all
+	UPDATE=1 cargo test --locked -p regent-core --test '*' -q || true
+	UPDATE=1 cargo test --locked --test tidy -q
+
+# Installs what the tests need beyond cargo; says the one command when it lacks the right to.
+setup:
+	scripts/setup
+
+# The runs that take too long for every change: hundreds of kills, thousands of seeds.
+long: setup
+	scripts/long
+
+# The table of docs/performance.md, etcd beside it.
+bench:
+	scripts/bench
+
+clean:
+	cargo clean
