@@ -4,8 +4,22 @@
 //! turns them into log entries or linearizable reads, and answers. It decides nothing by itself:
 //! what is granted, refused or expired is decided by `State::apply` from the log alone.
 
+pub mod admission;
+pub mod clocks;
 pub mod config;
+pub mod history;
+pub mod http;
 pub mod identity;
+pub mod leadership;
+pub mod peers;
+pub mod propose;
+pub mod reads;
+pub mod refuse;
+pub mod sessions;
+pub mod start;
+pub mod telemetry;
+pub mod transport;
+pub mod watch;
 
 #[cfg(test)]
 mod testing;

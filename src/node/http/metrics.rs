@@ -1,0 +1,373 @@
+//! Every metric of a node, declared once: the struct that is written to, the registry that is
+//! scraped and the table that documentation is checked against come from the same lines.
+//!
+//! Names are `regent_<subsystem>_<name>_<unit>` (counters get `_total` behind that, as OpenMetrics
+//! wants). Labels are closed sets of the code, never names that clients choose: a hostile client
+//! must not be able to grow the registry.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use parking_lot::RwLock;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter as RawCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge as RawGauge;
+use prometheus_client::metrics::histogram::Histogram as RawHistogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// A number that only rises.
+pub type Counter = RawCounter<u64, AtomicU64>;
+/// A whole number that moves both ways.
+pub type Gauge = RawGauge<i64, AtomicI64>;
+/// A fractional number that moves both ways.
+pub type GaugeF = RawGauge<f64, AtomicU64>;
+/// A distribution.
+pub type Histogram = RawHistogram;
+
+/// One label with values from a closed set of the code.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Kind {
+    /// Which of the set.
+    pub kind: &'static str,
+}
+
+/// Labels of a refused call.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Refused {
+    /// The caller's role.
+    pub role: &'static str,
+    /// What it tried.
+    pub verb: &'static str,
+}
+
+/// Labels of the build.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Build {
+    /// Crate version.
+    pub version: &'static str,
+}
+
+/// One line of [`metric_table`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricRow {
+    /// Full name as scraped, without the suffixes that OpenMetrics adds to counters (`_total`) and
+    /// histograms (`_bucket`, `_sum`, `_count`).
+    pub name: &'static str,
+    /// `gauge`, `counter` or `histogram`.
+    pub kind: &'static str,
+    /// Last part of the name.
+    pub unit: &'static str,
+    /// What it says.
+    pub help: &'static str,
+}
+
+/// Makes one metric; the types that need buckets differ from those that need nothing.
+trait Declared {
+    const KIND: &'static str;
+    fn declared() -> Self;
+}
+
+impl Declared for Counter {
+    const KIND: &'static str = "counter";
+    fn declared() -> Self {
+        Self::default()
+    }
+}
+impl Declared for Gauge {
+    const KIND: &'static str = "gauge";
+    fn declared() -> Self {
+        Self::default()
+    }
+}
+impl Declared for GaugeF {
+    const KIND: &'static str = "gauge";
+    fn declared() -> Self {
+        Self::default()
+    }
+}
+impl Declared for Histogram {
+    const KIND: &'static str = "histogram";
+    fn declared() -> Self {
+        // From 50 us (a flush of a good disk) doubling to 13 s (far beyond every deadline), so
+        // that one set of buckets serves fsync, commit and round trips alike.
+        Self::new((0..19).map(|step| 0.000_05 * f64::from(1_u32 << step)))
+    }
+}
+impl<L: Clone + Eq + std::hash::Hash> Declared for Family<L, Counter> {
+    const KIND: &'static str = "counter";
+    fn declared() -> Self {
+        Self::default()
+    }
+}
+impl<L: Clone + Eq + std::hash::Hash> Declared for Family<L, Gauge> {
+    const KIND: &'static str = "gauge";
+    fn declared() -> Self {
+        Self::default()
+    }
+}
+
+macro_rules! metrics {
+    ($($field:ident: $kind:ty = $stem:literal, $unit:literal, $help:literal;)*) => {
+        /// The metrics themselves; cheap to write to from anywhere.
+        pub struct Metrics {
+            $(#[doc = $help] pub $field: $kind,)*
+            registry: Registry,
+            #[allow(clippy::type_complexity)]
+            before_scrape: RwLock<Vec<Box<dyn Fn(&Metrics) + Send + Sync>>>,
+        }
+
+        static TABLE: &[MetricRow] = &[$(MetricRow {
+            name: concat!("regent_", $stem, "_", $unit),
+            kind: <$kind as Declared>::KIND,
+            unit: $unit,
+            help: $help,
+        },)*];
+
+        impl Metrics {
+            /// All metrics at zero, registered.
+            pub fn new() -> Self {
+                let mut registry = Registry::with_prefix("regent");
+                $(
+                    let $field = <$kind as Declared>::declared();
+                    registry.register_with_unit(
+                        $stem,
+                        $help,
+                        Unit::Other($unit.to_owned()),
+                        $field.clone(),
+                    );
+                )*
+                let metrics = Self { $($field,)* registry, before_scrape: RwLock::default() };
+                let version = env!("CARGO_PKG_VERSION");
+                metrics.build.get_or_create(&Build { version }).set(1);
+                metrics
+            }
+        }
+    };
+}
+
+metrics! {
+    build: Family<Build, Gauge> = "process_build", "info",
+        "Always 1; the labels name the build";
+    process_resident: Gauge = "process_resident_memory", "bytes",
+        "Resident memory of the process";
+    process_cpu: GaugeF = "process_cpu", "seconds",
+        "Processor time the process has used since it started, user and system";
+    process_uptime: GaugeF = "process_uptime", "seconds",
+        "Time since the process started";
+    process_open_files: Gauge = "process_open_files", "count",
+        "Open file descriptors";
+
+    raft_term: Gauge = "raft_term", "number", "Raft term of this node";
+    raft_leader: Gauge = "raft_leader", "number",
+        "Node id of the leader this node knows; 0 is none";
+    raft_is_leader: Gauge = "raft_is_leader", "flag",
+        "1 while this node believes to lead; an isolated one still does, so decide nothing by it";
+    raft_last_log: Gauge = "raft_last_log", "index", "Last entry in the log";
+    raft_applied: Gauge = "raft_applied", "index", "Last entry applied";
+    raft_snapshot: Gauge = "raft_snapshot", "index", "Last entry in the newest snapshot";
+    raft_apply_lag: Gauge = "raft_apply_lag", "entries",
+        "Entries in the log that are not applied yet";
+    raft_member_lag: Gauge = "raft_slowest_member_lag", "entries",
+        "On the leader: entries that the member furthest behind still lacks";
+    raft_quorum_age: GaugeF = "raft_quorum_ack_age", "seconds",
+        "On the leader: time since a quorum last acknowledged it";
+    raft_voters: Gauge = "raft_voters", "count", "Voting members";
+    raft_learners: Gauge = "raft_learners", "count", "Members without a vote";
+    raft_leader_changes: Counter = "raft_leader_changes", "count",
+        "How often the leader this node knows has changed";
+    proposals: Family<Kind, Counter> = "raft_proposals", "count",
+        "Proposals by outcome: done, rejected, not_leader, no_quorum, unknown, overloaded, storage";
+    proposal_seconds: Histogram = "raft_proposal_latency", "seconds",
+        "From a proposal to its applied answer, on the node that took the request";
+    read_index_rounds: Counter = "raft_read_index_rounds", "count",
+        "Rounds that proved a read index; concurrent reads share one";
+    read_index_reads: Counter = "raft_read_index_reads", "count",
+        "Linearizable reads served";
+    read_index_seconds: Histogram = "raft_read_index_latency", "seconds",
+        "From asking for a read index to having applied it";
+    state_hash_mismatch: Gauge = "raft_state_hash_mismatch", "flag",
+        "1 if this node's state differs from a peer's at the same index: it stops";
+    quarantined: Gauge = "raft_node_quarantined", "flag",
+        "1 while this node may not vote because its disk went back in time or is not cleared yet";
+
+    wal_appends: Counter = "wal_appends", "count", "Append calls to the log";
+    wal_bytes: Counter = "wal_written", "bytes", "Bytes appended to the log";
+    wal_fsync_seconds: Histogram = "wal_fsync_latency", "seconds", "Duration of one flush of the log";
+    storage_problem: Gauge = "storage_problem", "flag",
+        "1 while the disk refuses writes (full or failing): nothing is acknowledged";
+
+    sessions: Gauge = "lease_sessions", "count", "Open sessions";
+    elections: Gauge = "lease_elections", "count", "Elections";
+    elections_held: Gauge = "lease_elections_held", "count",
+        "Elections with a holder this node believes live";
+    renewals: Family<Kind, Counter> = "lease_renewals", "count",
+        "Renewals of clients of this node by outcome: extended, session_gone, nonce_stale, number_stale, resend, refused";
+    renewals_per_tick: RenewalHistogram = "lease_renewals_per_tick", "count",
+        "Renewals that left this node in one tick";
+    renewals_per_entry: RenewalHistogram = "lease_renewals_per_entry", "count",
+        "On the leader: renewals merged into one log entry";
+    renewals_waiting: Gauge = "lease_renewals_waiting", "count",
+        "Renewals taken from clients and not answered yet";
+    keepalive_streams: Gauge = "lease_keepalive_streams", "count", "Open keep-alive streams";
+    expiries: Family<Kind, Counter> = "lease_expiries", "count",
+        "What lapsed and was ended by this node while leading: session, grant";
+
+    services: Gauge = "topology_services", "count", "Declared services";
+    services_quarantined: Gauge = "topology_services_quarantined", "count",
+        "Services that stand still after a broken invariant or an unreadable entry";
+
+    watchers: Family<Kind, Gauge> = "watch_watchers", "count",
+        "Open watches: elections, services";
+    watchers_cut_off: Family<Kind, Counter> = "watch_cut_off_watchers", "count",
+        "Watches ended by this node: slow, compacted, incarnation";
+    watch_changes: Counter = "watch_changes", "count", "Changes handed to the watch hub";
+    watch_deliveries: Counter = "watch_deliveries", "count", "Changes put into watchers' mailboxes";
+    watch_ring: Gauge = "watch_ring", "bytes", "Size of the recent changes kept for resuming watches";
+
+    audit_records: Gauge = "audit_records", "count", "Number of the newest audit record";
+    audit_gaps: Gauge = "audit_missing_records", "count",
+        "Records that this node's history lacks and has not fetched yet";
+    audit_bytes: Gauge = "audit_history", "bytes", "Size of the history on disk";
+    audit_rebuilt: Counter = "audit_history_rebuilt", "count",
+        "How often the history could not be opened and was set aside";
+
+    certificate_leaf: GaugeF = "tls_certificate_expiry", "seconds",
+        "Time until this node's certificate expires; negative after that";
+    certificate_ca: GaugeF = "tls_ca_expiry", "seconds",
+        "Time until the first of the trusted CA certificates expires; negative after that";
+    tls_reloads: Family<Kind, Counter> = "tls_reloads", "count",
+        "Reloads of certificates by outcome: done, failed";
+    tls_handshakes_failed: Counter = "tls_failed_handshakes", "count",
+        "Handshakes that did not end in a verified identity";
+    authz_refusals: Family<Refused, Counter> = "authz_refusals", "count",
+        "Calls refused because the caller's role lacks the right";
+    connections: Family<Kind, Gauge> = "rpc_connections", "count", "Open connections: grpc, http";
+    requests: Family<Kind, Counter> = "rpc_requests", "count", "Calls by outcome: ok, refused, error";
+    clock_skew: GaugeF = "clock_rate_difference", "ppm",
+        "Largest difference of clock rates to a peer measured lately; alarm above 2000, abstain above 10000";
+}
+
+/// A distribution of batch sizes.
+#[derive(Clone, Debug)]
+pub struct RenewalHistogram(Histogram);
+
+impl RenewalHistogram {
+    /// Counts one batch of `count` renewals.
+    pub fn observe(&self, count: usize) {
+        self.0.observe(u32::try_from(count).map_or(f64::from(u32::MAX), f64::from));
+    }
+}
+
+impl Declared for RenewalHistogram {
+    const KIND: &'static str = "histogram";
+    fn declared() -> Self {
+        // 1 to 16,384 renewals, by four: beyond an entry's bound of 10,000 there is nothing.
+        Self(Histogram::new((0..8).map(|step| f64::from(1_u32 << (2 * step)))))
+    }
+}
+
+impl prometheus_client::encoding::EncodeMetric for RenewalHistogram {
+    fn encode(
+        &self,
+        encoder: prometheus_client::encoding::MetricEncoder<'_>,
+    ) -> Result<(), std::fmt::Error> {
+        prometheus_client::encoding::EncodeMetric::encode(&self.0, encoder)
+    }
+    fn metric_type(&self) -> prometheus_client::metrics::MetricType {
+        prometheus_client::metrics::MetricType::Histogram
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Metrics({} families)", TABLE.len())
+    }
+}
+
+impl Metrics {
+    /// Runs `fill` before each scrape, for values that are read rather than counted.
+    pub fn before_scrape(&self, fill: impl Fn(&Self) + Send + Sync + 'static) {
+        self.before_scrape.write().push(Box::new(fill));
+    }
+
+    /// The OpenMetrics text.
+    pub fn render(&self) -> String {
+        for fill in self.before_scrape.read().iter() {
+            fill(self);
+        }
+        let mut text = String::with_capacity(16 * 1024);
+        if encode(&mut text, &self.registry).is_err() {
+            // Writing into a String cannot fail; a collector that refuses must not take the page
+            // down with it.
+            text.clear();
+            let _ = writeln!(text, "# EOF");
+        }
+        text
+    }
+}
+
+/// Every metric a node has, in the order of the declaration.
+pub fn metric_table() -> &'static [MetricRow] {
+    TABLE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_metric_is_named_regent_subsystem_name_unit_once_and_explained() {
+        let mut seen = BTreeSet::new();
+        for row in metric_table() {
+            assert!(seen.insert(row.name), "{} is declared twice", row.name);
+            let parts: Vec<&str> = row.name.split('_').collect();
+            assert_eq!(parts[0], "regent");
+            assert!(parts.len() >= 3, "{}", row.name);
+            assert!(row.name.ends_with(&format!("_{}", row.unit)), "{}", row.name);
+            let known = ["seconds", "bytes", "count", "number", "index", "entries", "flag", "ppm", "info"];
+            assert!(known.contains(&row.unit), "{} has the unit {}", row.name, row.unit);
+            assert!(row.name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{}", row.name);
+            assert!(row.help.len() > 10 && !row.help.ends_with('.'), "{}", row.name);
+        }
+    }
+
+    #[test]
+    fn every_metric_of_the_table_is_scraped_under_its_name_and_nothing_else_is() {
+        let metrics = Metrics::new();
+        let text = metrics.render();
+        let mut described: BTreeSet<&str> = BTreeSet::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                described.insert(rest.split(' ').next().expect("a name"));
+            }
+        }
+        let declared: BTreeSet<&str> = metric_table().iter().map(|row| row.name).collect();
+        assert_eq!(described, declared);
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn what_is_written_is_scraped() {
+        let metrics = Metrics::new();
+        metrics.raft_term.set(7);
+        metrics.watchers_cut_off.get_or_create(&Kind { kind: "slow" }).inc();
+        metrics.renewals_per_tick.observe(100);
+        metrics.before_scrape(|m| {
+            m.clock_skew.set(3.5);
+        });
+        let text = metrics.render();
+        assert!(text.contains("regent_raft_term_number 7\n"), "{text}");
+        assert!(text.contains("regent_watch_cut_off_watchers_count_total{kind=\"slow\"} 1\n"));
+        assert!(text.contains("regent_lease_renewals_per_tick_count_sum 100.0\n"), "{text}");
+        assert!(text.contains("regent_clock_rate_difference_ppm 3.5\n"));
+    }
+}

@@ -1,0 +1,83 @@
+//! Keep-alive streams and the batching of renewals.
+//!
+//! ```text
+//! client ══ KeepAlive ══► stream inbox ─┐  half a commit tick     ┌─ half a commit tick
+//! client ══ KeepAlive ══► stream inbox ─┼──► Keeper ──► RenewalSink ──► (leader) Merger ──► one entry
+//! client ══ KeepAlive ══► stream inbox ─┘    C5, owner            │  renewals of all nodes
+//!        ◄═══ answers, only once the entry is committed ══════════┘
+//! ```
+//!
+//! A hundred thousand sessions renew here every few seconds, so nothing is done per renewal that
+//! can be done per batch: no task, no await, no allocation of its own. Nothing here may answer
+//! "extended" before the renewal is committed (C4), extend by one that waited too long (C5), or
+//! tick while nobody renews.
+
+pub mod keeper;
+pub mod merger;
+mod stream;
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use regent_core::command::Renewal;
+use regent_core::reply::RenewalOutcome;
+
+pub use keeper::{Keeper, KeeperConfig, KeeperParts};
+pub use merger::{EntryProposer, Merger};
+pub use stream::KeepAliveStream;
+
+/// Why a batch of renewals has no outcomes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RenewError {
+    /// Certainly not in the log: no leader, no quorum, refused for overload, unreachable before it
+    /// was sent. The batch is tried again until C5 ends its usefulness.
+    #[error("not proposed: {0}")]
+    NotProposed(String),
+    /// It may be in the log. Clients are told to send anew.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+}
+
+/// Takes a node's batch to the leader: to the local [`Merger`] if this node leads, else by
+/// `PeerService.Renew`.
+pub trait RenewalSink: Send + Sync + 'static {
+    /// One outcome per renewal, in the same order, once they are committed and applied. Must come
+    /// back by `deadline`, after which the renewals are too old to extend anything (C5).
+    fn renew_batch(
+        &self,
+        renewals: Vec<Renewal>,
+        deadline: Duration,
+    ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>>;
+}
+
+/// What the keeper and the merger agree on: how a commit tick is shared between them, so that a
+/// renewal waits one tick in all (C6 counts one).
+pub fn half_tick(commit_tick_ms: u64) -> Duration {
+    Duration::from_micros(commit_tick_ms.saturating_mul(1000) / 2).max(Duration::from_millis(1))
+}
+
+/// Sorts by session and lane of the client's start; of several renewals of one start only the one
+/// with the highest number is worth committing. Calls `superseded` with each of the others and the
+/// number that stands for it.
+///
+/// Renewals of different nonces are all kept: a stale start with a high number must not push out
+/// the living one; `apply` tells them apart.
+fn merge_sorted<T>(
+    mut items: Vec<T>,
+    renewal: impl Fn(&T) -> &Renewal,
+    mut superseded: impl FnMut(&T, regent_core::id::RenewalNumber),
+) -> Vec<T> {
+    items.sort_by(|a, b| {
+        let (a, b) = (renewal(a), renewal(b));
+        (a.session, a.nonce, b.number).cmp(&(b.session, b.nonce, a.number))
+    });
+    items.dedup_by(|later, kept| {
+        let (old, new) = (renewal(later), renewal(kept));
+        let same = (old.session, old.nonce) == (new.session, new.nonce);
+        if same {
+            superseded(later, new.number);
+        }
+        same
+    });
+    items
+}
