@@ -1,1 +1,21 @@
-//! regent-rpc
+//! regent-rpc: the wire. Generated messages and their conversion, mutual TLS, certificates, and
+//! the client that other programs use.
+//!
+//! # Map
+//!
+//! - [`pb`]: generated from `proto/`; [`convert`]: between its types and the core's, checked.
+//! - [`tls`]: who is at the other end, and hot reload; [`pki`]: a small CA for people without one.
+//! - [`channel`]: dialling one node. [`client`]: talking to the cluster: leader hints, retries,
+//!   watches, sessions and leases.
+//! - [`clock`]: the only place that reads a clock. [`limits`]: the bounds of the wire.
+//!
+//! Nothing here decides: what a request may do, and what becomes of it, is the core's business.
+
+pub mod channel;
+pub mod client;
+pub mod clock;
+pub mod convert;
+pub mod limits;
+pub mod pb;
+pub mod pki;
+pub mod tls;
