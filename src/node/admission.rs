@@ -1,0 +1,194 @@
+//! Who may vote: a node whose disk went back in time may not (PROTOCOL.md B).
+//!
+//! Both sides of every call among nodes show which start of which disk they are. A node compares
+//! that with the newest start it knows of the other: from the replicated state, and from what it
+//! heard since. A node that starts asks the others first, and neither votes nor campaigns until a
+//! majority of the voters (itself included) has not objected. One objection is enough for
+//! quarantine, and nothing in this process ends a quarantine: the disk has forgotten votes or
+//! entries that it acknowledged, so the way back is a new node id on an empty disk.
+//!
+//! What this does not see: a majority that itself lost the record. A start is in the log of a
+//! majority soon after it happened, and any two majorities share a node; but an answer of a node
+//! that lags behind that record is no objection. Asking all nodes would see that too, at the price
+//! of a cluster that cannot restart a node while another is down.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use regent_core::id::NodeId;
+use regent_core::state::State;
+use tokio::sync::watch;
+use tonic::metadata::MetadataMap;
+
+use crate::start::Start;
+
+/// Nodes whose starts are remembered; far above any real cluster, so that it bounds only nonsense.
+const MAX_HEARD: usize = 1024;
+
+/// Whether this node may vote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Too few others have answered yet.
+    Asking,
+    /// A majority did not object.
+    Admitted,
+    /// Somebody objected; the reason is for people.
+    Quarantined(String),
+}
+
+/// What is known of all nodes' starts, this one's standing among them.
+pub struct Admission {
+    node: NodeId,
+    start: Start,
+    heard: Mutex<BTreeMap<NodeId, Start>>,
+    state: Mutex<Option<Arc<RwLock<State>>>>,
+    standing: watch::Sender<Standing>,
+}
+
+impl Admission {
+    /// Nothing is known yet; this node is `node` with `start`.
+    pub fn new(node: NodeId, start: Start) -> Self {
+        Self {
+            node,
+            start,
+            heard: Mutex::default(),
+            state: Mutex::default(),
+            standing: watch::Sender::new(Standing::Asking),
+        }
+    }
+
+    /// From now on the replicated record counts as well.
+    pub fn attach(&self, state: Arc<RwLock<State>>) {
+        *self.state.lock() = Some(state);
+    }
+
+    /// This node's standing, kept current.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Why this node may not vote; `None` when it may, or may soon.
+    pub fn quarantine(&self) -> Option<String> {
+        match &*self.standing.borrow() {
+            Standing::Quarantined(why) => Some(why.clone()),
+            Standing::Asking | Standing::Admitted => None,
+        }
+    }
+
+    /// A majority did not object. Does nothing after a quarantine.
+    pub fn admit(&self) -> bool {
+        self.standing.send_if_modified(|standing| {
+            let admitted = *standing == Standing::Asking;
+            if admitted {
+                *standing = Standing::Admitted;
+            }
+            admitted
+        });
+        *self.standing.borrow() == Standing::Admitted
+    }
+
+    /// Somebody objected: this disk must not vote any more. The first reason stays.
+    pub fn quarantine_self(&self, why: String) {
+        self.standing.send_if_modified(|standing| {
+            let first = !matches!(standing, Standing::Quarantined(_));
+            if first {
+                tracing::error!(
+                    node = %self.node, why,
+                    "QUARANTINED: this node will not vote; add it again under a new node id, with \
+                     an empty data directory"
+                );
+                *standing = Standing::Quarantined(why);
+            }
+            first
+        });
+    }
+
+    /// The newest start known of `node`: what the log says, or what was heard since.
+    fn newest(&self, node: NodeId) -> Option<Start> {
+        let recorded = self.recorded(node);
+        let heard = self.heard.lock().get(&node).copied();
+        match (recorded, heard) {
+            // The log wins unless the process we heard is a later boot of the very same disk.
+            (Some(log), Some(ear)) if ear.disk == log.disk && ear.boot >= log.boot => Some(ear),
+            (Some(log), _) => Some(log),
+            (None, heard) => heard,
+        }
+    }
+
+    /// The newest start of `node` in the log.
+    pub fn recorded(&self, node: NodeId) -> Option<Start> {
+        let state = self.state.lock().clone()?;
+        let boot = state.read().cluster().boots.get(&node).map(Start::from);
+        boot
+    }
+
+    /// Whether a process that says it is `start` of `node` may speak for it; remembers it if so.
+    ///
+    /// # Errors
+    /// Says what speaks against it, for people.
+    pub fn judge(&self, node: NodeId, start: Start) -> Result<(), String> {
+        if let Some(newest) = self.newest(node) {
+            if newest == start {
+                return Ok(());
+            }
+            if let Some(why) = start.objection(&newest) {
+                return Err(why);
+            }
+        }
+        let mut heard = self.heard.lock();
+        if heard.len() < MAX_HEARD || heard.contains_key(&node) {
+            heard.insert(node, start);
+        }
+        Ok(())
+    }
+
+    /// The same for the metadata of a request or an answer.
+    ///
+    /// # Errors
+    /// Says what speaks against it, or that the metadata is missing.
+    pub fn judge_metadata(&self, node: NodeId, metadata: &MetadataMap) -> Result<(), String> {
+        let start = Start::from_metadata(metadata)
+            .ok_or_else(|| format!("node {node} did not say which start it is"))?;
+        self.judge(node, start)
+    }
+
+    /// Looks at this node's own record: the log may know a later start of this very node than the
+    /// one that runs, when this disk is an old copy and the log was fetched from the others since.
+    pub fn check_own_record(&self) {
+        if let Some(recorded) = self.recorded(self.node)
+            && let Some(why) = self.start.objection(&recorded)
+        {
+            self.quarantine_self(format!("the cluster's log says: {why}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use regent_core::id::Nonce;
+
+    fn start(disk: u64, boot: u64, nonce: u64) -> Start {
+        Start { disk, boot, nonce: Nonce(nonce) }
+    }
+
+    #[test]
+    fn an_older_process_of_a_node_is_refused_once_a_newer_was_heard() {
+        let it = Admission::new(NodeId(1), start(1, 1, 1));
+        assert_eq!(it.judge(NodeId(2), start(5, 3, 1)), Ok(()));
+        assert_eq!(it.judge(NodeId(2), start(5, 4, 2)), Ok(()));
+        assert!(it.judge(NodeId(2), start(5, 3, 1)).is_err());
+        assert!(it.judge(NodeId(2), start(5, 4, 3)).is_err(), "a copied disk");
+        assert_eq!(it.judge(NodeId(2), start(5, 4, 2)), Ok(()), "and the true one goes on");
+    }
+
+    #[test]
+    fn nothing_ends_a_quarantine() {
+        let it = Admission::new(NodeId(1), start(1, 1, 1));
+        it.quarantine_self("first".into());
+        it.quarantine_self("second".into());
+        assert!(!it.admit());
+        assert_eq!(it.quarantine().as_deref(), Some("first"));
+    }
+}

@@ -1,0 +1,114 @@
+//! Channels to the other nodes: one per node and lane, dialled when first used, over mTLS.
+//!
+//! A channel only ever speaks to the node it was made for: the dialer checks the certificate's node
+//! id, because an answer in another's name would be a false vote.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use regent_core::id::NodeId;
+use regent_rpc::channel::{BadAddress, ChannelOptions, connect_lazy};
+use regent_rpc::pb::raft::peer_service_client::PeerServiceClient;
+use regent_rpc::pb::raft::raft_service_client::RaftServiceClient;
+use regent_rpc::tls::{ExpectPeer, Tls};
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Channel;
+
+use crate::start::{HEADER, Start};
+
+/// Largest message among nodes.
+pub const MAX_MESSAGE_BYTES: usize = regent_rpc::limits::MAX_PEER_MESSAGE_BYTES;
+/// Flow-control window: a snapshot or a burst of entries must not wait for a round trip per 64 KiB.
+pub const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// What travels on a connection of its own, so that it cannot wait behind something bigger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Lane {
+    /// Votes, heartbeats, replication.
+    Raft,
+    /// Forwarded proposals, read indexes, renewals, clocks.
+    Peer,
+    /// Snapshots.
+    Bulk,
+}
+
+/// Channels to the other nodes.
+pub struct Peers {
+    tls: Arc<Tls>,
+    start: Start,
+    header: MetadataValue<Ascii>,
+    channels: Mutex<HashMap<(NodeId, Lane), (String, Channel)>>,
+}
+
+impl Peers {
+    /// No channel yet; `start` is shown in every call.
+    pub fn new(tls: Arc<Tls>, start: Start) -> Self {
+        Self { tls, start, header: start.header(), channels: Mutex::default() }
+    }
+
+    /// This process's start.
+    pub fn start(&self) -> Start {
+        self.start
+    }
+
+    /// A request that shows this process's start and must be answered within `ttl`.
+    pub fn request<T>(&self, message: T, ttl: Duration) -> Request<T> {
+        let mut request = self.stream_request(message);
+        request.set_timeout(ttl);
+        request
+    }
+
+    /// A request for a stream, which has no deadline as a whole.
+    pub fn stream_request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert(HEADER, self.header.clone());
+        request
+    }
+
+    /// The Raft service of node `to` at `address`.
+    ///
+    /// # Errors
+    /// [`BadAddress`]; nothing is dialled before the first call.
+    pub fn raft(
+        &self,
+        to: NodeId,
+        address: &str,
+        lane: Lane,
+    ) -> Result<RaftServiceClient<Channel>, BadAddress> {
+        Ok(RaftServiceClient::new(self.channel(to, address, lane)?)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The peer service of node `to` at `address`.
+    ///
+    /// # Errors
+    /// [`BadAddress`]; nothing is dialled before the first call.
+    pub fn peer(&self, to: NodeId, address: &str) -> Result<PeerServiceClient<Channel>, BadAddress> {
+        Ok(PeerServiceClient::new(self.channel(to, address, Lane::Peer)?)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The channel for a lane; made anew when the node's address changed.
+    fn channel(&self, to: NodeId, address: &str, lane: Lane) -> Result<Channel, BadAddress> {
+        let mut channels = self.channels.lock();
+        if let Some((known, channel)) = channels.get(&(to, lane))
+            && known == address
+        {
+            return Ok(channel.clone());
+        }
+        let options = ChannelOptions { window: Some(WINDOW_BYTES), ..ChannelOptions::default() };
+        let channel = connect_lazy(address, self.tls.clone(), ExpectPeer::Node(to), options)?;
+        channels.insert((to, lane), (address.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+
+    /// Forgets nodes that are no longer members, so that their connections end.
+    pub fn keep_only(&self, members: impl Fn(NodeId) -> bool) {
+        self.channels.lock().retain(|(node, _), _| members(*node));
+    }
+}

@@ -1,0 +1,194 @@
+//! Getting an entry into the log from any node: proposed here if this node leads, else handed to
+//! the leader.
+//!
+//! An entry that carries a request id may be sent twice: `apply` answers the second with the first
+//! one's reply. So when the leader changes while an answer is awaited, such an entry goes to the
+//! new leader at once; one without an id is never sent again after it may have arrived.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use regent_core::authz::Principal;
+use regent_core::command::{Command, Entry, Request};
+use regent_core::limits::MAX_ENTRY_BYTES;
+use regent_core::reply::Reply;
+use regent_raft::Consensus;
+use regent_rpc::clock::Clock;
+use regent_rpc::convert::status::{self, Leader};
+use regent_rpc::pb::raft::ProposeRequest;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::leadership::Leadership;
+use crate::peers::Peers;
+use crate::refuse;
+
+/// Leaders tried for one entry: the known one, the one it hints at, the one elected meanwhile.
+const MAX_TRIES: usize = 3;
+
+/// Proposes entries; clones share everything.
+#[derive(Clone)]
+pub struct Proposer {
+    consensus: Consensus,
+    leadership: Leadership,
+    peers: Arc<Peers>,
+    clock: Arc<dyn Clock>,
+}
+
+/// What became of one try.
+enum Try {
+    Answer(Result<Reply, Status>),
+    /// The node does not lead; it did not take the entry.
+    NotLeader(Option<Leader>),
+    /// The entry may or may not have arrived.
+    Lost(Status),
+}
+
+impl Proposer {
+    /// Proposes through `consensus`, forwards through `peers`.
+    pub fn new(
+        consensus: Consensus,
+        leadership: Leadership,
+        peers: Arc<Peers>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { consensus, leadership, peers, clock }
+    }
+
+    /// Proposes `command` in the name of `by`; answers when it was applied.
+    ///
+    /// # Errors
+    /// Consensus errors as statuses. A rejection by the core is not an error here but a [`Reply`].
+    pub async fn command(
+        &self,
+        by: Principal,
+        request: Option<Request>,
+        command: &Command,
+        until: Instant,
+    ) -> Result<Reply, Status> {
+        let entry = Entry::new(self.clock.wall(), by, request, command).encode();
+        if entry.len() > MAX_ENTRY_BYTES {
+            return Err(status::quota(
+                "entry_size",
+                format!("the request takes {} bytes, the limit is {MAX_ENTRY_BYTES}", entry.len()),
+            ));
+        }
+        self.entry(entry.into(), request.is_some(), until).await
+    }
+
+    /// Proposes and turns a rejection into its status.
+    ///
+    /// # Errors
+    /// As [`Proposer::command`], and the status of the rejection.
+    pub async fn accepted(
+        &self,
+        by: Principal,
+        request: Option<Request>,
+        command: &Command,
+        until: Instant,
+    ) -> Result<Reply, Status> {
+        match self.command(by, request, command, until).await? {
+            Reply::Rejected(rejection) => Err(status::rejected(&rejection)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Proposes an encoded entry. `again` says that it may be sent twice.
+    ///
+    /// # Errors
+    /// Consensus errors as statuses.
+    pub async fn entry(&self, entry: Bytes, again: bool, until: Instant) -> Result<Reply, Status> {
+        // The way of most writes: this node leads, nothing to look up.
+        if self.leadership.is_here() {
+            match self.here(entry.clone(), until).await {
+                Try::Answer(answer) => return answer,
+                Try::Lost(status) => return Err(status),
+                Try::NotLeader(_) => {}
+            }
+        }
+        let give_up = self.leadership.give_up_at(until);
+        let mut leader = self.leadership.other_than(None, give_up).await?;
+        let mut last = None;
+        for _ in 0..MAX_TRIES {
+            let tried = if leader.node == self.leadership.node() {
+                self.here(entry.clone(), until).await
+            } else {
+                self.there(&leader, entry.clone(), again, until).await
+            };
+            match tried {
+                Try::Answer(answer) => return answer,
+                Try::NotLeader(Some(hint)) if hint.node != leader.node => {
+                    leader = hint;
+                    continue;
+                }
+                Try::NotLeader(_) => last = Some(status::not_leader(None, refuse::RETRY_AFTER)),
+                Try::Lost(status) if again => last = Some(status),
+                Try::Lost(status) => return Err(status),
+            }
+            // Nobody has heard of another leader yet; wait for the election to end.
+            match self.leadership.other_than(Some(leader.node), give_up).await {
+                Ok(next) => leader = next,
+                Err(none) => return Err(last.unwrap_or(none)),
+            }
+        }
+        Err(last.unwrap_or_else(|| status::not_leader(None, refuse::RETRY_AFTER)))
+    }
+
+    /// Proposes on this node, which must lead; for entries that another node handed over.
+    ///
+    /// # Errors
+    /// Consensus errors as statuses, UNAVAILABLE with a hint when another node leads.
+    pub async fn as_leader(&self, entry: Bytes, until: Instant) -> Result<Reply, Status> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.consensus.propose(entry, left).await.map_err(refuse::consensus)
+    }
+
+    async fn here(&self, entry: Bytes, until: Instant) -> Try {
+        match self.as_leader(entry, until).await {
+            Ok(reply) => Try::Answer(Ok(reply)),
+            Err(status) => match refuse::not_leader(&status) {
+                Some(hint) => Try::NotLeader(hint),
+                None => Try::Answer(Err(status)),
+            },
+        }
+    }
+
+    async fn there(&self, leader: &Leader, entry: Bytes, again: bool, until: Instant) -> Try {
+        let mut client = match self.peers.peer(leader.node, &leader.address) {
+            Ok(client) => client,
+            Err(bad) => return Try::Answer(Err(Status::internal(bad.to_string()))),
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        // The leader answers a little earlier than the caller gives up, so that its reason arrives.
+        let ttl = left.saturating_sub(Duration::from_millis(5)).max(Duration::from_millis(1));
+        let request = self.peers.request(ProposeRequest { entry }, ttl);
+        let call = tokio::time::timeout_at(until, client.propose(request));
+        let answer = if again {
+            tokio::select! {
+                answer = call => answer,
+                () = self.leadership.moved_from(leader.node) => {
+                    return Try::NotLeader(self.leadership.now());
+                }
+            }
+        } else {
+            call.await
+        };
+        let lost = || status::outcome_unknown("the leader did not answer; it may still take effect");
+        match answer {
+            Err(_) => Try::Answer(Err(lost())),
+            Ok(Ok(answer)) => match postcard::from_bytes(&answer.get_ref().reply) {
+                Ok(reply) => Try::Answer(Ok(reply)),
+                Err(_) => Try::Answer(Err(Status::internal("the leader's reply is unreadable"))),
+            },
+            Ok(Err(status)) => match refuse::not_leader(&status) {
+                Some(hint) => Try::NotLeader(hint),
+                None if refuse::is_answer(&status) => Try::Answer(Err(status)),
+                None => {
+                    tracing::debug!(leader = %leader.node, %status, "forwarding failed");
+                    Try::Lost(lost())
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The network under Raft: [`regent_raft::api::Transport`] over gRPC.
+//!
+//! Each answer is checked against what is known of the answering node's disk: an answer of a node
+//! whose disk went back in time is no answer, else its forgotten votes and entries would count
+//! (PROTOCOL.md B). It must not fail at once for ever either: a node that is down refuses a
+//! connection within microseconds, and a caller that tries again at once would spin.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _};
+use regent_core::id::NodeId;
+use regent_raft::api::{Member, RpcKind, Transport, TransportError};
+use regent_rpc::limits::CHUNK_BYTES;
+use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+
+use crate::admission::Admission;
+use crate::peers::{Lane, Peers};
+
+/// A failure is never reported sooner than this after the call began; well below any heartbeat.
+const FASTEST_FAILURE: Duration = Duration::from_millis(10);
+/// Longest wait for a replication stream to open, dialling included.
+const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Raft's calls over mTLS channels.
+pub struct GrpcTransport {
+    peers: Arc<Peers>,
+    admission: Arc<Admission>,
+}
+
+impl GrpcTransport {
+    /// Calls go through `peers`; `admission` judges who answered.
+    pub fn new(peers: Arc<Peers>, admission: Arc<Admission>) -> Self {
+        Self { peers, admission }
+    }
+}
+
+/// Waits until `began` is [`FASTEST_FAILURE`] ago, then reports.
+async fn failed(began: Instant, to: NodeId, problem: &dyn std::fmt::Display) -> TransportError {
+    tokio::time::sleep_until(began + FASTEST_FAILURE).await;
+    TransportError(format!("node {to}: {problem}"))
+}
+
+fn check(admission: &Admission, to: NodeId, metadata: &MetadataMap) -> Result<(), String> {
+    admission.judge_metadata(to, metadata)
+}
+
+impl Transport for GrpcTransport {
+    fn call(
+        &self,
+        to: NodeId,
+        member: &Member,
+        kind: RpcKind,
+        body: Bytes,
+        ttl: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        let client = self.peers.raft(to, &member.address, Lane::Raft);
+        let request = self.peers.request(RaftCall { kind: kind as u32, body }, ttl);
+        let admission = self.admission.clone();
+        async move {
+            let began = Instant::now();
+            let mut client = match client {
+                Ok(client) => client,
+                Err(bad) => return Err(failed(began, to, &bad).await),
+            };
+            // The deadline is kept here too: a frozen peer does not keep the one in the header.
+            let answer = match tokio::time::timeout(ttl, client.call(request)).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(status)) => return Err(failed(began, to, &status.message()).await),
+                Err(_) => return Err(failed(began, to, &"no answer in time").await),
+            };
+            match check(&admission, to, answer.metadata()) {
+                Ok(()) => Ok(answer.into_inner().body),
+                Err(problem) => Err(failed(began, to, &problem).await),
+            }
+        }
+        .boxed()
+    }
+
+    fn stream_append(
+        &self,
+        to: NodeId,
+        member: &Member,
+        input: BoxStream<'static, Bytes>,
+    ) -> Option<
+        BoxFuture<
+            'static,
+            Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError>,
+        >,
+    > {
+        let client = self.peers.raft(to, &member.address, Lane::Raft);
+        let request = self.peers.stream_request(input.map(|body| RaftAnswer { body }));
+        let admission = self.admission.clone();
+        Some(
+            async move {
+                let began = Instant::now();
+                let mut client = match client {
+                    Ok(client) => client,
+                    Err(bad) => return Err(failed(began, to, &bad).await),
+                };
+                let open = tokio::time::timeout(STREAM_OPEN_TIMEOUT, client.stream_append(request));
+                let answers = match open.await {
+                    Ok(Ok(answers)) => answers,
+                    Ok(Err(status)) => return Err(failed(began, to, &status.message()).await),
+                    Err(_) => return Err(failed(began, to, &"no stream in time").await),
+                };
+                if let Err(problem) = check(&admission, to, answers.metadata()) {
+                    return Err(failed(began, to, &problem).await);
+                }
+                let answers = answers.into_inner().map(move |answer| match answer {
+                    Ok(answer) => Ok(answer.body),
+                    Err(status) => Err(TransportError(format!("node {to}: {}", status.message()))),
+                });
+                Ok(answers.boxed())
+            }
+            .boxed(),
+        )
+    }
+
+    fn snapshot(
+        &self,
+        to: NodeId,
+        member: &Member,
+        head: Bytes,
+        data: Arc<Vec<u8>>,
+        ttl: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        let client = self.peers.raft(to, &member.address, Lane::Bulk);
+        let request = self.peers.request(chunks(head, data), ttl);
+        let admission = self.admission.clone();
+        async move {
+            let began = Instant::now();
+            let mut client = match client {
+                Ok(client) => client,
+                Err(bad) => return Err(failed(began, to, &bad).await),
+            };
+            let answer = match tokio::time::timeout(ttl, client.install_snapshot(request)).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(status)) => return Err(failed(began, to, &status.message()).await),
+                Err(_) => return Err(failed(began, to, &"snapshot not taken in time").await),
+            };
+            match check(&admission, to, answer.metadata()) {
+                Ok(()) => Ok(answer.into_inner().body),
+                Err(problem) => Err(failed(began, to, &problem).await),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// The head, then the data, piece by piece; no piece is copied before it is asked for.
+fn chunks(head: Bytes, data: Arc<Vec<u8>>) -> impl futures::Stream<Item = SnapshotChunk> + Send {
+    let first = futures::stream::once(async move { SnapshotChunk { head, data: Bytes::new() } });
+    let rest = futures::stream::unfold(0usize, move |at| {
+        let end = (at + CHUNK_BYTES).min(data.len());
+        let piece = (at < end).then(|| Bytes::copy_from_slice(&data[at..end]));
+        async move { piece.map(|data| (SnapshotChunk { head: Bytes::new(), data }, end)) }
+    });
+    first.chain(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_snapshot_travels_in_chunks_and_arrives_whole() {
+        let data: Vec<u8> = (0..CHUNK_BYTES * 2 + 3).map(|i| i as u8).collect();
+        let sent: Vec<_> = chunks(Bytes::from_static(b"head"), Arc::new(data.clone())).collect().await;
+        assert_eq!(sent.len(), 4);
+        assert_eq!(sent[0].head.as_ref(), b"head");
+        let back: Vec<u8> = sent[1..].iter().flat_map(|c| c.data.to_vec()).collect();
+        assert!(back == data);
+    }
+}
