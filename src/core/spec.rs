@@ -1,11 +1,18 @@
 //! What a service may be declared as: the one type behind `regent services apply -f`.
 //!
 //! Validation happens here and nowhere else, before the command is proposed (so that people get
-//! every problem at once) and again in `apply` (so that no path around it exists).
+//! every problem at once) and again in `apply` (so that no path around it exists): the rules are in
+//! `spec/validate.rs`, the words of each choice in `spec/words.rs`.
+
+mod validate;
+mod words;
+
+pub use words::WordError;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{InstanceName, Locality, PartitionName, ServiceName};
+use crate::timing::TtlAsk;
 
 /// A service as declared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +89,51 @@ pub struct Policy {
     pub restart_grace_ms: u64,
     /// Least time between two automatic failovers, in milliseconds.
     pub failover_cooldown_ms: u64,
+}
+
+impl Policy {
+    /// PROTOCOL.md's defaults for a mode (sections F and H).
+    pub fn default_for(mode: Mode) -> Self {
+        let ttl_ms = 3_000;
+        let common = Self {
+            mode,
+            ttl_ms,
+            sync_standbys: 1,
+            min_sync_standbys: 1,
+            on_too_few_sync: TooFewSync::Block,
+            on_coordinator_loss: CoordinatorLoss::Hold,
+            loss_bound: LossBound { max_bytes: 0, max_ms: 0, on_violation: OnViolation::Ask },
+            max_failover_scope: Scope::Region,
+            survive: Survive::Instance,
+            restart_grace_ms: 10_000,
+            failover_cooldown_ms: 600_000,
+        };
+        match mode {
+            Mode::Quorum => common,
+            Mode::Lease => Self {
+                sync_standbys: 0,
+                min_sync_standbys: 0,
+                on_coordinator_loss: CoordinatorLoss::Stop,
+                loss_bound: LossBound {
+                    max_bytes: LossBound::ANY_BYTES,
+                    max_ms: LossBound::usual_ms(ttl_ms),
+                    on_violation: OnViolation::Ask,
+                },
+                ..common
+            },
+        }
+    }
+}
+
+impl LossBound {
+    /// No bound on the estimated bytes. Not `u64::MAX`: TOML's integers end here.
+    pub const ANY_BYTES: u64 = i64::MAX as u64;
+
+    /// What a failover by lapse may lose at most under a lease of `ttl_ms`: ttl + 2 renew
+    /// intervals, in milliseconds (PROTOCOL.md H).
+    pub fn usual_ms(ttl_ms: u64) -> u64 {
+        ttl_ms.saturating_add(2 * TtlAsk::default_interval_ms(ttl_ms))
+    }
 }
 
 /// Which protocol keeps one primary.

@@ -304,3 +304,7 @@ impl HolderClock {
         self.latest
     }
 }
+
+#[cfg(test)]
+#[path = "holder_tests.rs"]
+mod tests;
