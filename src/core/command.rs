@@ -14,14 +14,16 @@ use crate::spec::ServiceSpec;
 use crate::time::WallMs;
 use crate::timing::Timing;
 
-/// Version of [`Entry`] and everything in it. A node that meets a higher one stops before it
-/// misreads it; lower ones stay readable (N and N-1 run together).
+/// Version of [`Entry`] and everything in it. Lower ones stay readable (N and N-1 run together); a
+/// higher one than the replicated feature level is refused by every binary alike, and a binary that
+/// is too old for the level stops before it misreads anything (see [`crate::state::version`]).
 pub const ENTRY_VERSION: u16 = 1;
 
 /// One log entry's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// [`ENTRY_VERSION`] of the proposer.
+    /// [`ENTRY_VERSION`] of the proposer. It must stay the first field in every release: it is read
+    /// before anything else is believed.
     pub version: u16,
     /// The proposer's wall clock, for people only.
     pub at: WallMs,
@@ -130,7 +132,7 @@ pub enum Command {
         locality: Locality,
         value: Vec<u8>,
     },
-    /// Gives up leadership (by epoch) or the place in the queue.
+    /// Gives up the leadership or the place in the queue, whichever the session has.
     Resign { election: ElectionName, session: SessionId, nonce: Nonce },
     /// The holder publishes a value under its epoch.
     Proclaim { election: ElectionName, session: SessionId, epoch: Epoch, value: Vec<u8> },
@@ -152,7 +154,7 @@ pub struct Renewal {
     /// The newest number whose acknowledgement the client has seen.
     pub acked: RenewalNumber,
     /// The highest grant (revision of its epoch) the client knows it holds; a lease is confirmed
-    /// when a renewal names its grant or a later one (C8).
+    /// when a renewal, or a proclamation under its epoch, names its grant or a later one (C8).
     pub known_grant: Revision,
 }
 

@@ -19,7 +19,7 @@ pub struct Applied {
     pub revision: Revision,
     /// What the proposer is told.
     pub reply: Reply,
-    /// Rows that changed, in the order they changed; at most one per row.
+    /// Rows that changed, each once with its final value, by table and key.
     pub changes: Vec<Change>,
     /// What happened to session clocks.
     pub clocks: Vec<ClockEffect>,

@@ -108,7 +108,9 @@ pub enum NameError {
     #[error("it has {0} bytes, the most is {MAX_NAME_BYTES}")]
     TooLong(usize),
     /// A character outside the allowed set.
-    #[error("it has {0:?}; allowed are a-z, A-Z, 0-9, '.', '_', '-' and '/', starting with a letter or digit")]
+    #[error(
+        "it has {0:?}; allowed are a-z, A-Z, 0-9, '.', '_', '-' and '/', starting with a letter or digit"
+    )]
     BadCharacter(char),
 }
 
@@ -198,6 +200,16 @@ pub struct Locality {
     pub zone: String,
     /// A host of the zone.
     pub host: String,
+}
+
+impl Locality {
+    /// Whether this place lies in `wanted`; its empty parts want nothing.
+    pub fn within(&self, wanted: &Self) -> bool {
+        let fits = |wanted: &str, here: &str| wanted.is_empty() || wanted == here;
+        fits(&wanted.region, &self.region)
+            && fits(&wanted.zone, &self.zone)
+            && fits(&wanted.host, &self.host)
+    }
 }
 
 impl fmt::Display for Locality {

@@ -40,3 +40,20 @@ pub const PAUSE_MARGIN_MS: u64 = 250;
 pub const GRANT_TIMEOUT_MS: u64 = 2_000;
 /// Longest ttl a session may ask for: one day.
 pub const MAX_TTL_MS: u64 = 86_400_000;
+/// Bytes of values that the candidates of one election may queue together: each change of an election
+/// copies and hashes its row.
+pub const MAX_QUEUE_BYTES: usize = 256 * 1024;
+/// Elections that one session may lead or wait in: bounds what the end of one session costs.
+pub const MAX_PLACES_PER_SESSION: usize = 4_096;
+/// Nodes whose starts are remembered: far above any membership; ids are never reused, so rows of
+/// nodes long gone stay.
+pub const MAX_NODES: usize = 1_024;
+/// No time of a Raft profile is longer: ten minutes. Keeps every sum of C6 far from overflow.
+pub const MAX_PROFILE_MS: u64 = 600_000;
+/// Kinds of refused attempts remembered, so that the same one repeated is counted, not listed.
+pub const MAX_REFUSAL_KINDS: usize = 128;
+/// Kinds of refused attempts of one principal listed before they are only counted.
+pub const MAX_REFUSAL_KINDS_PER_PRINCIPAL: usize = 32;
+/// A refused attempt repeated within so many entries is counted, not listed: some seconds of a busy
+/// cluster.
+pub const REFUSAL_REPEAT_ENTRIES: u64 = 10_000;

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{MAX_TTL_MS, RHO_PPM};
+use crate::limits::{MAX_PROFILE_MS, MAX_TTL_MS, RHO_PPM};
 
 /// What the cluster promises about its own speed; part of the replicated state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,20 +60,39 @@ impl Timing {
     /// Names the field, what is wrong with it and what would be right.
     pub fn check(&self) -> Result<(), TimingError> {
         let err = |field, problem: String, fix| Err(TimingError { field, problem, fix });
+        for (field, ms) in [
+            ("heartbeat_ms", self.heartbeat_ms),
+            ("election_min_ms", self.election_min_ms),
+            ("election_max_ms", self.election_max_ms),
+            ("commit_tick_ms", self.commit_tick_ms),
+            ("round_ms", self.round_ms),
+            ("dial_ms", self.dial_ms),
+        ] {
+            if ms > MAX_PROFILE_MS {
+                let problem = format!("{ms} is above {MAX_PROFILE_MS}");
+                return err(field, problem, "ten minutes are the most");
+            }
+        }
         if self.heartbeat_ms == 0 {
             return err("heartbeat_ms", "it is 0".into(), "use at least 1");
         }
         if self.election_min_ms < 3 * self.heartbeat_ms {
             return err(
                 "election_min_ms",
-                format!("{} is below three heartbeats of {} ms", self.election_min_ms, self.heartbeat_ms),
+                format!(
+                    "{} is below three heartbeats of {} ms",
+                    self.election_min_ms, self.heartbeat_ms
+                ),
                 "raise it or send heartbeats more often",
             );
         }
         if self.election_max_ms <= self.election_min_ms {
             return err(
                 "election_max_ms",
-                format!("{} is not above election_min_ms {}", self.election_max_ms, self.election_min_ms),
+                format!(
+                    "{} is not above election_min_ms {}",
+                    self.election_max_ms, self.election_min_ms
+                ),
                 "twice election_min_ms is usual",
             );
         }
@@ -98,20 +117,20 @@ impl Timing {
     /// (`election_max_ms`) plus a random draw (up to the same), then a round, then at worst one
     /// split vote (RELIABILITY 3.3).
     pub fn elect_ms(&self) -> u64 {
-        2 * self.election_max_ms + self.round_ms + self.election_max_ms
+        self.election_max_ms.saturating_mul(3).saturating_add(self.round_ms)
     }
 
     /// The left side of C6 and what it is made of.
     pub fn need(&self, ask: &TtlAsk) -> Need {
         let silent_ms = (ask.ttl_ms / 8).min(300);
-        let reconnect_ms = silent_ms + self.dial_ms;
+        let reconnect_ms = silent_ms.saturating_add(self.dial_ms);
         let rho_ms = (ask.ttl_ms.saturating_mul(RHO_PPM)).div_ceil(1_000_000);
-        let total_ms = 2 * ask.renew_interval_ms
-            + self.commit_tick_ms
-            + self.elect_ms()
-            + reconnect_ms
-            + ask.fence_budget_ms
-            + rho_ms;
+        // Saturating: an ask comes from outside, and a sum that wraps in one build and panics in
+        // another would make replicas differ.
+        let total_ms =
+            [self.commit_tick_ms, self.elect_ms(), reconnect_ms, ask.fence_budget_ms, rho_ms]
+                .into_iter()
+                .fold(ask.renew_interval_ms.saturating_mul(2), u64::saturating_add);
         Need { total_ms, reconnect_ms, rho_ms }
     }
 
@@ -122,10 +141,36 @@ impl Timing {
             && self.need(ask).total_ms <= ask.ttl_ms
     }
 
-    /// The smallest ttl that C6 allows with the default renew interval, `min(500 ms, ttl/10)`.
+    /// The smallest ttl that C6 allows with the default renew interval, `min(500 ms, ttl/10)`;
+    /// [`MAX_TTL_MS`] if there is none.
     pub fn least_ttl_ms(&self, fence_budget_ms: u64) -> u64 {
-        let ok = |ttl_ms| self.allows(&TtlAsk::with_default_interval(ttl_ms, fence_budget_ms));
-        // `allows` is monotone in ttl: its right side grows by 1, its left side by at most 0.34.
+        Self::least(|ttl_ms| self.allows(&TtlAsk::with_default_interval(ttl_ms, fence_budget_ms)))
+    }
+
+    /// The smallest ttl that C6 allows with the interval and the budget of `ask`;
+    /// [`MAX_TTL_MS`] if there is none.
+    pub fn least_ttl_like(&self, ask: &TtlAsk) -> u64 {
+        Self::least(|ttl_ms| self.allows(&TtlAsk { ttl_ms, ..*ask }))
+    }
+
+    /// The terms of C6 for people, in milliseconds: what a ttl must cover.
+    pub fn terms(&self, ask: &TtlAsk) -> String {
+        let need = self.need(ask);
+        format!(
+            "2x{} renewal + {} commit tick + {} election + {} reconnect + {} fence + {} clock drift \
+             = {} ms",
+            ask.renew_interval_ms,
+            self.commit_tick_ms,
+            self.elect_ms(),
+            need.reconnect_ms,
+            ask.fence_budget_ms,
+            need.rho_ms,
+            need.total_ms
+        )
+    }
+
+    /// `ok` is monotone in ttl: its right side grows by 1, its left side by at most 0.34.
+    fn least(ok: impl Fn(u64) -> bool) -> u64 {
         let (mut low, mut high) = (1, MAX_TTL_MS);
         while low < high {
             let mid = low + (high - low) / 2;
@@ -199,6 +244,19 @@ mod tests {
             assert!(profile.allows(&TtlAsk::with_default_interval(least, 250)));
             assert!(!profile.allows(&TtlAsk::with_default_interval(least - 1, 250)));
         }
+    }
+
+    #[test]
+    fn an_ask_of_enormous_numbers_is_refused_and_nothing_overflows() {
+        let ask =
+            TtlAsk { ttl_ms: u64::MAX, renew_interval_ms: u64::MAX, fence_budget_ms: u64::MAX };
+        for profile in [Timing::LAN, Timing::FAST, Timing::WAN] {
+            assert!(!profile.allows(&ask));
+            assert_eq!(profile.least_ttl_like(&ask), MAX_TTL_MS);
+            assert!(!profile.terms(&ask).is_empty());
+        }
+        let huge = Timing { election_min_ms: u64::MAX, ..Timing::LAN };
+        assert_eq!(huge.check().expect_err("too long").field, "election_min_ms");
     }
 
     #[test]

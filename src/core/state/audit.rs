@@ -153,7 +153,9 @@ pub struct AuditLog {
 
 impl AuditLog {
     /// The records still held, oldest first.
-    pub fn records(&self) -> impl DoubleEndedIterator<Item = &Arc<AuditRecord>> + ExactSizeIterator {
+    pub fn records(
+        &self,
+    ) -> impl DoubleEndedIterator<Item = &Arc<AuditRecord>> + ExactSizeIterator {
         self.records.iter()
     }
 

@@ -7,8 +7,16 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::describe::check_text;
+use super::election::Election;
+use super::journal::Draft;
+use super::partition::Partition;
+use super::service::{self, Life, Service};
+use crate::effect::ClockEffect;
 use crate::id::{Incarnation, NodeId, Nonce, Revision};
-use crate::timing::Timing;
+use crate::limits::{MAX_NAME_BYTES, MAX_NODES, MAX_TEXT_BYTES};
+use crate::reply::{Rejection, Reply};
+use crate::timing::{Timing, TimingError};
 
 /// Everything replicated about the cluster itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,4 +78,256 @@ impl ClusterRow {
     pub fn is_bootstrapped(&self) -> bool {
         self.created != Revision(0)
     }
+}
+
+pub(super) fn bootstrap(
+    draft: &mut Draft<'_>,
+    incarnation: Incarnation,
+    name: String,
+    timing: Timing,
+) -> Result<Reply, Rejection> {
+    check_text("cluster", &name, MAX_NAME_BYTES)?;
+    check_timing(&timing)?;
+    let row = draft.rows().cluster().clone();
+    if row.is_bootstrapped() {
+        // The first leader may have died before it heard that it had succeeded.
+        if row.incarnation == incarnation && row.name == name {
+            return Ok(Reply::Done { revision: row.created });
+        }
+        let what = "cluster".to_owned();
+        return Err(Rejection::AlreadyExists { what, name: row.name, revision: row.created });
+    }
+    if incarnation.counter == 0 {
+        return Err(Rejection::IncarnationStale { have: row.incarnation, got: incarnation });
+    }
+    let outcome = format!("incarnation {incarnation}");
+    let (created, changed) = (draft.revision, draft.revision);
+    draft.set_cluster(ClusterRow {
+        name: name.clone(),
+        incarnation,
+        timing,
+        created,
+        changed,
+        ..row
+    });
+    draft.note("cluster.bootstrap", &name, "", &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+/// A new life (PROTOCOL.md B, G). What was promised in the old one is void: sessions, leases, queue
+/// places, partition owners; services are unadopted. Epochs stay: they may never go back.
+///
+/// Boots are forgotten too: node ids and disks of the cluster that was backed up say nothing about
+/// the nodes that now begin, and would bar a new node with an old id from voting for ever.
+///
+/// One audit record tells of all leaderships that end: a hundred thousand would push everything
+/// else out of the window, and say no more.
+pub(super) fn begin_incarnation(
+    draft: &mut Draft<'_>,
+    incarnation: Incarnation,
+    reason: &str,
+) -> Result<Reply, Rejection> {
+    draft.bootstrapped()?;
+    check_text("reason", reason, MAX_TEXT_BYTES)?;
+    let row = draft.rows().cluster().clone();
+    if row.incarnation == incarnation {
+        return Ok(Reply::Done { revision: row.changed });
+    }
+    // An equal counter with another id is another cluster's restore of the same backup.
+    if incarnation.counter <= row.incarnation.counter {
+        return Err(Rejection::IncarnationStale { have: row.incarnation, got: incarnation });
+    }
+    let (leaderships, owners) = (void_elections(draft), void_partitions(draft));
+    let sessions = draft.rows().sessions().len();
+    draft.void_sessions();
+    unadopt_services(draft);
+    let was = row.incarnation;
+    let (boots, changed) = (BTreeMap::new(), draft.revision);
+    let name = row.name.clone();
+    draft.set_cluster(ClusterRow { incarnation, boots, changed, ..row });
+    draft.clock(ClockEffect::Reset);
+    let outcome = format!(
+        "from {was} to {incarnation}; void: {sessions} sessions, {leaderships} leaderships, \
+         {owners} partition owners"
+    );
+    draft.note("cluster.incarnation", &name, reason, &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+fn void_elections(draft: &mut Draft<'_>) -> usize {
+    let placed: Vec<_> = draft
+        .rows()
+        .elections()
+        .iter()
+        .filter(|(_, row)| row.holder.is_some() || !row.queue.is_empty())
+        .map(|(name, row)| (name.clone(), row.clone()))
+        .collect();
+    let mut held = 0;
+    for (name, row) in placed {
+        held += usize::from(row.holder.is_some());
+        let Election { epoch, preferred, created, .. } = Election::clone(&row);
+        let changed = draft.revision;
+        let row = Election { epoch, holder: None, queue: Vec::new(), preferred, created, changed };
+        draft.set_election(&name, Some(row));
+    }
+    held
+}
+
+fn void_partitions(draft: &mut Draft<'_>) -> usize {
+    let owned: Vec<_> = draft
+        .rows()
+        .partitions()
+        .iter()
+        .filter(|(_, row)| row.owner.is_some())
+        .map(|(key, row)| (key.clone(), row.epoch))
+        .collect();
+    for (key, epoch) in &owned {
+        let row = Partition { epoch: *epoch, owner: None, changed: draft.revision };
+        draft.set_partition(key, Some(row));
+    }
+    owned.len()
+}
+
+fn unadopt_services(draft: &mut Draft<'_>) {
+    let rows: Vec<_> = draft
+        .rows()
+        .services()
+        .iter()
+        .filter(|(_, row)| row.life != Life::Unadopted)
+        .map(|(name, row)| (name.clone(), row.clone()))
+        .collect();
+    for (name, row) in rows {
+        let changed = draft.revision;
+        let row = Service { life: Life::Unadopted, changed, ..Service::clone(&row) };
+        draft.set_service(&name, Some(row));
+    }
+}
+
+/// Changes the profile; what is leased or declared already must still satisfy C6.
+pub(super) fn set_timing(draft: &mut Draft<'_>, timing: Timing) -> Result<Reply, Rejection> {
+    draft.bootstrapped()?;
+    check_timing(&timing)?;
+    let row = draft.rows().cluster().clone();
+    if row.timing == timing {
+        return Ok(Reply::Done { revision: row.changed });
+    }
+    for (id, session) in draft.rows().sessions() {
+        let ask = session.ask();
+        if !timing.allows(&ask) {
+            return Err(Rejection::TtlTooShort {
+                ttl_ms: ask.ttl_ms,
+                least_ms: timing.least_ttl_like(&ask),
+                terms: format!("session {id} of {}: {}", session.owner, timing.terms(&ask)),
+            });
+        }
+    }
+    for (name, service) in draft.rows().services() {
+        let problems = service.spec.validate(&timing);
+        service::first_problem(problems, &format!("services.{name}."))?;
+    }
+    let outcome = format!(
+        "heartbeat {} ms, election {} to {} ms, commit tick {} ms, round {} ms, dial {} ms",
+        timing.heartbeat_ms,
+        timing.election_min_ms,
+        timing.election_max_ms,
+        timing.commit_tick_ms,
+        timing.round_ms,
+        timing.dial_ms
+    );
+    let name = row.name.clone();
+    draft.set_cluster(ClusterRow { timing, changed: draft.revision, ..row });
+    draft.note("cluster.timing", &name, "", &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+/// Raises the level. Whether this binary can read it is not asked here (see [`super::version`]).
+pub(super) fn raise_feature_level(draft: &mut Draft<'_>, to: u32) -> Result<Reply, Rejection> {
+    draft.bootstrapped()?;
+    let row = draft.rows().cluster().clone();
+    let have = row.feature_level;
+    if to < have {
+        return Err(Rejection::Invalid {
+            field: "to".to_owned(),
+            problem: format!("feature level {to} is below {have}"),
+            fix: "a level is never lowered: entries of it are in the logs".to_owned(),
+        });
+    }
+    if to == have {
+        return Ok(Reply::Done { revision: row.changed });
+    }
+    let name = row.name.clone();
+    draft.set_cluster(ClusterRow { feature_level: to, changed: draft.revision, ..row });
+    draft.note("cluster.feature_level", &name, "", &format!("from {have} to {to}"));
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+/// Records a node's start. A disk that is not the recorded one, or is older than recorded, may have
+/// forgotten a vote or an acknowledged entry: its node may not vote (PROTOCOL.md B).
+pub(super) fn record_boot(
+    draft: &mut Draft<'_>,
+    node: NodeId,
+    start: NodeBoot,
+) -> Result<Reply, Rejection> {
+    let mut row = draft.rows().cluster().clone();
+    if let Some(was) = row.boots.get(&node) {
+        let same = (was.disk, was.boot, was.nonce) == (start.disk, start.boot, start.nonce);
+        if same {
+            return Ok(Reply::Done { revision: was.recorded });
+        }
+        if was.disk != start.disk || start.boot <= was.boot {
+            let (recorded, reported) = (was.boot, start.boot);
+            return Err(Rejection::DiskWentBack { node, recorded, reported });
+        }
+    } else if row.boots.len() >= MAX_NODES {
+        let what = "nodes ever started".to_owned();
+        return Err(Rejection::Quota { what, limit: MAX_NODES as u64 });
+    }
+    let outcome = format!("boot {} on disk {:016x}", start.boot, start.disk);
+    row.boots.insert(node, NodeBoot { recorded: draft.revision, ..start });
+    row.highest_node = row.highest_node.max(node);
+    row.changed = draft.revision;
+    draft.set_cluster(row);
+    draft.note("node.boot", &format!("node {node}"), "", &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+/// Allocates a node id: the revision, unless a node of the first hours has a higher one already.
+pub(super) fn allocate_node(draft: &mut Draft<'_>, label: &str) -> Result<Reply, Rejection> {
+    check_text("label", label, MAX_TEXT_BYTES)?;
+    let mut row = draft.rows().cluster().clone();
+    let node = NodeId(draft.revision.0.max(row.highest_node.0.saturating_add(1)));
+    row.highest_node = node;
+    row.changed = draft.revision;
+    draft.set_cluster(row);
+    draft.note("node.allocated", &format!("node {node}"), "", label);
+    Ok(Reply::NodeAllocated { node, revision: draft.revision })
+}
+
+/// Takes over a membership that consensus has committed.
+pub(super) fn set_members(draft: &mut Draft<'_>, voters: Vec<NodeId>, learners: Vec<NodeId>) {
+    let mut row = draft.rows().cluster().clone();
+    if row.voters == voters && row.learners == learners {
+        return;
+    }
+    let list = |nodes: &[NodeId]| {
+        let texts: Vec<_> = nodes.iter().map(NodeId::to_string).collect();
+        if texts.is_empty() { "none".to_owned() } else { texts.join(",") }
+    };
+    let was = format!("was: voters {}; learners {}", list(&row.voters), list(&row.learners));
+    let outcome = format!("voters {}; learners {}", list(&voters), list(&learners));
+    let highest = voters.iter().chain(&learners).copied().max().unwrap_or_default();
+    row.highest_node = row.highest_node.max(highest);
+    row.voters = voters;
+    row.learners = learners;
+    row.changed = draft.revision;
+    draft.set_cluster(row);
+    draft.note("members.changed", "cluster", &was, &outcome);
+}
+
+fn check_timing(timing: &Timing) -> Result<(), Rejection> {
+    timing.check().map_err(|TimingError { field, problem, fix }| Rejection::Invalid {
+        field: format!("timing.{field}"),
+        problem,
+        fix: fix.to_owned(),
+    })
 }

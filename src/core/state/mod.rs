@@ -1,33 +1,61 @@
 //! The replicated state machine: `apply(entry) -> Applied`, total and deterministic.
 //!
-//! It must never read a clock, randomness, the environment, or anything that two replicas could see
-//! differently: replicas that applied the same entries are byte-equal (S9).
+//! It must never read a clock, randomness, the environment, or anything else that two replicas could
+//! see differently: replicas that applied the same entries are byte-equal (S9). For the same reason
+//! the texts inside rejections and rows are part of the state: a release that words one differently
+//! must switch on the feature level ([`version`]).
+//!
+//! ```text
+//! bytes -> version -> envelope -> lane -> body -> handler(Draft) -> invariants -> stands
+//!            |           |         |       |            |               |          audit, hash,
+//!            refused    poison  as before poison   refused (clean)   poison:       revision,
+//!                                                                   rolled back    effects
+//! ```
+//!
+//! # Map
+//!
+//! - `tables` the rows and their indexes; `journal` the only way to write them, and to undo.
+//! - [`cluster`], [`service`], [`partition`], [`session`], [`election`]: a row each, and its handlers.
+//! - `apply` the way of one entry; [`invariants`] what must be true after it; `hash` the rolling hash.
+//! - `lanes` replies for retries; [`audit`] the chain, `refusals` what keeps it bounded.
+//! - [`snapshot`] the state as bytes; [`version`] which entries and snapshots may be read.
 
+mod apply;
 pub mod audit;
 pub mod cluster;
+mod describe;
 pub mod election;
+mod hash;
+pub mod invariants;
+mod journal;
+mod lanes;
 pub mod partition;
+mod refusals;
 pub mod service;
 pub mod session;
 pub mod snapshot;
+mod tables;
+#[cfg(test)]
+mod tests;
 pub mod version;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::effect::Applied;
-use crate::id::{
-    ElectionName, Incarnation, NodeId, PartitionName, Revision, ServiceName, SessionId,
-};
-use crate::reply::{Rejection, Reply};
+use crate::id::{ElectionName, Incarnation, PartitionName, Revision, ServiceName, SessionId};
+use crate::time::WallMs;
 
 use self::audit::AuditLog;
 use self::cluster::ClusterRow;
 use self::election::Election;
+use self::hash::Mixer;
+use self::invariants::Broken;
+use self::lanes::Lanes;
 use self::partition::Partition;
+use self::refusals::Refusals;
 use self::service::Service;
 use self::session::Session;
-use self::snapshot::SnapshotError;
+use self::tables::Tables;
 use self::version::{Barrier, FEATURE_LEVEL};
 
 /// Key of the partitions table.
@@ -38,87 +66,72 @@ pub type PartitionKey = (ServiceName, PartitionName);
 pub struct State {
     revision: Revision,
     hash: [u8; 16],
-    cluster: ClusterRow,
-    services: BTreeMap<ServiceName, Arc<Service>>,
-    sessions: BTreeMap<SessionId, Session>,
-    elections: BTreeMap<ElectionName, Arc<Election>>,
-    partitions: BTreeMap<PartitionKey, Arc<Partition>>,
+    /// Wall clock of the newest entry, for records of entries that carry none.
+    at: WallMs,
+    tables: Tables,
+    lanes: Lanes,
     audit: AuditLog,
+    refusals: Refusals,
+    mixer: Mixer,
 }
 
 impl State {
-    /// Applies one entry. Total: whatever the bytes, it returns, and replicas return the same.
-    pub fn apply(&mut self, revision: Revision, _entry: &[u8]) -> Applied {
-        self.revision = revision;
-        Applied {
-            revision,
-            reply: Reply::Rejected(Rejection::Poisoned { why: "no handlers yet".into() }),
-            changes: Vec::new(),
-            clocks: Vec::new(),
-            audit: Vec::new(),
-        }
-    }
-
-    /// Applies a membership entry: recorded in the audit chain.
-    pub fn apply_membership(
-        &mut self,
-        revision: Revision,
-        _voters: &[NodeId],
-        _learners: &[NodeId],
-    ) -> Applied {
-        self.apply_blank(revision)
-    }
-
-    /// Applies an empty entry, as a new leader writes it.
-    pub fn apply_blank(&mut self, revision: Revision) -> Applied {
-        self.revision = revision;
-        Applied {
-            revision,
-            reply: Reply::Done { revision },
-            changes: Vec::new(),
-            clocks: Vec::new(),
-            audit: Vec::new(),
-        }
-    }
-
-    /// Revision of the last entry applied.
+    /// Revision of the last entry applied; 0 when there was none.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// Which life the cluster is in.
+    /// Which life the cluster is in; counter 0 before `Bootstrap`.
     pub fn incarnation(&self) -> Incarnation {
-        self.cluster.incarnation
+        self.tables.cluster().incarnation
     }
 
     /// The cluster row.
     pub fn cluster(&self) -> &ClusterRow {
-        &self.cluster
+        self.tables.cluster()
     }
 
     /// Declared services.
     pub fn services(&self) -> &BTreeMap<ServiceName, Arc<Service>> {
-        &self.services
+        self.tables.services()
     }
 
     /// Open sessions.
     pub fn sessions(&self) -> &BTreeMap<SessionId, Session> {
-        &self.sessions
+        self.tables.sessions()
     }
 
     /// Elections.
     pub fn elections(&self) -> &BTreeMap<ElectionName, Arc<Election>> {
-        &self.elections
+        self.tables.elections()
     }
 
     /// Partitions of active-active services.
     pub fn partitions(&self) -> &BTreeMap<PartitionKey, Arc<Partition>> {
-        &self.partitions
+        self.tables.partitions()
     }
 
-    /// Hash over everything applied so far; equal on replicas at the same revision (S9).
-    pub fn rolling_hash(&self) -> [u8; 16] {
-        self.hash
+    /// The partitions of one service, in order of their names.
+    pub fn partitions_of<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = (&'a PartitionName, &'a Arc<Partition>)> {
+        self.tables.partitions_of(service)
+    }
+
+    /// Elections that `session` leads or waits in, in order of their names.
+    pub fn elections_of(&self, session: SessionId) -> &[ElectionName] {
+        self.tables.places_of(session)
+    }
+
+    /// Elections whose holder has not yet named its grant (C8); the candidates for `ExpireGrants`.
+    pub fn unconfirmed(&self) -> &BTreeSet<ElectionName> {
+        self.tables.unconfirmed()
+    }
+
+    /// How many client lanes are remembered.
+    pub fn client_lanes(&self) -> usize {
+        self.lanes.len()
     }
 
     /// The newest audit records and the end of their chain.
@@ -126,27 +139,29 @@ impl State {
         &self.audit
     }
 
+    /// Hash over everything applied so far; equal on replicas at the same revision (S9).
+    pub fn rolling_hash(&self) -> [u8; 16] {
+        self.hash
+    }
+
     /// Hash over the whole state, made anew: for tests and for a deep comparison of nodes.
     pub fn full_hash(&self) -> [u8; 16] {
         xxhash_rust::xxh3::xxh3_128(&self.encode_snapshot()).to_le_bytes()
     }
 
-    /// The whole state, versioned and checksummed.
-    pub fn encode_snapshot(&self) -> Vec<u8> {
-        snapshot::seal(self.cluster.feature_level, &[])
+    /// Says that this binary is too old to apply anything more; see [`version`]. The shell must look
+    /// after every entry and after every snapshot, and stop the node.
+    pub fn barrier(&self) -> Option<Barrier> {
+        let cluster = self.cluster().feature_level;
+        (cluster > FEATURE_LEVEL).then_some(Barrier { cluster, binary: FEATURE_LEVEL })
     }
 
-    /// Reads a state back.
+    /// Checks every invariant of every row. Costs a pass over everything and a copy of it: for
+    /// tests, the simulator, and a node that is asked to check itself.
     ///
     /// # Errors
-    /// [`SnapshotError`] says why the bytes are no snapshot for this binary.
-    pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
-        snapshot::open(bytes).map(|_| Self::default())
-    }
-
-    /// Says that this binary is too old to apply anything more; see [`version`].
-    pub fn barrier(&self) -> Option<Barrier> {
-        let cluster = self.cluster.feature_level;
-        (cluster > FEATURE_LEVEL).then_some(Barrier { cluster, binary: FEATURE_LEVEL })
+    /// [`Broken`] names the rule and the row.
+    pub fn check(&self) -> Result<(), Broken> {
+        invariants::check_all(&self.tables)
     }
 }

@@ -17,7 +17,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::State;
+use super::audit::AuditLog;
+use super::hash::Mixer;
+use super::lanes::Lanes;
+use super::refusals::Refusals;
+use super::tables::Tables;
 use super::version::FEATURE_LEVEL;
+use crate::id::Revision;
+use crate::time::WallMs;
 
 const MAGIC: &[u8; 8] = b"RGNTSNAP";
 /// Layout of the body that this release writes.
@@ -59,6 +67,59 @@ pub enum SnapshotError {
     /// The checksum matches, but the body cannot be read.
     #[error("the snapshot's body cannot be read: {0}")]
     Body(String),
+}
+
+/// The state's own part of a snapshot, borrowed: rows are not copied only to be written.
+#[derive(Serialize)]
+struct ImageRef<'a> {
+    revision: Revision,
+    hash: [u8; 16],
+    at: WallMs,
+    tables: &'a Tables,
+    lanes: &'a Lanes,
+    audit: &'a AuditLog,
+    refusals: &'a Refusals,
+}
+
+/// The same, owned. The fields and their order are those of [`ImageRef`].
+#[derive(Deserialize)]
+struct Image {
+    revision: Revision,
+    hash: [u8; 16],
+    at: WallMs,
+    tables: Tables,
+    lanes: Lanes,
+    audit: AuditLog,
+    refusals: Refusals,
+}
+
+impl State {
+    /// The whole state, versioned and checksummed.
+    pub fn encode_snapshot(&self) -> Vec<u8> {
+        let Self { revision, hash, at, tables, lanes, audit, refusals, mixer: _ } = self;
+        let (revision, hash, at) = (*revision, *hash, *at);
+        let image = ImageRef { revision, hash, at, tables, lanes, audit, refusals };
+        let body = postcard::to_stdvec(&image).expect("a row has no type postcard refuses");
+        seal(self.cluster().feature_level, &body)
+    }
+
+    /// Reads a state back.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] says why the bytes are no snapshot for this binary.
+    pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let body = open(bytes)?;
+        let (image, rest) = postcard::take_from_bytes::<Image>(body)
+            .map_err(|error| SnapshotError::Body(error.to_string()))?;
+        if !rest.is_empty() {
+            return Err(SnapshotError::Body(format!("{} bytes are left over", rest.len())));
+        }
+        let Image { revision, hash, at, mut tables, mut lanes, audit, refusals } = image;
+        tables.rebuild();
+        lanes.rebuild();
+        let mixer = Mixer::default();
+        Ok(Self { revision, hash, at, tables, lanes, audit, refusals, mixer })
+    }
 }
 
 /// Puts `body` between header and checksum.

@@ -1,0 +1,238 @@
+//! The live rows and the indexes derived from them.
+//!
+//! Only the journal may call the `set_*` functions here: a write that it does not know of could be
+//! neither rolled back nor checked nor hashed. Indexes are kept by the same functions, so that a
+//! rollback restores them too; they are not in snapshots.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::PartitionKey;
+use super::cluster::ClusterRow;
+use super::election::Election;
+use super::partition::Partition;
+use super::service::Service;
+use super::session::{Marks, Session};
+use super::snapshot::shared_map;
+use crate::id::{ElectionName, PartitionName, ServiceName, SessionId};
+
+/// All tables.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Tables {
+    cluster: ClusterRow,
+    #[serde(with = "shared_map")]
+    services: BTreeMap<ServiceName, Arc<Service>>,
+    sessions: BTreeMap<SessionId, Session>,
+    #[serde(with = "shared_map")]
+    elections: BTreeMap<ElectionName, Arc<Election>>,
+    #[serde(with = "shared_map")]
+    partitions: BTreeMap<PartitionKey, Arc<Partition>>,
+    #[serde(skip)]
+    index: Index,
+}
+
+/// What can be derived from the rows, kept because searching for it would be too slow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Index {
+    /// Elections each session leads or waits in, in order of their names: a session that ends must
+    /// find them without a search. Sorted vectors: most sessions have one or none.
+    places: BTreeMap<SessionId, Vec<ElectionName>>,
+    /// Elections whose holder has not yet named its grant (C8): the leader looks at them each tick.
+    unconfirmed: BTreeSet<ElectionName>,
+}
+
+impl Tables {
+    pub fn cluster(&self) -> &ClusterRow {
+        &self.cluster
+    }
+
+    pub fn services(&self) -> &BTreeMap<ServiceName, Arc<Service>> {
+        &self.services
+    }
+
+    pub fn sessions(&self) -> &BTreeMap<SessionId, Session> {
+        &self.sessions
+    }
+
+    pub fn elections(&self) -> &BTreeMap<ElectionName, Arc<Election>> {
+        &self.elections
+    }
+
+    pub fn partitions(&self) -> &BTreeMap<PartitionKey, Arc<Partition>> {
+        &self.partitions
+    }
+
+    pub fn unconfirmed(&self) -> &BTreeSet<ElectionName> {
+        &self.index.unconfirmed
+    }
+
+    /// Elections that `session` leads or waits in, by name.
+    pub fn places_of(&self, session: SessionId) -> &[ElectionName] {
+        self.index.places.get(&session).map_or(&[], Vec::as_slice)
+    }
+
+    /// Sessions that have a place anywhere.
+    pub fn placed_sessions(&self) -> impl Iterator<Item = SessionId> {
+        self.index.places.keys().copied()
+    }
+
+    /// The partitions of one service, in order of their names.
+    pub fn partitions_of<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl Iterator<Item = (&'a PartitionName, &'a Arc<Partition>)> {
+        // A partition's name cannot be empty, so no range has a least key to begin with but the
+        // shortest, least text that is a name.
+        let least = PartitionName::parse("0").expect("\"0\" is a name");
+        self.partitions
+            .range((service.clone(), least)..)
+            .take_while(move |((owner, _), _)| owner == service)
+            .map(|((_, partition), row)| (partition, row))
+    }
+
+    pub(super) fn set_cluster(&mut self, row: ClusterRow) -> ClusterRow {
+        std::mem::replace(&mut self.cluster, row)
+    }
+
+    pub(super) fn set_service(
+        &mut self,
+        name: &ServiceName,
+        row: Option<Arc<Service>>,
+    ) -> Option<Arc<Service>> {
+        put(&mut self.services, name, row)
+    }
+
+    pub(super) fn set_partition(
+        &mut self,
+        key: &PartitionKey,
+        row: Option<Arc<Partition>>,
+    ) -> Option<Arc<Partition>> {
+        put(&mut self.partitions, key, row)
+    }
+
+    /// Writes an election; gives back the row before and the sessions that joined or left it.
+    pub(super) fn set_election(
+        &mut self,
+        name: &ElectionName,
+        row: Option<Arc<Election>>,
+    ) -> (Option<Arc<Election>>, Vec<SessionId>) {
+        let new = row.clone();
+        let old = put(&mut self.elections, name, row);
+        let moved = moved(old.as_deref(), new.as_deref());
+        for session in &moved {
+            let stays = new.as_deref().is_some_and(|row| row.has(*session));
+            self.index.note_place(*session, name, stays);
+        }
+        self.refresh(name);
+        (old, moved)
+    }
+
+    pub(super) fn set_session(&mut self, id: SessionId, row: Option<Session>) -> Option<Session> {
+        let old = match row {
+            Some(row) => self.sessions.insert(id, row),
+            None => self.sessions.remove(&id),
+        };
+        self.refresh_all_of(id);
+        old
+    }
+
+    /// Changes what renewals and grants change of a session; `None` if there is no such session.
+    pub(super) fn set_marks(&mut self, id: SessionId, marks: Marks) -> Option<Marks> {
+        let row = self.sessions.get_mut(&id)?;
+        let old = row.marks();
+        row.set_marks(marks);
+        if old.known_grant != marks.known_grant {
+            self.refresh_all_of(id);
+        }
+        Some(old)
+    }
+
+    pub(super) fn swap_sessions(
+        &mut self,
+        rows: BTreeMap<SessionId, Session>,
+    ) -> BTreeMap<SessionId, Session> {
+        let old = std::mem::replace(&mut self.sessions, rows);
+        let names: Vec<_> = self.elections.keys().cloned().collect();
+        for name in &names {
+            self.refresh(name);
+        }
+        old
+    }
+
+    /// Makes the indexes anew from the rows, after a snapshot was read.
+    pub(super) fn rebuild(&mut self) {
+        self.index = Index::default();
+        let names: Vec<_> = self.elections.keys().cloned().collect();
+        for name in &names {
+            let row = self.elections.get(name).cloned();
+            for session in moved(None, row.as_deref()) {
+                self.index.note_place(session, name, true);
+            }
+            self.refresh(name);
+        }
+    }
+
+    fn refresh_all_of(&mut self, session: SessionId) {
+        if !self.index.places.contains_key(&session) {
+            return;
+        }
+        let names = self.places_of(session).to_vec();
+        for name in &names {
+            self.refresh(name);
+        }
+    }
+
+    fn refresh(&mut self, name: &ElectionName) {
+        let holder = self.elections.get(name).and_then(|row| row.holder.as_ref());
+        let open = holder.is_some_and(|holder| {
+            let session = self.sessions.get(&holder.session);
+            session.is_none_or(|session| session.known_grant < holder.epoch.revision)
+        });
+        if open {
+            self.index.unconfirmed.insert(name.clone());
+        } else if !self.index.unconfirmed.is_empty() {
+            self.index.unconfirmed.remove(name);
+        }
+    }
+}
+
+impl Index {
+    fn note_place(&mut self, session: SessionId, election: &ElectionName, has: bool) {
+        if has {
+            let names = self.places.entry(session).or_default();
+            if let Err(at) = names.binary_search(election) {
+                names.insert(at, election.clone());
+            }
+        } else if let Some(names) = self.places.get_mut(&session) {
+            if let Ok(at) = names.binary_search(election) {
+                names.remove(at);
+            }
+            if names.is_empty() {
+                self.places.remove(&session);
+            }
+        }
+    }
+}
+
+fn put<K: Ord + Clone, V>(map: &mut BTreeMap<K, V>, key: &K, row: Option<V>) -> Option<V> {
+    match (row, map.get_mut(key)) {
+        (None, _) => map.remove(key),
+        (Some(row), Some(slot)) => Some(std::mem::replace(slot, row)),
+        (Some(row), None) => map.insert(key.clone(), row),
+    }
+}
+
+/// The sessions that have a place in one of the two rows only, each once, in order.
+fn moved(old: Option<&Election>, new: Option<&Election>) -> Vec<SessionId> {
+    if let (Some(old), Some(new)) = (old, new)
+        && old.same_places(new)
+    {
+        return Vec::new();
+    }
+    let sessions = |row: Option<&Election>| -> BTreeSet<SessionId> {
+        row.map(|row| row.sessions().collect()).unwrap_or_default()
+    };
+    sessions(old).symmetric_difference(&sessions(new)).copied().collect()
+}
