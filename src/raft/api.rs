@@ -75,7 +75,10 @@ pub trait Transport: Send + Sync + 'static {
         member: &Member,
         input: BoxStream<'static, Bytes>,
     ) -> Option<
-        BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError>>,
+        BoxFuture<
+            'static,
+            Result<BoxStream<'static, Result<Bytes, TransportError>>, TransportError>,
+        >,
     >;
 
     /// Sends a whole snapshot: `head` (vote and meta), then `data` in chunks as the network likes.

@@ -2,6 +2,7 @@
 //!
 //! Every bound is named here with its reason; nothing else in this crate invents one.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use regent_core::id::NodeId;
@@ -13,8 +14,18 @@ pub enum RunMode {
     /// On threads of their own, so that the runtime never stalls. Production.
     #[default]
     Threads,
-    /// In the calling task, so that a run is a function of its seed. Simulator and tests.
-    Inline,
+    /// In tasks, so that a run is a function of its seed. Simulator and tests.
+    Inline {
+        /// Shortest time a flush takes, in microseconds of the (virtual) clock.
+        flush_min_us: u64,
+        /// Longest time a flush takes.
+        flush_max_us: u64,
+    },
+}
+
+impl RunMode {
+    /// In tasks, with flushes that take no time.
+    pub const INSTANT: Self = Self::Inline { flush_min_us: 0, flush_max_us: 0 };
 }
 
 /// Settings of one consensus node. [`ConsensusConfig::new`] gives the ones to ship.
@@ -22,6 +33,8 @@ pub enum RunMode {
 pub struct ConsensusConfig {
     /// This node; must be the id its data directory was made for.
     pub id: NodeId,
+    /// The data directory; the log and the snapshots live below it.
+    pub dir: PathBuf,
     /// Heartbeat and election times; the same on every node (C6 is computed from it).
     pub timing: Timing,
     /// Whether this node may vote and campaign from the start; see
@@ -36,9 +49,13 @@ pub struct ConsensusConfig {
     /// Entries kept behind a snapshot, so that a member that was away briefly is sent log, not a
     /// snapshot.
     pub keep_entries: u64,
+    /// Bytes kept behind a snapshot, at most; whichever of the two is reached first counts.
+    pub keep_bytes: u64,
     /// Proposals under way at once; one more is refused as overloaded. At 10,000/s this is what
     /// piles up in 0.4 s, longer than any healthy round.
     pub max_proposals: usize,
+    /// Size of one file of the log.
+    pub segment_bytes: u64,
     /// Longest time one snapshot may take on the way to another node.
     pub snapshot_timeout: Duration,
     /// A learner is promoted only if it holds all but this many entries of the leader's log.
@@ -47,16 +64,19 @@ pub struct ConsensusConfig {
 
 impl ConsensusConfig {
     /// The shipped settings for node `id`.
-    pub fn new(id: NodeId, timing: Timing) -> Self {
+    pub fn new(id: NodeId, dir: impl Into<PathBuf>, timing: Timing) -> Self {
         Self {
             id,
+            dir: dir.into(),
             timing,
             votes_allowed: true,
             mode: RunMode::Threads,
             snapshot_after_bytes: 32 * 1024 * 1024,
             snapshot_after_entries: 100_000,
-            keep_entries: 20_000,
+            keep_entries: 10_000,
+            keep_bytes: 8 * 1024 * 1024,
             max_proposals: 4_096,
+            segment_bytes: 64 * 1024 * 1024,
             snapshot_timeout: Duration::from_secs(60),
             promote_lag_entries: 1_000,
         }

@@ -1,71 +1,248 @@
 //! The [`Consensus`] handle: everything the rest of Regent may ask of Raft.
 //!
 //! It must never let an `openraft` type out: whoever instantiates openraft's generics compiles all
-//! of it, and a bump of its version must stay inside this crate.
+//! of it, and a bump of its version must stay inside this crate. This file starts and stops a node,
+//! proposes and waits; `serve` answers other nodes, `members` changes the membership, `reads` makes
+//! rounds for linearizable reads.
 
-use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::stream::{BoxStream, StreamExt};
-use parking_lot::RwLock;
+use openraft::async_runtime::AsyncRuntime as _;
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, RaftError};
+use openraft::impls::ProgressResponder;
+use parking_lot::{Mutex, RwLock};
+use rand::Rng as _;
 use regent_core::id::{NodeId, Revision};
 use regent_core::reply::Reply;
 use regent_core::state::State;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinHandle;
 
-use crate::api::{
-    ConsensusError, ConsensusStatus, Member, RpcKind, Sink, Transport, TransportError,
-};
-use crate::config::{ConsensusConfig, StartError};
+use crate::api::{ConsensusError, ConsensusStatus, Sink, Transport};
+use crate::config::{ConsensusConfig, RunMode, StartError};
+use crate::log_store::LogStore;
+use crate::machine::{Machine, Shared};
+use crate::network::Links;
+use crate::reads::{self, Reader};
+use crate::runtime::Rt;
+use crate::store::snapshot::SnapshotDir;
 use crate::store::vfs::Vfs;
+use crate::store::wal::{Wal, WalOptions};
+use crate::store::writer::{Pause, RETRY_PAUSE, Writer};
+use crate::store::{LOG_DIR, SNAPSHOT_DIR};
+use crate::types::{Membership, Payload, Raft, SnapshotMeta, Types};
+use crate::{keeper, status, wire};
 
 /// A running consensus node; clones share it.
 #[derive(Clone)]
 pub struct Consensus {
-    state: Arc<RwLock<State>>,
-    status: watch::Receiver<ConsensusStatus>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-fn stopped<T>() -> Result<T, ConsensusError> {
-    Err(ConsensusError::Stopped("not running".into()))
+pub(crate) struct Inner {
+    pub config: ConsensusConfig,
+    pub raft: Raft,
+    pub log: LogStore,
+    pub machine: Arc<Shared>,
+    pub status: watch::Receiver<ConsensusStatus>,
+    pub votes_allowed: AtomicBool,
+    /// Held while a membership change is under way, so that two do not interleave.
+    pub membership: tokio::sync::Mutex<()>,
+    proposals: Semaphore,
+    reads: mpsc::Sender<Reader>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// openraft's settings for ours. Refused when they contradict each other.
+fn engine_config(config: &ConsensusConfig) -> Result<openraft::Config, StartError> {
+    config.timing.check()?;
+    let timing = &config.timing;
+    openraft::Config {
+        cluster_name: "regent".into(),
+        heartbeat_interval: timing.heartbeat_ms,
+        election_timeout_min: timing.election_min_ms,
+        election_timeout_max: timing.election_max_ms,
+        // A node that was cut off comes back without a higher term that would unseat the leader.
+        enable_pre_vote: Some(true),
+        // A leader that restarts has lost the tail of its applied state: it must be elected anew.
+        enable_leader_restore: Some(false),
+        // A follower that lost acknowledged entries is broken; silence about it loses data.
+        allow_log_reversion: Some(false),
+        // A leader cut off from its quorum goes quiet now and then, so that those who hear it
+        // but cannot help it may elect another (openraft #2080).
+        quorum_loss_probe_interval: Some(2 * timing.election_max_ms),
+        // A member that comes back is tried again at once, then less and less often.
+        backoff: "10ms 20ms 40ms ..500ms".into(),
+        // Snapshots and purges are decided by bytes, in `keeper`.
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        // A follower further behind than the log we keep needs a snapshot; up to there, log.
+        replication_lag_threshold: config.keep_entries.max(1_000),
+        install_snapshot_timeout: config.snapshot_timeout.as_millis() as u64,
+        removed_leader_step_down: openraft::StepDownPolicy::After(timing.election_min_ms),
+        enable_elect: config.votes_allowed,
+        ..Default::default()
+    }
+    .validate()
+    .map_err(|e| StartError::Config(e.to_string()))
+}
+
+/// Opens the log and starts its driver.
+fn open_log(config: &ConsensusConfig, vfs: &Arc<dyn Vfs>) -> Result<LogStore, StartError> {
+    let storage = |e: String| StartError::Storage(e);
+    let options =
+        WalOptions { segment_bytes: config.segment_bytes, salt: Rt::thread_rng().next_u64() };
+    let (wal, recovered) = Wal::open(vfs.clone(), &config.dir.join(LOG_DIR), options)
+        .map_err(|e| storage(status::chain(&e)))?;
+    if recovered.cut_bytes > 0 {
+        tracing::warn!(bytes = recovered.cut_bytes, "the log ended in an unfinished write; cut it");
+    }
+    let writer = match config.mode {
+        RunMode::Threads => Writer::spawn_thread(wal).map_err(|e| storage(e.to_string()))?,
+        RunMode::Inline { flush_min_us, flush_max_us } => {
+            let (writer, driver) = Writer::task(wal, move |pause| async move {
+                match pause {
+                    Pause::Sync if flush_max_us == 0 => {}
+                    Pause::Sync => {
+                        let spread = flush_max_us - flush_min_us + 1;
+                        let us = flush_min_us + Rt::thread_rng().next_u64() % spread;
+                        Rt::sleep(Duration::from_micros(us)).await;
+                    }
+                    Pause::Retry => Rt::sleep(RETRY_PAUSE).await,
+                }
+            });
+            drop(Rt::spawn(driver));
+            writer
+        }
+    };
+    LogStore::new(writer, recovered).map_err(|e| storage(e.to_string()))
+}
+
+/// Reads the newest snapshot, or begins with an empty state.
+fn open_machine(
+    config: &ConsensusConfig,
+    vfs: &Arc<dyn Vfs>,
+    sink: Arc<dyn Sink>,
+) -> Result<Machine, StartError> {
+    let storage = |e: io::Error| StartError::Storage(e.to_string());
+    let snapshots =
+        SnapshotDir::open(vfs.clone(), &config.dir.join(SNAPSHOT_DIR)).map_err(storage)?;
+    let loaded = snapshots.load_newest().map_err(storage)?;
+    for message in &loaded.refused {
+        tracing::warn!("{message}");
+    }
+    let (mut last, mut membership, mut state) = (None, Membership::default(), State::default());
+    if let Some(stored) = loaded.newest {
+        let meta: SnapshotMeta =
+            wire::decode(&stored.meta).map_err(|e| StartError::Snapshot(e.to_string()))?;
+        state = State::decode_snapshot(&stored.data)
+            .map_err(|e| StartError::Snapshot(status::chain(&e)))?;
+        (last, membership) = (meta.last_log_id, meta.last_membership);
+    }
+    let applied = watch::Sender::new(state.revision());
+    sink.installed(&state);
+    let shared = Shared {
+        state: Arc::new(RwLock::new(state)),
+        sink,
+        applied,
+        snapshots: Mutex::new(snapshots),
+        stopped: Mutex::default(),
+        problem: Mutex::default(),
+    };
+    Ok(Machine { shared: Arc::new(shared), last, membership })
 }
 
 impl Consensus {
     /// Opens the store, loads the newest snapshot, replays the committed log and joins the cluster.
+    /// [`Sink::installed`] is called with the snapshot's state before anything is applied.
     ///
     /// # Errors
     /// [`StartError`] names the setting or the file that is wrong.
     pub async fn start(
-        _config: ConsensusConfig,
-        _transport: Arc<dyn Transport>,
-        _vfs: Arc<dyn Vfs>,
-        _sink: Arc<dyn Sink>,
+        config: ConsensusConfig,
+        transport: Arc<dyn Transport>,
+        vfs: Arc<dyn Vfs>,
+        sink: Arc<dyn Sink>,
     ) -> Result<Self, StartError> {
-        Err(StartError::Engine("not running".into()))
+        let engine = engine_config(&config)?;
+        let log = open_log(&config, &vfs)?;
+        let machine = open_machine(&config, &vfs, sink)?;
+        log.check_covered(machine.last).map_err(|e| StartError::Storage(e.to_string()))?;
+        let shared = machine.shared.clone();
+        let links = Links {
+            transport,
+            stall: Duration::from_millis(2 * config.timing.election_max_ms),
+            snapshot_timeout: config.snapshot_timeout,
+        };
+        let raft = Raft::new(config.id.0, Arc::new(engine), links, log.clone(), machine)
+            .await
+            .map_err(|e| StartError::Engine(e.to_string()))?;
+
+        let (status_tx, status) = watch::channel(ConsensusStatus::default());
+        let (reads, waiting) = mpsc::channel(config.max_proposals);
+        let inner = Arc::new(Inner {
+            votes_allowed: AtomicBool::new(config.votes_allowed),
+            membership: tokio::sync::Mutex::default(),
+            proposals: Semaphore::new(config.max_proposals),
+            tasks: Mutex::default(),
+            config,
+            raft,
+            log,
+            machine: shared,
+            status,
+            reads,
+        });
+        status::publish(&inner, &status_tx);
+        let tasks = vec![
+            Rt::spawn(status::run(Arc::downgrade(&inner), status_tx)),
+            Rt::spawn(reads::run(Arc::downgrade(&inner), waiting)),
+            Rt::spawn(keeper::run(Arc::downgrade(&inner))),
+        ];
+        *inner.tasks.lock() = tasks;
+        Ok(Self { inner })
     }
 
     /// The replicated state. Hold the lock briefly: applying waits for it.
     pub fn state(&self) -> Arc<RwLock<State>> {
-        self.state.clone()
+        self.inner.machine.state.clone()
     }
 
-    /// What consensus looks like from this node, kept current.
+    /// What consensus looks like from this node. Role, leader, term and members are current at
+    /// once; the rest within 100 ms.
     pub fn status(&self) -> watch::Receiver<ConsensusStatus> {
-        self.status.clone()
+        self.inner.status.clone()
     }
 
-    /// Proposes one encoded `Entry`; answers when it is applied here.
+    /// The last applied revision, current at once.
+    pub fn applied(&self) -> watch::Receiver<Revision> {
+        self.inner.machine.applied.subscribe()
+    }
+
+    /// Proposes one encoded `Entry`; answers when it is applied here. Entries of concurrent callers
+    /// are written, flushed and sent together.
     ///
     /// # Errors
-    /// [`ConsensusError::Unknown`] after `deadline`: it may still take effect.
-    pub async fn propose(
-        &self,
-        _entry: Bytes,
-        _deadline: Duration,
-    ) -> Result<Reply, ConsensusError> {
-        stopped()
+    /// [`ConsensusError::Unknown`] after `deadline`: it may still take effect. All others: it has
+    /// not and will not.
+    pub async fn propose(&self, entry: Bytes, deadline: Duration) -> Result<Reply, ConsensusError> {
+        self.inner.check_storage()?;
+        let _permit = self.inner.proposals.try_acquire().map_err(|_| ConsensusError::Overloaded)?;
+        let (responder, answer) = ProgressResponder::complete_only();
+        let raft = &self.inner.raft;
+        let work = async {
+            raft.client_write_ff(Payload(entry), Some(responder)).await.map_err(stopped)?;
+            match answer.await {
+                Ok(Ok(written)) => Ok(written.data.0),
+                Ok(Err(error)) => Err(refused(self.inner.config.id, error)),
+                // The engine dropped the request unanswered: it is stopping.
+                Err(_) => Err(ConsensusError::Unknown),
+            }
+        };
+        tokio::time::timeout(deadline, work).await.unwrap_or(Err(ConsensusError::Unknown))
     }
 
     /// A revision that covers everything acknowledged before this call (ReadIndex with a round
@@ -73,8 +250,9 @@ impl Consensus {
     ///
     /// # Errors
     /// [`ConsensusError::NotLeader`] with a hint, or [`ConsensusError::NoQuorum`].
-    pub async fn read_index(&self, _deadline: Duration) -> Result<Revision, ConsensusError> {
-        stopped()
+    pub async fn read_index(&self, deadline: Duration) -> Result<Revision, ConsensusError> {
+        self.inner.check_storage()?;
+        reads::ask(&self.inner.reads, deadline).await
     }
 
     /// Waits until `revision` is applied here.
@@ -83,112 +261,79 @@ impl Consensus {
     /// [`ConsensusError::Unknown`] when it was not within `deadline`.
     pub async fn wait_applied(
         &self,
-        _revision: Revision,
-        _deadline: Duration,
+        revision: Revision,
+        deadline: Duration,
     ) -> Result<(), ConsensusError> {
-        stopped()
+        let mut applied = self.inner.machine.applied.subscribe();
+        let reached = applied.wait_for(|at| *at >= revision);
+        match tokio::time::timeout(deadline, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ConsensusError::Stopped("applying has ended".into())),
+            Err(_) => Err(ConsensusError::Unknown),
+        }
     }
 
-    /// Answers a unary call of another node. The caller has checked who it is.
-    ///
-    /// # Errors
-    /// [`TransportError`] when the body is not readable or votes are not allowed here.
-    pub async fn handle(&self, _kind: RpcKind, _body: Bytes) -> Result<Bytes, TransportError> {
-        Err(TransportError("not running".into()))
+    /// Stops consensus and waits for its tasks and the last flush. Afterwards every call fails.
+    pub async fn shutdown(&self) {
+        for task in std::mem::take(&mut *self.inner.tasks.lock()) {
+            task.abort();
+        }
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!("consensus did not end cleanly: {error}");
+        }
+        let log = self.inner.log.clone();
+        if let Err(error) = Rt::spawn_blocking(move || log.close()).await {
+            tracing::warn!("the log did not close cleanly: {error}");
+        }
+    }
+}
+
+impl Inner {
+    /// What is wrong with storage; empty when it is well.
+    pub(crate) fn problem(&self) -> String {
+        let log = self.log.problem();
+        if log.is_empty() { self.machine.problem.lock().clone() } else { log }
     }
 
-    /// Answers a replication stream of another node, one answer per request, in order.
-    pub fn handle_append_stream(
-        &self,
-        _input: BoxStream<'static, Bytes>,
-    ) -> BoxStream<'static, Result<Bytes, TransportError>> {
-        futures::stream::empty().boxed()
+    /// Refuses what would have to be written while the log cannot.
+    pub(crate) fn check_storage(&self) -> Result<(), ConsensusError> {
+        let problem = self.log.problem();
+        if problem.is_empty() { Ok(()) } else { Err(ConsensusError::Storage(problem)) }
     }
+}
 
-    /// Installs a snapshot another node sent.
-    ///
-    /// # Errors
-    /// [`TransportError`] when it is not readable or storage failed.
-    pub async fn handle_snapshot(
-        &self,
-        _head: Bytes,
-        _data: Vec<u8>,
-    ) -> Result<Bytes, TransportError> {
-        Err(TransportError("not running".into()))
+/// The engine has stopped for good.
+pub(crate) fn stopped(error: Fatal<Types>) -> ConsensusError {
+    ConsensusError::Stopped(error.to_string())
+}
+
+/// Somebody else leads, or nobody, or the quorum is lost.
+pub(crate) fn forwarded(me: NodeId, to: ForwardToLeader<Types>) -> ConsensusError {
+    if to.reason == ForwardReason::LeaseExpired {
+        return ConsensusError::NoQuorum;
     }
+    let leader = to.leader_id.map(NodeId).zip(to.leader_node).filter(|(id, _)| *id != me);
+    ConsensusError::NotLeader { leader }
+}
 
-    /// Makes this fresh node the first of a cluster with these voters.
-    ///
-    /// # Errors
-    /// [`ConsensusError::Membership`] when it is not fresh.
-    pub async fn initialize(
-        &self,
-        _members: BTreeMap<NodeId, Member>,
-    ) -> Result<(), ConsensusError> {
-        stopped()
+/// Why a write was not done.
+pub(crate) fn refused(me: NodeId, error: ClientWriteError<Types>) -> ConsensusError {
+    match error {
+        ClientWriteError::ForwardToLeader(to) => forwarded(me, to),
+        // It was in this node's log, which another leader cut; it may have committed elsewhere.
+        ClientWriteError::LogEntryDiscarded(_) => ConsensusError::Unknown,
+        ClientWriteError::ChangeMembershipError(e) => ConsensusError::Membership(e.to_string()),
+        ClientWriteError::PreconditionFailed(e) => ConsensusError::Membership(e.to_string()),
     }
+}
 
-    /// Whether this node has ever been part of a cluster.
-    ///
-    /// # Errors
-    /// [`ConsensusError::Stopped`].
-    pub async fn is_initialized(&self) -> Result<bool, ConsensusError> {
-        stopped()
+/// [`refused`], or the engine has stopped.
+pub(crate) fn failed(
+    me: NodeId,
+    error: RaftError<Types, ClientWriteError<Types>>,
+) -> ConsensusError {
+    match error {
+        RaftError::APIError(e) => refused(me, e),
+        RaftError::Fatal(e) => stopped(e),
     }
-
-    /// Adds a member without a vote (leader only), or changes a member's addresses.
-    ///
-    /// # Errors
-    /// [`ConsensusError::Membership`] when another change is under way.
-    pub async fn add_learner(&self, _id: NodeId, _member: Member) -> Result<(), ConsensusError> {
-        stopped()
-    }
-
-    /// Gives a learner a vote, if it has caught up (leader only).
-    ///
-    /// # Errors
-    /// [`ConsensusError::Membership`] says what it lacks.
-    pub async fn promote(&self, _id: NodeId) -> Result<(), ConsensusError> {
-        stopped()
-    }
-
-    /// Removes a member, voter or learner, if the rest has a live quorum (leader only).
-    ///
-    /// # Errors
-    /// [`ConsensusError::Membership`] says why not.
-    pub async fn remove(&self, _id: NodeId) -> Result<(), ConsensusError> {
-        stopped()
-    }
-
-    /// Hands leadership to `to`, or to the most caught-up voter; returns the new leader once it is
-    /// known here.
-    ///
-    /// # Errors
-    /// [`ConsensusError::Membership`] when there is nobody to hand it to.
-    pub async fn transfer_leader(&self, _to: Option<NodeId>) -> Result<NodeId, ConsensusError> {
-        stopped()
-    }
-
-    /// Finishes an interrupted membership change, if there is one (leader only).
-    ///
-    /// # Errors
-    /// As for any proposal.
-    pub async fn finish_joint(&self) -> Result<(), ConsensusError> {
-        stopped()
-    }
-
-    /// Takes a snapshot now.
-    ///
-    /// # Errors
-    /// [`ConsensusError::Storage`] when it could not be written.
-    pub async fn snapshot_now(&self) -> Result<(), ConsensusError> {
-        stopped()
-    }
-
-    /// Whether this node votes and campaigns. A node that was not admitted, or whose disk went
-    /// back in time, must not.
-    pub fn set_votes_allowed(&self, _allowed: bool) {}
-
-    /// Stops consensus and waits for its tasks and the last flush.
-    pub async fn shutdown(&self) {}
 }

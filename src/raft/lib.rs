@@ -4,11 +4,33 @@
 //! happens: here, once. Nothing outside this crate names `openraft::`, and nothing here knows
 //! gRPC: the network is a [`api::Transport`], the disk a [`store::vfs::Vfs`], so that the simulator
 //! runs the very same code.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`api`] | what the shells and the simulator plug in and get out |
+//! | `consensus`, `serve`, `members`, `reads`, `status`, `keeper` | the handle and its parts |
+//! | `log_store`, `machine`, `network`, `wire`, `types` | openraft's traits, implemented |
+//! | [`runtime`] | tokio with hooks for the simulator |
+//! | [`store`] | the log and the snapshots on disk |
 
 pub mod api;
 mod config;
 mod consensus;
+mod keeper;
+mod log_store;
+mod machine;
+mod members;
+mod network;
+mod reads;
+pub mod runtime;
+mod serve;
+mod status;
 pub mod store;
+mod types;
+mod wire;
+
+#[cfg(test)]
+mod tests;
 
 pub use config::{ConsensusConfig, RunMode, StartError};
 pub use consensus::Consensus;

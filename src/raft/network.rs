@@ -1,0 +1,236 @@
+//! openraft's network, over a [`Transport`].
+//!
+//! Replication goes over one pipelined stream per member; heartbeats and votes are unary, so that
+//! they never wait behind entries. A failure must never come back at once: openraft would spin.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{
+    RPCOption, RaftNetworkFactory, stream_append_sequential, v2::RaftNetworkV2,
+};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use parking_lot::Mutex;
+use regent_core::id::NodeId;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::api::{Member, RpcKind, Transport, TransportError};
+use crate::machine::SnapshotData;
+use crate::types::{Snapshot, Types, Vote};
+use crate::wire;
+
+/// Makes a [`Link`] per member.
+pub(crate) struct Links {
+    pub transport: Arc<dyn Transport>,
+    /// A stream on which a request is unanswered for this long is given up.
+    pub stall: Duration,
+    pub snapshot_timeout: Duration,
+}
+
+impl Links {
+    fn link(&self, target: u64, member: &Member, streams: bool) -> Link {
+        Link {
+            transport: self.transport.clone(),
+            to: NodeId(target),
+            member: member.clone(),
+            streams,
+            stall: self.stall,
+            snapshot_timeout: self.snapshot_timeout,
+        }
+    }
+}
+
+impl RaftNetworkFactory<Types> for Links {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, node: &Member) -> Link {
+        self.link(target, node, true)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Member) -> Link {
+        self.link(target, node, false)
+    }
+}
+
+/// The way to one member.
+pub(crate) struct Link {
+    transport: Arc<dyn Transport>,
+    to: NodeId,
+    member: Member,
+    /// Whether appends go over a stream; heartbeats do not.
+    streams: bool,
+    stall: Duration,
+    snapshot_timeout: Duration,
+}
+
+type Rpc<T> = Result<T, RPCError<Types>>;
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+type Answers<'a> = Pin<Box<dyn Stream<Item = Rpc<StreamAppendResult<Types>>> + Send + 'a>>;
+
+fn unreachable(error: impl std::fmt::Display) -> RPCError<Types> {
+    RPCError::Unreachable(Unreachable::from_string(error))
+}
+
+impl Link {
+    /// One call; the transport is trusted to keep `ttl`, and checked.
+    async fn call<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        kind: RpcKind,
+        request: &Q,
+        ttl: Duration,
+    ) -> Rpc<A> {
+        let body = wire::encode(request);
+        let call = self.transport.call(self.to, &self.member, kind, body, ttl);
+        let answer = tokio::time::timeout(ttl, call)
+            .await
+            .map_err(|_| unreachable(format!("{kind:?}: no answer within {ttl:?}")))?
+            .map_err(unreachable)?;
+        wire::decode(&answer).map_err(unreachable)
+    }
+}
+
+/// Sending times of the requests that are not answered yet, oldest first.
+type Waiting = Arc<Mutex<VecDeque<Instant>>>;
+
+/// Passes answers on, and ends the stream when the oldest request has waited for `stall`.
+fn watched(
+    answers: BoxStream<'static, Result<bytes::Bytes, TransportError>>,
+    waiting: Waiting,
+    stall: Duration,
+) -> Answers<'static> {
+    stream::unfold(Some((answers, waiting)), move |state| async move {
+        let (mut answers, waiting) = state?;
+        loop {
+            let oldest = waiting.lock().front().copied();
+            let until = oldest.unwrap_or_else(Instant::now) + stall;
+            match tokio::time::timeout_at(until, answers.next()).await {
+                Ok(None) => return None,
+                Ok(Some(answer)) => {
+                    waiting.lock().pop_front();
+                    let answer: Rpc<StreamAppendResult<Types>> =
+                        answer.and_then(|bytes| wire::decode(&bytes)).map_err(unreachable);
+                    let state = answer.is_ok().then_some((answers, waiting));
+                    return Some((answer, state));
+                }
+                Err(_) if oldest.is_some() && waiting.lock().front().copied() == oldest => {
+                    let error = unreachable(format!("replication: no answer within {stall:?}"));
+                    return Some((Err(error), None));
+                }
+                Err(_) => {}
+            }
+        }
+    })
+    .boxed()
+}
+
+impl RaftNetworkV2<Types> for Link {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<Types>> {
+        // With entries, the answer waits for the other node's disk: give it longer than a
+        // heartbeat has.
+        let ttl = if rpc.entries.is_empty() { option.hard_ttl() } else { self.stall };
+        self.call(RpcKind::Append, &rpc, ttl).await
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Rpc<Answers<'s>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        if !self.streams {
+            return stream_append_sequential(self, input, option);
+        }
+        let waiting = Waiting::default();
+        let sent = waiting.clone();
+        // The transport may not want the input after all; it then comes back by this slot.
+        let slot = Arc::new(Mutex::new(Some(input)));
+        let source = slot.clone();
+        let requests = stream::once(async move { source.lock().take() })
+            .flat_map(|input| stream::iter(input).flatten())
+            .map(move |request| {
+                sent.lock().push_back(Instant::now());
+                wire::encode(&request)
+            })
+            .boxed();
+        let Some(open) = self.transport.stream_append(self.to, &self.member, requests) else {
+            let input = slot.lock().take();
+            return match input {
+                Some(input) => stream_append_sequential(self, input, option),
+                None => Box::pin(async { Err(unreachable("the transport lost the stream")) }),
+            };
+        };
+        let stall = self.stall;
+        Box::pin(async move {
+            let answers = tokio::time::timeout(stall, open)
+                .await
+                .map_err(|_| unreachable(format!("replication: no stream within {stall:?}")))?
+                .map_err(unreachable)?;
+            Ok(watched(answers, waiting, stall))
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<Types>> {
+        self.call(RpcKind::Vote, &rpc, option.hard_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<Types>> {
+        self.call(RpcKind::PreVote, &rpc, option.hard_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let head = wire::encode(&(vote, snapshot.meta));
+        let ttl = self.snapshot_timeout;
+        let data = snapshot.snapshot.bytes;
+        let send = self.transport.snapshot(self.to, &self.member, head, data, ttl);
+        let fail = |e: String| StreamingError::Unreachable(Unreachable::from_string(e));
+        let answer = tokio::select! {
+            biased;
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            sent = tokio::time::timeout(ttl, send) => sent
+                .map_err(|_| fail(format!("snapshot: no answer within {ttl:?}")))?
+                .map_err(|e| fail(e.to_string()))?,
+        };
+        wire::decode(&answer).map_err(|e| fail(e.to_string()))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<Types>> {
+        self.call(RpcKind::TransferLeader, &rpc, option.hard_ttl()).await
+    }
+}
