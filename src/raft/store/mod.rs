@@ -9,14 +9,20 @@
 //! |---|---|
 //! | [`vfs`], [`real_disk`] | the disk as a trait, and the operating system's |
 //! | [`sim_disk`] | a disk in memory with seeded faults and enumerable crash states |
-//! | [`record`] | what is remembered |
+//! | [`record`], `frame`, [`segment`], `cursor` | the format: records, groups of them, files, order |
+//! | `recover` | reads it back; tells a torn write from damage |
 //! | [`wal`] | the log itself: one write and one fdatasync per group |
 //! | [`writer`] | group commit on a thread, or inline for the simulator |
 //! | [`snapshot`], [`identity`] | snapshot files; who this disk belongs to |
 
+mod cursor;
+mod frame;
 pub mod identity;
 pub mod real_disk;
 pub mod record;
+mod recover;
+mod sabotage;
+pub mod segment;
 pub mod sim_disk;
 pub mod snapshot;
 pub mod vfs;

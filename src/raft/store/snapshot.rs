@@ -1,12 +1,24 @@
 //! Snapshot files: written aside, checksummed, synced, renamed; the last two are kept.
+//!
+//! A file under its own name is complete. One whose checksum is wrong was damaged later; it is
+//! passed over with a message, never repaired and never half read.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::vfs::Vfs;
+use super::record::{u32_at, u64_at};
+use super::vfs::{OpenMode, Vfs};
+
+/// Snapshots that are kept: the newest, and one to fall back on.
+pub const KEPT_SNAPSHOTS: usize = 2;
+
+const MAGIC: &[u8; 8] = b"RegntSnp";
+const FORMAT: u32 = 1;
+const HEADER_BYTES: usize = 40;
+const TEMPORARY_NAME: &str = "snapshot-new.tmp";
 
 /// A snapshot as it was saved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,24 +41,139 @@ pub struct LoadedSnapshot {
 
 /// The directory of snapshots.
 pub struct SnapshotDir {
-    _vfs: Arc<dyn Vfs>,
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    next: u64,
 }
 
 impl SnapshotDir {
-    /// Opens the directory, making it if need be.
+    /// Opens the directory, making it if need be, and clears away what a crash left half-made.
     pub fn open(vfs: Arc<dyn Vfs>, dir: &Path) -> io::Result<Self> {
         vfs.create_dir_all(dir)?;
-        Ok(Self { _vfs: vfs })
+        match vfs.remove(&dir.join(TEMPORARY_NAME)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // A name may be in the directory and not on the disk yet.
+        vfs.sync_dir(dir)?;
+        let mut snapshots = Self { vfs, dir: dir.to_path_buf(), next: 1 };
+        if let Some(newest) = snapshots.numbers()?.last() {
+            snapshots.next = newest + 1;
+        }
+        Ok(snapshots)
     }
 
-    /// Saves a snapshot durably, then removes all but the last two.
+    /// Saves a snapshot durably, then removes all but the last two. After an error the snapshots
+    /// that were there are still there; with a full disk it may simply be tried again later.
     pub fn save(&mut self, meta: &[u8], data: &[u8]) -> io::Result<()> {
-        let _ = (meta, data);
-        Ok(())
+        let temporary = self.dir.join(TEMPORARY_NAME);
+        let path = self.dir.join(name(self.next));
+        let written = self.write(&temporary, meta, data);
+        if let Err(error) = written.and_then(|()| self.vfs.rename(&temporary, &path)) {
+            // A half-made file would only take space.
+            let _ = self.vfs.remove(&temporary);
+            return Err(error);
+        }
+        // The number is used up even if the directory cannot be synced: the name is taken.
+        self.next += 1;
+        self.vfs.sync_dir(&self.dir)?;
+        self.remove_old()
     }
 
     /// Reads the newest intact snapshot.
     pub fn load_newest(&self) -> io::Result<LoadedSnapshot> {
-        Ok(LoadedSnapshot::default())
+        let mut loaded = LoadedSnapshot::default();
+        for number in self.numbers()?.into_iter().rev() {
+            let path = self.dir.join(name(number));
+            match decode(&Bytes::from(self.vfs.read(&path)?)) {
+                Ok(snapshot) => {
+                    loaded.newest = Some(snapshot);
+                    return Ok(loaded);
+                }
+                Err(what) => loaded.refused.push(format!(
+                    "{}: {what}; an older snapshot is used if the log still continues it",
+                    path.display()
+                )),
+            }
+        }
+        Ok(loaded)
     }
+
+    fn write(&self, path: &Path, meta: &[u8], data: &[u8]) -> io::Result<()> {
+        let mut file = self.vfs.open(path, OpenMode::Create)?;
+        let head = encode_head(meta, data)?;
+        file.write_all_at(&head, 0)?;
+        file.write_all_at(meta, head.len() as u64)?;
+        file.write_all_at(data, (head.len() + meta.len()) as u64)?;
+        file.sync_data()
+    }
+
+    fn remove_old(&self) -> io::Result<()> {
+        let numbers = self.numbers()?;
+        let excess = numbers.len().saturating_sub(KEPT_SNAPSHOTS);
+        for number in &numbers[..excess] {
+            self.vfs.remove(&self.dir.join(name(*number)))?;
+        }
+        Ok(())
+    }
+
+    fn numbers(&self) -> io::Result<Vec<u64>> {
+        let names = self.vfs.list(&self.dir)?;
+        let mut numbers: Vec<u64> = names.iter().filter_map(|n| number_of(n)).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}
+
+fn name(number: u64) -> String {
+    format!("snapshot-{number:016x}.snap")
+}
+
+fn number_of(name: &str) -> Option<u64> {
+    let hex = name.strip_prefix("snapshot-")?.strip_suffix(".snap")?;
+    u64::from_str_radix(hex, 16).ok().filter(|_| hex.len() == 16)
+}
+
+fn encode_head(meta: &[u8], data: &[u8]) -> io::Result<Vec<u8>> {
+    let meta_bytes = u32::try_from(meta.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "the meta data is too large"))?;
+    let mut head = Vec::with_capacity(HEADER_BYTES);
+    head.extend_from_slice(MAGIC);
+    head.extend_from_slice(&FORMAT.to_le_bytes());
+    head.extend_from_slice(&meta_bytes.to_le_bytes());
+    head.extend_from_slice(&(data.len() as u64).to_le_bytes());
+    head.extend_from_slice(&crc32c::crc32c(meta).to_le_bytes());
+    head.extend_from_slice(&crc32c::crc32c(data).to_le_bytes());
+    head.extend_from_slice(&[0; 4]);
+    let crc = crc32c::crc32c(&head);
+    head.extend_from_slice(&crc.to_le_bytes());
+    Ok(head)
+}
+
+fn decode(bytes: &Bytes) -> Result<StoredSnapshot, String> {
+    if bytes.len() < HEADER_BYTES || &bytes[..8] != MAGIC {
+        return Err("this is not a snapshot file".to_string());
+    }
+    if u32_at(bytes, 36) != crc32c::crc32c(&bytes[..36]) {
+        return Err("the header's checksum is wrong".to_string());
+    }
+    let format = u32_at(bytes, 8);
+    if format != FORMAT {
+        return Err(format!("format {format} is not known to this version"));
+    }
+    let meta_end = HEADER_BYTES.saturating_add(u32_at(bytes, 12) as usize);
+    let data_bytes = usize::try_from(u64_at(bytes, 16)).unwrap_or(usize::MAX);
+    if meta_end.saturating_add(data_bytes) != bytes.len() {
+        return Err(format!(
+            "{} bytes long, {} expected",
+            bytes.len(),
+            meta_end.saturating_add(data_bytes)
+        ));
+    }
+    let meta = bytes.slice(HEADER_BYTES..meta_end);
+    let data = bytes.slice(meta_end..);
+    if crc32c::crc32c(&meta) != u32_at(bytes, 24) || crc32c::crc32c(&data) != u32_at(bytes, 28) {
+        return Err("the checksum is wrong".to_string());
+    }
+    Ok(StoredSnapshot { meta, data })
 }
