@@ -109,3 +109,7 @@ impl Gate {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

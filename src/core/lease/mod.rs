@@ -46,12 +46,15 @@ impl Rules {
         ttl.saturating_sub(Micros(part(ttl.0, self.rho_ppm)))
     }
 
-    /// `ttl·(1+rho) + pause_margin`, rounded up: how long after a renewal nobody may take the
+    /// `(ttl + pause_margin)·(1+rho)`, rounded up: how long after a renewal nobody may take the
     /// right (C2).
+    ///
+    /// C2 says `ttl·(1+rho) + pause_margin`; the margin is stretched too, because a node whose
+    /// clock runs fast by rho waits it out in less than `pause_margin` of real time [holder slow by
+    /// rho and paused for 249 ms, node fast by rho: they overlapped by 1.5 ms].
     pub fn long(&self, ttl_ms: u64) -> Micros {
-        let ttl = Micros::from_ms(ttl_ms);
-        ttl.saturating_add(Micros(part(ttl.0, self.rho_ppm)))
-            .saturating_add(Micros::from_ms(self.pause_margin_ms))
+        let time = Micros::from_ms(ttl_ms.saturating_add(self.pause_margin_ms));
+        time.saturating_add(Micros(part(time.0, self.rho_ppm)))
     }
 }
 

@@ -266,3 +266,7 @@ impl NodeClock {
         self.ttls.first_key_value().map(|(ttl_ms, _)| *ttl_ms)
     }
 }
+
+#[cfg(test)]
+#[path = "node_clock_tests.rs"]
+mod tests;

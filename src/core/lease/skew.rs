@@ -67,6 +67,9 @@ struct Peer {
     reference: Exchange,
     /// Difference since the exchange before the last one.
     step: Micros,
+    /// The largest such difference in the running window. A rate shows in every step, a pause in
+    /// one: without this one, a pause within the margin does not look like a rate beyond rho.
+    largest_step: Micros,
     /// Proven rate difference of the running window, or of the one before while it is short.
     ppm: u64,
 }
@@ -114,7 +117,13 @@ impl Skew {
     /// one from somebody who is no peer is ignored.
     pub fn exchanged(&mut self, peer: NodeId, exchange: Exchange) {
         let Some(known) = self.peers.get_mut(&peer) else { return };
-        let fresh = Peer { last: exchange, reference: exchange, step: Micros(0), ppm: 0 };
+        let fresh = Peer {
+            last: exchange,
+            reference: exchange,
+            step: Micros(0),
+            largest_step: Micros(0),
+            ppm: 0,
+        };
         let Some(before) = known.filter(|known| known.last.nonce == exchange.nonce) else {
             *known = Some(fresh);
             return;
@@ -125,10 +134,15 @@ impl Skew {
             *known = Some(Peer { step, ..fresh });
             return;
         }
-        let window = Proven::between(&before.reference, &exchange);
+        let mut window = Proven::between(&before.reference, &exchange);
+        let largest_step = before.largest_step.max(step);
+        window.differ = window.differ.saturating_sub(largest_step);
         let ppm = if window.over >= RATE_LEAST { window.ppm() } else { before.ppm };
-        let reference = if window.over >= RATE_WINDOW { exchange } else { before.reference };
-        *known = Some(Peer { last: exchange, reference, step, ppm });
+        *known = Some(if window.over >= RATE_WINDOW {
+            Peer { step, ppm, ..fresh }
+        } else {
+            Peer { last: exchange, reference: before.reference, step, largest_step, ppm }
+        });
     }
 
     /// Whether a majority of the peers contradicts this clock, as of the last exchange with each.
@@ -159,3 +173,7 @@ impl Skew {
         self.worst_ppm() > RHO_ALARM_PPM
     }
 }
+
+#[cfg(test)]
+#[path = "skew_tests.rs"]
+mod tests;
