@@ -18,4 +18,6 @@ pub mod convert;
 pub mod limits;
 pub mod pb;
 pub mod pki;
+#[cfg(test)]
+mod testing;
 pub mod tls;

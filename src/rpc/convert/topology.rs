@@ -140,9 +140,9 @@ pub fn policy_in(policy: &v1::Policy) -> Result<Policy, Invalid> {
         p::Scope::Any => Scope::Any,
     };
     let survive = match known("survive", p::Survive::try_from(policy.survive), policy.survive)? {
-        p::Survive::Unspecified | p::Survive::SurviveInstance => Survive::Instance,
-        p::Survive::SurviveZone => Survive::Zone,
-        p::Survive::SurviveRegion => Survive::Region,
+        p::Survive::Unspecified | p::Survive::Instance => Survive::Instance,
+        p::Survive::Zone => Survive::Zone,
+        p::Survive::Region => Survive::Region,
     };
     let sync_default = u32::from(mode == Mode::Quorum);
     Ok(Policy {
@@ -220,9 +220,9 @@ pub fn policy_out(policy: &Policy) -> v1::Policy {
         }
         .into(),
         survive: match policy.survive {
-            Survive::Instance => p::Survive::SurviveInstance,
-            Survive::Zone => p::Survive::SurviveZone,
-            Survive::Region => p::Survive::SurviveRegion,
+            Survive::Instance => p::Survive::Instance,
+            Survive::Zone => p::Survive::Zone,
+            Survive::Region => p::Survive::Region,
         }
         .into(),
         restart_grace_ms: Some(policy.restart_grace_ms),

@@ -116,11 +116,6 @@ impl Material {
             .map(|_| ())
             .map_err(|e| e.to_string())
     }
-
-    /// The line of the deny list that refuses this certificate.
-    pub fn denial(&self, facts: &Facts) -> Result<(), String> {
-        self.rules.not_denied(facts)
-    }
 }
 
 fn server_config(

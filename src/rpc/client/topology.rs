@@ -1,0 +1,139 @@
+//! Services.
+
+use regent_core::command::Expect;
+use regent_core::id::{Epoch, InstanceName, PartitionName, ServiceName};
+use regent_core::spec::ServiceSpec;
+use tonic::transport::Channel;
+
+use super::call::request;
+use super::watch::{ServiceEvents, Watch};
+use super::{CallError, Client};
+use crate::convert::common::{self, Freshness, epoch_out, expect_out, freshness_out};
+use crate::convert::topology::spec_out;
+use crate::limits::MAX_ANSWER_BYTES;
+use crate::pb::v1;
+use crate::pb::v1::topology_service_client::TopologyServiceClient;
+
+pub(super) fn api(channel: Channel) -> TopologyServiceClient<Channel> {
+    TopologyServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+}
+
+impl Client {
+    /// Declares or changes a service; with `dry_run` only says whether it would change anything.
+    ///
+    /// # Errors
+    /// [`CallError`]; the field that is wrong is in its details.
+    pub async fn apply_service(
+        &self,
+        spec: &ServiceSpec,
+        expect: Expect,
+        dry_run: bool,
+    ) -> Result<v1::ApplyServiceResponse, CallError> {
+        let (spec, expect) = (spec_out(spec), expect_out(expect));
+        self.write(|channel, left, id| {
+            let spec = Some(spec.clone());
+            let message = v1::ApplyServiceRequest { request: Some(id), spec, expect, dry_run };
+            async move { api(channel).apply_service(request(message, left)).await }
+        })
+        .await
+    }
+
+    /// One service.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn get_service(
+        &self,
+        name: &ServiceName,
+        read: Freshness,
+    ) -> Result<v1::GetServiceResponse, CallError> {
+        self.read(|channel, left| {
+            let (name, read) = (name.to_string(), freshness_out(read));
+            let message = v1::GetServiceRequest { name, read };
+            async move { api(channel).get_service(request(message, left)).await }
+        })
+        .await
+    }
+
+    /// All services.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn list_services(
+        &self,
+        read: Freshness,
+    ) -> Result<v1::ListServicesResponse, CallError> {
+        self.read(|channel, left| {
+            let message = v1::ListServicesRequest { read: freshness_out(read) };
+            async move { api(channel).list_services(request(message, left)).await }
+        })
+        .await
+    }
+
+    /// Removes a service.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn delete_service(
+        &self,
+        name: &ServiceName,
+        expect: Expect,
+    ) -> Result<v1::DeleteServiceResponse, CallError> {
+        self.write(|channel, left, id| {
+            let (name, expect) = (name.to_string(), expect_out(expect));
+            let message = v1::DeleteServiceRequest { request: Some(id), name, expect };
+            async move { api(channel).delete_service(request(message, left)).await }
+        })
+        .await
+    }
+
+    /// Lets a quarantined service go on.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn release_quarantine(
+        &self,
+        service: &ServiceName,
+        reason: &str,
+    ) -> Result<v1::ReleaseQuarantineResponse, CallError> {
+        self.write(|channel, left, id| {
+            let (service, reason) = (service.to_string(), reason.to_owned());
+            let message = v1::ReleaseQuarantineRequest { request: Some(id), service, reason };
+            async move { api(channel).release_quarantine(request(message, left)).await }
+        })
+        .await
+    }
+
+    /// Gives a partition to an instance, or to nobody, under a new epoch.
+    ///
+    /// # Errors
+    /// [`CallError`]; refused when another epoch than `seen` is in force.
+    pub async fn assign_partition(
+        &self,
+        service: &ServiceName,
+        partition: &PartitionName,
+        to: Option<&InstanceName>,
+        seen: Epoch,
+    ) -> Result<v1::AssignPartitionResponse, CallError> {
+        self.write(|channel, left, id| {
+            let message = v1::AssignPartitionRequest {
+                request: Some(id),
+                service: service.to_string(),
+                partition: partition.to_string(),
+                to: to.map(ToString::to_string).unwrap_or_default(),
+                seen: Some(epoch_out(seen)),
+            };
+            async move { api(channel).assign_partition(request(message, left)).await }
+        })
+        .await
+    }
+
+    /// Sees every change of one service, or of all.
+    pub fn watch_services(
+        &self,
+        name: Option<ServiceName>,
+        from: common::From,
+    ) -> Watch<ServiceEvents> {
+        Watch::new(self.clone(), ServiceEvents { name }, from)
+    }
+}
