@@ -13,16 +13,18 @@ use futures::Stream;
 use parking_lot::{Mutex, RwLock};
 use regent_core::authz::Principal;
 use regent_core::command::Renewal;
-use regent_core::id::{RenewalNumber, SessionId};
+use regent_core::id::SessionId;
 use regent_core::lease::gate::{self, Verdict};
 use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::reply::RenewalOutcome;
 use regent_core::state::State;
 use regent_core::time::Reading;
+use regent_rpc::clock::Clock;
+use regent_core::lease::holder::Answer;
 use regent_rpc::pb::v1;
 use tokio::sync::{Notify, Semaphore};
 
-use super::stream::{Answer, Cell, KeepAliveStream};
+use super::stream::{Answered, Cell, KeepAliveStream};
 use super::{RenewError, RenewalSink, half_tick, merge_sorted};
 use crate::http::metrics::{Kind, Metrics};
 
@@ -59,7 +61,7 @@ pub struct KeeperParts {
     /// Where batches go.
     pub sink: Arc<dyn RenewalSink>,
     /// This machine's clocks.
-    pub clock: Arc<dyn Fn() -> Reading + Send + Sync>,
+    pub clock: Arc<dyn Clock>,
     /// Called for each renewal of a session that belongs to somebody else; only hands it on.
     pub refused: Arc<dyn Fn(&Principal, SessionId) + Send + Sync>,
     /// Counters.
@@ -98,7 +100,7 @@ struct Flight {
 /// Answers on their way back, by stream.
 struct Answers {
     cells: Vec<Arc<Cell>>,
-    by_cell: Vec<Vec<Answer>>,
+    by_cell: Vec<Vec<Answered>>,
 }
 
 impl Answers {
@@ -106,7 +108,7 @@ impl Answers {
         let by_cell = cells.iter().map(|_| Vec::new()).collect();
         Self { cells, by_cell }
     }
-    fn add(&mut self, cell: usize, answer: Answer) {
+    fn add(&mut self, cell: usize, answer: Answered) {
         self.by_cell[cell].push(answer);
     }
     fn deliver(self) {
@@ -152,7 +154,7 @@ impl Shared {
     }
 
     pub(super) fn now(&self) -> Reading {
-        (self.parts.clock)()
+        self.parts.clock.now()
     }
 
     pub(super) fn metrics(&self) -> &Metrics {
@@ -186,7 +188,8 @@ impl Shared {
                             refused.push((at, renewal.session));
                             // The same answer as for no session at all: whose it is, is nobody
                             // else's business.
-                            answers.add(at, Answer::of(&renewal, v1::renewed::Outcome::SessionGone));
+                            let gone = RenewalOutcome::SessionGone;
+                            answers.add(at, Answered::outcome(&renewal, gone));
                             continue;
                         }
                         Some(row) => {
@@ -196,7 +199,7 @@ impl Shared {
                         None => gate::too_old(received, now, ttl_ms),
                     };
                     if resend {
-                        answers.add(at, Answer::of(&renewal, v1::renewed::Outcome::Resend));
+                        answers.add(at, Answered::new(&renewal, Answer::Resend));
                     } else {
                         flights.push(Flight { renewal, received, ttl_ms, cell: at });
                     }
@@ -212,9 +215,9 @@ impl Shared {
         let flights = merge_sorted(
             flights,
             |flight| &flight.renewal,
-            |flight, _| {
-                let stale = Answer::of(&flight.renewal, v1::renewed::Outcome::NumberStale);
-                answers.add(flight.cell, stale);
+            |flight, have| {
+                let stale = RenewalOutcome::NumberStale { have };
+                answers.add(flight.cell, Answered::outcome(&flight.renewal, stale));
             },
         );
         answers.cells.clone_from(&cells);
@@ -273,7 +276,7 @@ impl Shared {
             Ok(outcomes) => {
                 let mut answers = Answers::new(cells);
                 for (flight, outcome) in flights.iter().zip(outcomes) {
-                    answers.add(flight.cell, Answer::committed(&flight.renewal, &outcome));
+                    answers.add(flight.cell, Answered::outcome(&flight.renewal, outcome));
                 }
                 answers.deliver();
                 false
@@ -287,8 +290,7 @@ impl Shared {
                 tracing::debug!(%why, count = flights.len(), "renewals have to be sent anew");
                 let mut answers = Answers::new(cells);
                 for flight in &flights {
-                    let resend = Answer::of(&flight.renewal, v1::renewed::Outcome::Resend);
-                    answers.add(flight.cell, resend);
+                    answers.add(flight.cell, Answered::new(&flight.renewal, Answer::Resend));
                 }
                 answers.deliver();
                 false
@@ -340,27 +342,4 @@ fn chunks(mut flights: Vec<Flight>) -> Vec<Vec<Flight>> {
     }
     pieces.push(flights);
     pieces
-}
-
-impl Answer {
-    /// An answer that commits to nothing.
-    fn of(renewal: &Renewal, outcome: v1::renewed::Outcome) -> Self {
-        Self { session: renewal.session, number: renewal.number, outcome, grant: 0 }
-    }
-
-    /// The answer to a committed renewal.
-    fn committed(renewal: &Renewal, outcome: &RenewalOutcome) -> Self {
-        use v1::renewed::Outcome;
-        let session = renewal.session;
-        match *outcome {
-            RenewalOutcome::Extended { number, grant } => {
-                Self { session, number, outcome: Outcome::Extended, grant: grant.0 }
-            }
-            RenewalOutcome::SessionGone => Self::of(renewal, Outcome::SessionGone),
-            RenewalOutcome::NonceStale => Self::of(renewal, Outcome::NonceStale),
-            RenewalOutcome::NumberStale { have: RenewalNumber(_) } => {
-                Self::of(renewal, Outcome::NumberStale)
-            }
-        }
-    }
 }

@@ -14,10 +14,13 @@ use futures::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use regent_core::authz::Principal;
 use regent_core::command::Renewal;
-use regent_core::id::{Nonce, RenewalNumber, Revision, SessionId};
+use regent_core::id::{RenewalNumber, SessionId};
 use regent_core::lease::gate::{Gate, Verdict};
+use regent_core::lease::holder::Answer;
+use regent_core::reply::RenewalOutcome;
 use regent_core::state::session::Session;
 use regent_core::time::Reading;
+use regent_rpc::convert::election::{renewals, renewed_out};
 use regent_rpc::pb::v1;
 
 use super::keeper::Shared;
@@ -31,13 +34,35 @@ const MAX_ANSWERS: usize = 4_096;
 const MAX_READS: usize = 32;
 
 /// One answer, still small.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
     pub session: SessionId,
     pub number: RenewalNumber,
-    pub outcome: v1::renewed::Outcome,
-    pub grant: u64,
+    pub answer: Answer,
 }
+
+impl Answered {
+    pub(super) fn new(renewal: &Renewal, answer: Answer) -> Self {
+        Self { session: renewal.session, number: renewal.number, answer }
+    }
+
+    pub(super) fn outcome(renewal: &Renewal, outcome: RenewalOutcome) -> Self {
+        Self::new(renewal, Answer::Outcome(outcome))
+    }
+
+    /// For the metric's label.
+    fn kind(&self) -> usize {
+        match self.answer {
+            Answer::Outcome(RenewalOutcome::Extended { .. }) => 0,
+            Answer::Outcome(RenewalOutcome::SessionGone) => 1,
+            Answer::Outcome(RenewalOutcome::NonceStale) => 2,
+            Answer::Outcome(RenewalOutcome::NumberStale { .. }) => 3,
+            Answer::Resend => 4,
+        }
+    }
+}
+
+const KINDS: [&str; 5] = ["extended", "session_gone", "nonce_stale", "number_stale", "resend"];
 
 /// What the keeper and a stream share.
 pub(super) struct Cell {
@@ -48,7 +73,7 @@ pub(super) struct Cell {
 
 #[derive(Default)]
 struct Inner {
-    answers: Vec<Answer>,
+    answers: Vec<Answered>,
     pending: usize,
     closed: bool,
     gates: HashMap<SessionId, Gate>,
@@ -87,7 +112,7 @@ impl Cell {
     }
 
     /// Hands answers to the stream, which sends them when it is polled.
-    pub(super) fn answer(&self, answers: Vec<Answer>) {
+    pub(super) fn answer(&self, answers: Vec<Answered>) {
         {
             let mut inner = self.inner.lock();
             if inner.closed {
@@ -129,72 +154,49 @@ impl<S> KeepAliveStream<S> {
         let mut renewed = Vec::with_capacity(sent.len());
         for answer in &sent {
             inner.note_sent(answer, now);
-            renewed.push(v1::Renewed {
-                session: answer.session.0,
-                number: answer.number.0,
-                outcome: answer.outcome.into(),
-                grant: answer.grant,
-            });
+            renewed.push(renewed_out(answer.session, answer.number, answer.answer));
         }
         drop(inner);
         self.count(&sent);
         Some(v1::KeepAliveResponse { renewed })
     }
 
-    fn count(&self, sent: &[Answer]) {
-        use v1::renewed::Outcome;
+    fn count(&self, sent: &[Answered]) {
         let metrics = self.keeper.metrics();
         metrics.renewals_waiting.dec_by(i64::try_from(sent.len()).unwrap_or(i64::MAX));
-        let kinds = [
-            (Outcome::Extended, "extended"),
-            (Outcome::SessionGone, "session_gone"),
-            (Outcome::NonceStale, "nonce_stale"),
-            (Outcome::NumberStale, "number_stale"),
-            (Outcome::Resend, "resend"),
-        ];
-        for (outcome, kind) in kinds {
-            let count = sent.iter().filter(|answer| answer.outcome == outcome).count();
-            if count > 0 {
-                metrics.renewals.get_or_create(&Kind { kind }).inc_by(count as u64);
-            }
+        let mut counts = [0_u64; KINDS.len()];
+        for answer in sent {
+            counts[answer.kind()] += 1;
+        }
+        for (kind, count) in KINDS.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
+            metrics.renewals.get_or_create(&Kind { kind }).inc_by(count);
         }
     }
 
-    /// Takes one message; returns whether it held anything.
-    fn take_message(&self, message: v1::KeepAliveRequest) {
-        if message.renewals.is_empty() {
-            return;
+    /// Takes one message.
+    fn take_message(&self, message: &v1::KeepAliveRequest) -> Result<(), tonic::Status> {
+        let renewals = renewals(message)?;
+        if !renewals.is_empty() {
+            self.cell.inner.lock().pending += renewals.len();
+            self.keeper.take(&self.cell, renewals);
         }
-        let renewals: Vec<Renewal> = message.renewals.iter().map(renewal).collect();
-        self.cell.inner.lock().pending += renewals.len();
-        self.keeper.take(&self.cell, renewals);
-    }
-}
-
-fn renewal(wire: &v1::Renewal) -> Renewal {
-    Renewal {
-        session: SessionId(wire.session),
-        nonce: Nonce(wire.nonce),
-        number: RenewalNumber(wire.number),
-        acked: RenewalNumber(wire.acked),
-        known_grant: Revision(wire.known_grant),
+        Ok(())
     }
 }
 
 impl Inner {
-    fn note_sent(&mut self, answer: &Answer, now: Reading) {
-        use v1::renewed::Outcome;
-        match answer.outcome {
-            Outcome::Extended => {
-                if let Some(gate) = self.gates.get_mut(&answer.session) {
-                    gate.ack_sent(answer.number, now);
+    fn note_sent(&mut self, answered: &Answered, now: Reading) {
+        match answered.answer {
+            Answer::Outcome(RenewalOutcome::SessionGone) => {
+                self.gates.remove(&answered.session);
+            }
+            Answer::Outcome(RenewalOutcome::Extended { number, .. }) => {
+                if let Some(gate) = self.gates.get_mut(&answered.session) {
+                    gate.ack_sent(number, now);
                 }
             }
-            Outcome::SessionGone => {
-                self.gates.remove(&answer.session);
-            }
-            _ => {
-                if let Some(gate) = self.gates.get_mut(&answer.session) {
+            Answer::Outcome(_) | Answer::Resend => {
+                if let Some(gate) = self.gates.get_mut(&answered.session) {
                     gate.resend_sent(now);
                 }
             }
@@ -219,7 +221,12 @@ where
             }
             reads += 1;
             match Pin::new(&mut self.incoming).poll_next(cx) {
-                Poll::Ready(Some(Ok(message))) => self.take_message(message),
+                Poll::Ready(Some(Ok(message))) => {
+                    if let Err(invalid) = self.take_message(&message) {
+                        self.ended = true;
+                        return Poll::Ready(Some(Err(invalid)));
+                    }
+                }
                 // A client that vanished gets no answers; what it renewed still counts.
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(None),
                 Poll::Ready(None) => self.ended = true,
