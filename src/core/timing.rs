@@ -50,7 +50,7 @@ impl Timing {
         election_min_ms: 500,
         election_max_ms: 1_000,
         commit_tick_ms: 50,
-        round_ms: 200,
+        round_ms: 160,
         dial_ms: 300,
     };
 

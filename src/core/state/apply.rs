@@ -162,7 +162,7 @@ impl State {
     }
 
     /// Runs `handler`; rolls back and says why if it left the state broken.
-    fn attempt(
+    pub(super) fn attempt(
         &mut self,
         revision: Revision,
         by: &Principal,

@@ -290,29 +290,36 @@ pub(super) fn proclaim(
     Ok(Reply::Done { revision: draft.revision })
 }
 
-/// C8: takes back grants that nobody took up. The slow session goes nowhere: it must campaign again.
+/// C8: a grant that was never confirmed was never acted on, so it is taken back without a clock,
+/// *by ending the session*. Taking back the one grant and leaving the session open has a hole: [the
+/// renewal that names the grant is under way while the grant is taken back; it is committed after
+/// that, extends the session, and its acknowledgement tells the client that its grant is confirmed].
+/// An ended session answers `SessionGone`, which cannot be misread.
+///
+/// A session that leads another election on a confirmed grant may be acting there, so it is left to
+/// its ttl.
 pub(super) fn expire_grants(
     draft: &mut Draft<'_>,
     unused: &[UnusedGrant],
 ) -> Result<Reply, Rejection> {
     session::check_batch("grants in one entry", unused.len())?;
-    let mut count = 0;
-    for grant in unused {
-        let Some(row) = draft.rows().elections().get(&grant.election) else { continue };
-        let Some(holder) = row.holder.as_ref().filter(|holder| holder.epoch == grant.epoch) else {
-            continue;
-        };
-        let id = holder.session;
-        let known = draft.rows().sessions().get(&id).map_or(Revision(0), |row| row.known_grant);
-        // The second half keeps an entry from naming the very epoch it is about to grant.
-        if known >= grant.epoch.revision || grant.epoch.revision >= draft.revision {
-            continue;
-        }
-        let why = "its grant was not taken up in time";
-        leave(draft, &grant.election, &BTreeSet::from([id]), "election.lost", why);
-        count += 1;
-    }
-    Ok(Reply::Expired { count, revision: draft.revision })
+    let gone: BTreeSet<SessionId> =
+        unused.iter().filter_map(|grant| never_acted(draft, grant)).collect();
+    session::end(draft, &gone, "its grant was not taken up in time");
+    Ok(Reply::Expired { count: gone.len() as u32, revision: draft.revision })
+}
+
+/// The session of a grant that is in force and unconfirmed, if it has confirmed no other either.
+fn never_acted(draft: &Draft<'_>, grant: &UnusedGrant) -> Option<SessionId> {
+    let rows = draft.rows();
+    let holder = rows.elections().get(&grant.election)?.holder.as_ref()?;
+    let known = rows.sessions().get(&holder.session)?.known_grant;
+    let confirmed = |name: &ElectionName| {
+        let other = rows.elections().get(name).and_then(|row| row.holder.as_ref());
+        other.is_some_and(|other| other.session == holder.session && other.epoch.revision <= known)
+    };
+    let acts = rows.places_of(holder.session).iter().any(confirmed);
+    (holder.epoch == grant.epoch && !acts).then_some(holder.session)
 }
 
 pub(super) fn put(
@@ -348,7 +355,7 @@ pub(super) fn delete(
     let row = find(draft, name)?;
     check_expect("election", name.as_str(), Some(row.changed), expect)?;
     if let Some(session) = row.sessions().next() {
-        let by = format!("session {session} and {} more", row.sessions().count() - 1);
+        let by = format!("{} sessions, session {session} first", row.sessions().count());
         return Err(Rejection::InUse { what: "election".into(), name: name.to_string(), by });
     }
     draft.set_election(name, None);

@@ -215,6 +215,8 @@ fn partition(tables: &Tables, key: &PartitionKey) -> Result<(), Broken> {
     };
     let active = service.spec.topology == TopologyKind::ActiveActive;
     must(active, "S1: a partition of a service with one primary", at)?;
-    let declared = |owner: &InstanceName| service.spec.instances.iter().any(|instance| instance.name == *owner);
+    let declared = |owner: &InstanceName| {
+        service.spec.instances.iter().any(|instance| instance.name == *owner)
+    };
     must(row.owner.as_ref().is_none_or(declared), "an owner that is not declared", at)
 }

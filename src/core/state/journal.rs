@@ -150,7 +150,7 @@ impl<'a> Draft<'a> {
         if self.tables.cluster().is_bootstrapped() {
             return Ok(());
         }
-        let name = "it has no incarnation yet".to_owned();
+        let name = "not bootstrapped yet".to_owned();
         Err(Rejection::NotFound { what: "cluster".to_owned(), name })
     }
 

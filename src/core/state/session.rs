@@ -215,7 +215,7 @@ pub(super) fn expire(draft: &mut Draft<'_>, lapsed: &[Lapsed]) -> Result<Reply, 
 
 /// Ends all of `gone` together: an election that several of them held or waited in is given to the
 /// next once, and to none of them.
-fn end(draft: &mut Draft<'_>, gone: &BTreeSet<SessionId>, why: &str) {
+pub(super) fn end(draft: &mut Draft<'_>, gone: &BTreeSet<SessionId>, why: &str) {
     let elections: BTreeSet<_> =
         gone.iter().flat_map(|session| draft.rows().places_of(*session)).cloned().collect();
     for name in &elections {

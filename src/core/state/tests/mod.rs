@@ -1,0 +1,184 @@
+//! Tests of the state machine from the outside: entries in, `Applied` and snapshots out.
+#![allow(clippy::unwrap_used)]
+
+mod model;
+mod poison;
+mod script;
+mod speed;
+
+use crate::authz::{Principal, Role};
+use crate::command::{Command, Entry, Expect, Request};
+use crate::effect::Applied;
+use crate::id::{
+    ClientId, Incarnation, InstanceName, Locality, Nonce, PartitionName, Revision, Serial,
+    ServiceName, SessionId,
+};
+use crate::reply::Reply;
+use crate::spec::{
+    CoordinatorLoss, Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, Scope,
+    ServiceSpec, Survive, TooFewSync, TopologyKind,
+};
+use crate::state::State;
+use crate::time::WallMs;
+use crate::timing::Timing;
+
+/// A state that numbers its own entries.
+struct Bench {
+    state: State,
+    by: Principal,
+}
+
+impl Bench {
+    fn empty() -> Self {
+        Self { state: State::default(), by: Principal::new(Role::Client, "ann") }
+    }
+
+    fn new() -> Self {
+        let mut bench = Self::empty();
+        let incarnation = Incarnation { counter: 1, id: 7 };
+        let timing = Timing::LAN;
+        bench.run(Command::Bootstrap { incarnation, cluster: "lab".into(), timing });
+        bench
+    }
+
+    fn run(&mut self, command: Command) -> Applied {
+        self.run_as(None, command)
+    }
+
+    fn run_as(&mut self, lane: Option<(u64, u64)>, command: Command) -> Applied {
+        let request = lane
+            .map(|(client, serial)| Request { client: ClientId(client), serial: Serial(serial) });
+        let entry = Entry::new(WallMs(1_000), self.by.clone(), request, &command);
+        self.raw(&entry.encode())
+    }
+
+    fn raw(&mut self, bytes: &[u8]) -> Applied {
+        let revision = self.state.revision().next();
+        let applied = self.state.apply(revision, bytes);
+        self.state.check().unwrap();
+        applied
+    }
+
+    fn open(&mut self, nonce: u64) -> SessionId {
+        match self.run(open_session(5_000, nonce)).reply {
+            Reply::SessionOpened { session, .. } => session,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn open_session(ttl_ms: u64, nonce: u64) -> Command {
+    Command::OpenSession {
+        ttl_ms,
+        renew_interval_ms: 300,
+        fence_budget_ms: 250,
+        nonce: Nonce(nonce),
+        label: "test".into(),
+    }
+}
+
+fn campaign(election: &str, session: SessionId, nonce: u64, priority: i32) -> Command {
+    Command::Campaign {
+        election: election.parse().unwrap(),
+        session,
+        nonce: Nonce(nonce),
+        priority,
+        locality: Locality::default(),
+        value: b"here".to_vec(),
+    }
+}
+
+fn service(name: &str, instances: &[&str], partitions: &[&str]) -> ServiceSpec {
+    let instance = |(at, name): (usize, &&str)| InstanceSpec {
+        name: InstanceName::parse(name).unwrap(),
+        locality: Locality { region: "r".into(), zone: format!("z{at}"), host: format!("h{at}") },
+        address: format!("db{at}.example.org:5432"),
+        priority: 1,
+    };
+    let active = !partitions.is_empty();
+    ServiceSpec {
+        name: ServiceName::parse(name).unwrap(),
+        description: String::new(),
+        engine: if active { Engine::Exec } else { Engine::Postgres },
+        topology: if active { TopologyKind::ActiveActive } else { TopologyKind::ActivePassive },
+        instances: instances.iter().enumerate().map(instance).collect(),
+        partitions: partitions.iter().map(|name| PartitionName::parse(name).unwrap()).collect(),
+        policy: Policy {
+            mode: Mode::Lease,
+            ttl_ms: 10_000,
+            sync_standbys: 0,
+            min_sync_standbys: 0,
+            on_too_few_sync: TooFewSync::Block,
+            on_coordinator_loss: CoordinatorLoss::Stop,
+            loss_bound: LossBound { max_bytes: 0, max_ms: 11_000, on_violation: OnViolation::Ask },
+            max_failover_scope: Scope::Region,
+            survive: Survive::Instance,
+            restart_grace_ms: 10_000,
+            failover_cooldown_ms: 60_000,
+        },
+    }
+}
+
+fn put_service(spec: ServiceSpec) -> Command {
+    Command::PutService { spec: Box::new(spec), expect: Expect::Any }
+}
+
+#[test]
+fn a_revision_that_does_not_rise_changes_nothing() {
+    let mut bench = Bench::new();
+    bench.open(1);
+    let before = bench.state.encode_snapshot();
+    let entry = Entry::new(WallMs(0), bench.by.clone(), None, &open_session(5_000, 2)).encode();
+    for revision in [0, 1, 2] {
+        let applied = bench.state.apply(Revision(revision), &entry);
+        assert!(matches!(applied.reply, Reply::Rejected(_)), "{applied:?}");
+        bench.state.apply_blank(Revision(revision));
+        bench.state.apply_membership(Revision(revision), &[], &[]);
+    }
+    assert_eq!(bench.state.encode_snapshot(), before);
+}
+
+#[test]
+fn behind_the_barrier_nothing_is_applied_not_even_the_revision() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.state.barrier(), None);
+    bench.run(Command::RaiseFeatureLevel { to: 2 });
+    assert!(bench.state.barrier().is_some());
+    let before = (bench.state.revision(), bench.state.rolling_hash());
+    let applied = bench.run(open_session(5_000, 1));
+    assert!(matches!(applied.reply, Reply::Rejected(_)), "{applied:?}");
+    bench.state.apply_blank(Revision(100));
+    assert_eq!((bench.state.revision(), bench.state.rolling_hash()), before);
+    let error = State::decode_snapshot(&bench.state.encode_snapshot()).unwrap_err();
+    assert!(error.to_string().contains("feature level 2"), "{error}");
+}
+
+#[test]
+fn a_renewal_under_way_cannot_confirm_a_grant_that_was_taken_back() {
+    use crate::command::{Renewal, UnusedGrant};
+    use crate::id::RenewalNumber;
+    use crate::reply::RenewalOutcome;
+    let mut bench = Bench::new();
+    let (first, second) = (bench.open(1), bench.open(2));
+    let Reply::Granted { epoch, .. } = bench.run(campaign("e", first, 1, 0)).reply else {
+        panic!("nobody led")
+    };
+    bench.run(campaign("e", second, 2, 0));
+    let election: crate::id::ElectionName = "e".parse().unwrap();
+    let unused = vec![UnusedGrant { election: election.clone(), epoch }];
+    bench.run(Command::ExpireGrants { unused });
+    let late = Renewal {
+        session: first,
+        nonce: Nonce(1),
+        number: RenewalNumber(1),
+        acked: RenewalNumber(0),
+        known_grant: epoch.revision,
+    };
+    let applied = bench.run(Command::RenewSessions { renewals: vec![late] });
+    let revision = applied.revision;
+    let outcomes = vec![RenewalOutcome::SessionGone];
+    assert_eq!(applied.reply, Reply::Renewed { outcomes, revision });
+    let holder = bench.state.elections()[&election].holder.clone().unwrap();
+    assert_eq!(holder.session, second);
+    assert!(holder.epoch > epoch);
+}
