@@ -1,1 +1,66 @@
-//! regent-cli
+//! regent-cli: the verbs of `regent`, for people (tables) and programs (`-o json`).
+//!
+//! A verb asks the cluster, prints what it was told, and ends with an exit code that says what
+//! became of it: 0 done, 1 refused, 2 usage, 3 unreachable, 4 internal. It decides nothing: what
+//! may be done is decided by the nodes, and what is wrong with a declaration by `regent-core`.
+//!
+//! - [`args`]: the command line. [`command`]: one file per verb.
+//! - [`connect`]: from flags, environment and `client.toml` to channels.
+//! - [`declare`]: service files.
+//! - [`error`]: what failed, why, one hint, exit code.
+//! - [`follow`]: watches without gaps.
+//! - [`render`]: tables and JSON.
+
+pub mod args;
+pub mod command;
+pub mod config;
+pub mod connect;
+pub mod declare;
+pub mod duration;
+pub mod error;
+pub mod follow;
+pub mod reference;
+pub mod render;
+pub mod suggest;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::Cli;
+use crate::command::Context;
+
+/// Parses the command line, runs the verb, prints the error if there is one.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors; clap knows which stream each belongs to.
+            let code = if error.use_stderr() { error::Kind::Usage.exit_code() } else { 0 };
+            return match error.print() {
+                Ok(()) => ExitCode::from(code),
+                Err(_) => ExitCode::from(error::Kind::Internal.exit_code()),
+            };
+        }
+    };
+    run(cli)
+}
+
+fn run(cli: Cli) -> ExitCode {
+    let context = Context::new(cli.globals);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let error =
+                error::CliError::internal("cannot start the async runtime").caused_by(error);
+            return context.fail(&error);
+        }
+    };
+    let result = runtime.block_on(command::dispatch(&context, cli.command));
+    // Threads that still wait for a blocking read (stdin, a slow disk) must not hold the exit.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => context.fail(&error),
+    }
+}

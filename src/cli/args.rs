@@ -1,0 +1,125 @@
+//! The command line of `regent`: global options and the list of verbs. The options of a verb stand
+//! in the verb's own file.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::command;
+use crate::render::Format;
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 refused, 2 usage, 3 unreachable, 4 internal.
+
+Try it:
+  regent demo                                  a cluster, a lease that moves, a timeline; 30 s
+  regent lab up --dir /tmp/lab --nodes-only    three nodes on this machine
+  regent lab exec --dir /tmp/lab -- status     any verb, with the lab's own identity
+";
+
+/// Decides who is primary, proves that nobody else is, and says where to go.
+#[derive(Debug, Parser)]
+#[command(name = "regent", version, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(propagate_version = true, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options that every verb understands.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every verb understands.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Globals {
+    /// Nodes to ask, any of them: host:port, separated by commas
+    #[arg(
+        long,
+        global = true,
+        env = "REGENT_ENDPOINTS",
+        value_delimiter = ',',
+        value_name = "HOST:PORT"
+    )]
+    pub endpoints: Vec<String>,
+    /// Certificate chain (PEM) that says who you are
+    #[arg(long, global = true, env = "REGENT_CERT", value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Private key (PEM) of --cert
+    #[arg(long, global = true, env = "REGENT_KEY", value_name = "FILE", hide_env_values = true)]
+    pub key: Option<PathBuf>,
+    /// Certificate authorities (PEM) that the nodes must be signed by
+    #[arg(long, global = true, env = "REGENT_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Trust domain of the cluster [default: the one of --cert]
+    #[arg(long, global = true, env = "REGENT_TRUST_DOMAIN", value_name = "NAME")]
+    pub trust_domain: Option<String>,
+    /// File with the options above, for those who do not like to repeat them
+    #[arg(long, global = true, env = "REGENT_CONFIG", value_name = "CLIENT.TOML")]
+    pub config: Option<PathBuf>,
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    pub output: Format,
+    /// How long one request may take, retries included: 500ms, 10s, 1m
+    #[arg(long, global = true, default_value = "10s", value_parser = crate::duration::parse)]
+    pub timeout: Duration,
+    /// Say more on stderr; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a coordinator node
+    Server(command::server::Args),
+    /// Show the cluster: who leads, who follows, what is wrong
+    Status(command::status::Args),
+    /// Declare, show and watch services
+    #[command(subcommand)]
+    Services(command::services::Verb),
+    /// Campaign for a lease, hold it, watch who has it
+    #[command(subcommand)]
+    Election(command::election::Verb),
+    /// Change which nodes make up the cluster
+    #[command(subcommand)]
+    Members(command::members::Verb),
+    /// Save the replicated state to a file
+    Backup(command::backup::Args),
+    /// Begin a new cluster from a backup
+    Restore(command::restore::Args),
+    /// Bring a cluster back that lost its majority for good
+    Recover(command::recover::Args),
+    /// Read, verify and export the audit chain
+    #[command(subcommand)]
+    Audit(command::audit::Verb),
+    /// Make and renew certificates, for those who have no authority of their own
+    #[command(subcommand)]
+    Pki(command::pki::Verb),
+    /// Measure a cluster
+    #[command(subcommand)]
+    Bench(command::bench::Verb),
+    /// A whole playground on this machine
+    #[command(subcommand)]
+    Lab(command::lab::Verb),
+    /// Show in half a minute what Regent does
+    Demo(command::demo::Args),
+    /// Print a completion script for a shell
+    Completions(command::completions::Args),
+    /// For Regent's own build
+    #[command(subcommand, hide = true)]
+    Internal(command::internal::Verb),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_in_every_verb() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,310 @@
+//! `regent lab ...`: a whole playground on this machine, for people and for programs.
+
+use std::path::PathBuf;
+
+use clap::Parser as _;
+use regent_lab::process::Life;
+use regent_lab::{Connections, Lab, LabError, Plan, Profile, View};
+use serde_json::{Value, json};
+
+use super::{Context, dispatch};
+use crate::args::{Cli, Globals};
+use crate::duration;
+use crate::error::{CliError, Context as _, Outcome};
+use crate::render::table::Table;
+
+/// The verbs.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Make a lab: certificates, three nodes in three zones, ready to use
+    #[command(after_help = "\
+Examples:
+  regent lab up --dir /tmp/lab --nodes-only
+  regent lab up --dir /tmp/lab --nodes-only --nodes 5 --profile fast -o json
+  regent lab exec --dir /tmp/lab -- election campaign billing --value me --hold
+  regent lab down --dir /tmp/lab
+
+-o json prints one object: nodes (id, zone, grpc, http, pid), certificates, dir.
+")]
+    Up(Up),
+    /// Show what runs: processes, roles, leader
+    Status(Dir),
+    /// Run any verb with the lab's identity
+    #[command(after_help = "\
+Examples:
+  regent lab exec --dir /tmp/lab -- status
+  regent lab exec --dir /tmp/lab --as client -- election campaign billing --value me --hold
+")]
+    Exec(Exec),
+    /// Start dead nodes, thaw frozen ones, wait until all is well
+    Heal(Dir),
+    /// End the lab's processes and remove its directory
+    Down(Dir),
+}
+
+/// Which lab.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Dir {
+    /// Directory of the lab
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// Options of `lab up`.
+#[derive(Debug, clap::Args)]
+pub struct Up {
+    /// Directory of the lab: new, or empty
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Coordinator nodes only, no database
+    #[arg(long)]
+    pub nodes_only: bool,
+    /// How many nodes
+    #[arg(long, default_value_t = 3)]
+    pub nodes: u64,
+    /// How fast the nodes find a new leader
+    #[arg(long, value_enum, default_value_t)]
+    pub profile: ProfileName,
+}
+
+/// A Raft profile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ProfileName {
+    /// Zones of one region
+    #[default]
+    Lan,
+    /// One building
+    Fast,
+    /// Regions
+    Wan,
+}
+
+impl From<ProfileName> for Profile {
+    fn from(name: ProfileName) -> Self {
+        match name {
+            ProfileName::Lan => Self::Lan,
+            ProfileName::Fast => Self::Fast,
+            ProfileName::Wan => Self::Wan,
+        }
+    }
+}
+
+/// Options of `lab exec`.
+#[derive(Debug, clap::Args)]
+pub struct Exec {
+    /// Directory of the lab
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// With which of the lab's identities
+    #[arg(long = "as", value_enum, default_value_t, value_name = "ROLE")]
+    pub identity: Identity,
+    /// The verb and its options
+    #[arg(last = true, required = true, value_name = "VERB")]
+    pub verb: Vec<String>,
+}
+
+/// An identity that every lab has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Identity {
+    /// Everything a person may do
+    #[default]
+    Admin,
+    /// Declares services, runs operations
+    Operator,
+    /// Campaigns and holds leases
+    Client,
+    /// Reads everything
+    Auditor,
+}
+
+/// Runs one of them.
+pub async fn run(context: &Context, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Up(args) => up(context, args).await,
+        Verb::Status(args) => status(context, args).await,
+        Verb::Exec(args) => exec(context, args).await,
+        Verb::Heal(args) => heal(context, args).await,
+        Verb::Down(args) => down(context, args).await,
+    }
+}
+
+async fn up(context: &Context, args: Up) -> Outcome {
+    if !args.nodes_only {
+        return Err(CliError::usage("cannot make a lab with databases")
+            .because("instances come with the PostgreSQL part of Regent, which is not built yet")
+            .hint("add --nodes-only for the coordinator nodes alone"));
+    }
+    let plan = Plan {
+        dir: args.dir,
+        binary: own_binary()?,
+        nodes: args.nodes,
+        profile: args.profile.into(),
+    };
+    let (lab, view) =
+        regent_lab::up(&plan).await.map_err(|error| from_lab("cannot make the lab", error))?;
+    context.out.value(
+        || as_json(&view),
+        || {
+            let dir = lab.dir.display();
+            format!(
+                "{}\ntry: regent lab exec --dir {dir} -- status\nend: regent lab down --dir {dir}",
+                as_text(&view)
+            )
+        },
+    );
+    Ok(())
+}
+
+async fn status(context: &Context, args: Dir) -> Outcome {
+    let lab = open(&args.dir)?;
+    let connections = connect(&lab)?;
+    let view = regent_lab::view(&lab, &connections).await;
+    context.out.value(|| as_json(&view), || as_text(&view));
+    Ok(())
+}
+
+async fn exec(context: &Context, args: Exec) -> Outcome {
+    let lab = open(&args.dir)?;
+    let words = std::iter::once("regent".to_owned()).chain(args.verb);
+    let cli = Cli::try_parse_from(words).map_err(|error| {
+        CliError::usage("cannot run this verb").because(error.to_string().trim().to_owned())
+    })?;
+    let identity = Identity::pair(args.identity, &lab);
+    let given = cli.globals;
+    // The lab's settings, all of them: an environment variable meant for another cluster must not
+    // reach this one. What the verb itself was told about output and time stays.
+    let globals = Globals {
+        endpoints: lab.endpoints(),
+        cert: Some(identity.cert),
+        key: Some(identity.key),
+        ca: Some(lab.certificates().ca),
+        trust_domain: Some(lab.trust_domain.clone()),
+        config: None,
+        output: if context.out.is_json() { context.out.format } else { given.output },
+        timeout: given.timeout,
+        verbose: given.verbose.max(context.globals.verbose),
+    };
+    dispatch(&Context::new(globals), cli.command).await
+}
+
+impl Identity {
+    /// Its files in a lab.
+    pub fn pair(self, lab: &Lab) -> regent_lab::layout::Pair {
+        let certificates = lab.certificates();
+        match self {
+            Self::Admin => certificates.admin,
+            Self::Operator => certificates.operator,
+            Self::Client => certificates.client,
+            Self::Auditor => certificates.auditor,
+        }
+    }
+}
+
+async fn heal(context: &Context, args: Dir) -> Outcome {
+    let (_, view, healed) = regent_lab::heal(&args.dir)
+        .await
+        .map_err(|error| from_lab("cannot heal the lab", error))?;
+    context.out.value(
+        || {
+            let mut value = as_json(&view);
+            value["started"] = json!(healed.started);
+            value["thawed"] = json!(healed.thawed);
+            value
+        },
+        || {
+            let list = |nodes: &[u64]| match nodes {
+                [] => "none".to_owned(),
+                some => some.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
+            };
+            format!(
+                "started: {}; thawed: {}\n{}",
+                list(&healed.started),
+                list(&healed.thawed),
+                as_text(&view)
+            )
+        },
+    );
+    Ok(())
+}
+
+async fn down(context: &Context, args: Dir) -> Outcome {
+    let ended =
+        regent_lab::down(&args.dir).await.map_err(|error| from_lab("cannot end the lab", error))?;
+    let dir = args.dir.display();
+    context.out.value(
+        || json!({ "dir": args.dir, "ended": ended }),
+        || format!("{ended} processes ended, {dir} removed"),
+    );
+    Ok(())
+}
+
+/// The binary that runs now: the lab's servers are the same.
+pub fn own_binary() -> Outcome<PathBuf> {
+    std::env::current_exe().or_internal(|| "cannot find this program's own file".to_owned())
+}
+
+/// Opens a lab for a verb.
+pub fn open(dir: &std::path::Path) -> Outcome<Lab> {
+    Lab::open(dir).map_err(|error| from_lab("cannot use the lab", error.into()))
+}
+
+/// Connections with the lab's admin identity.
+pub fn connect(lab: &Lab) -> Outcome<Connections> {
+    Connections::new(lab, &lab.certificates().admin)
+        .or_internal(|| "cannot use the lab's certificates".to_owned())
+}
+
+/// What a lab's error means to a person.
+pub fn from_lab(what: &str, error: LabError) -> CliError {
+    use regent_lab::layout::OpenError;
+    let (base, hint) = match &error {
+        LabError::Exists { .. } => {
+            (CliError::refused(what), "end it first: `regent lab down --dir D`")
+        }
+        LabError::NotEmpty { .. } => (CliError::refused(what), "name a new directory"),
+        LabError::Open(OpenError::None { .. }) => {
+            (CliError::usage(what), "make one: `regent lab up --dir D --nodes-only`")
+        }
+        LabError::Size { .. } => (CliError::usage(what), "3 and 5 are the usual sizes"),
+        LabError::NotReady { .. } => {
+            (CliError::unreachable(what), "look at `regent lab status` and the nodes' logs")
+        }
+        LabError::Ports => (CliError::internal(what), "see which programs listen on 20000-32000"),
+        _ => (CliError::internal(what), ""),
+    };
+    base.caused_by(error).hint(hint)
+}
+
+fn as_json(view: &View) -> Value {
+    serde_json::to_value(view).expect("a view is plain data")
+}
+
+fn as_text(view: &View) -> String {
+    let mut table = Table::new([
+        "node", "zone", "role", "process", "pid", "grpc", "http", "applied", "memory", "cpu",
+    ]);
+    for node in &view.nodes {
+        let life = match node.life {
+            Life::Running => "runs",
+            Life::Frozen => "FROZEN",
+            Life::Dead => "DEAD",
+        };
+        table.row([
+            node.id.to_string(),
+            node.zone.clone(),
+            node.role.clone(),
+            life.to_owned(),
+            node.pid.map(|pid| pid.to_string()).unwrap_or_default(),
+            node.grpc.clone(),
+            node.http.clone(),
+            node.applied.to_string(),
+            node.usage.map(|usage| format!("{} MiB", usage.rss_kib / 1024)).unwrap_or_default(),
+            node.usage.map(|usage| duration::human(usage.cpu_ms)).unwrap_or_default(),
+        ]);
+    }
+    let leader = match view.leader {
+        0 => "nobody leads".to_owned(),
+        leader => format!("node {leader} leads"),
+    };
+    format!("{table}{leader}\n")
+}

@@ -1,0 +1,180 @@
+//! `regent members ...`: which nodes make up the cluster.
+
+use regent_rpc::pb::v1;
+use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
+use serde_json::json;
+
+use super::Context;
+use crate::connect::Cluster;
+use crate::error::Outcome;
+use crate::render::table::Table;
+use crate::render::{json, text};
+
+/// The verbs.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Show all members
+    List,
+    /// Add a running node as a learner: it copies the state, but does not vote
+    #[command(after_help = "\
+Example: a fourth node
+  regent members add --address db4:7400 --http-address db4:7480 --zone d
+  regent members promote 57
+
+The node must run (`regent server` with an empty data directory). A node whose disk was lost or
+went back in time comes back under a new id: remove the old one, add the new one.
+")]
+    Add(Add),
+    /// Make a learner that has caught up a voter
+    Promote {
+        /// Its id, as `members list` shows it
+        node: u64,
+    },
+    /// Remove a member; refused when what is left could not elect a leader
+    Remove {
+        /// Its id
+        node: u64,
+    },
+    /// Hand the leadership of Raft to another voter
+    TransferLeader {
+        /// To which node; default: the most caught-up other voter
+        #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NODE")]
+        to: u64,
+    },
+}
+
+/// Options of `members add`.
+#[derive(Debug, clap::Args)]
+pub struct Add {
+    /// host:port of its gRPC port
+    #[arg(long, value_name = "HOST:PORT")]
+    pub address: String,
+    /// host:port of its HTTP port (metrics, health)
+    #[arg(long, value_name = "HOST:PORT", default_value = "", hide_default_value = true)]
+    pub http_address: String,
+    /// Region it is in
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub region: String,
+    /// Zone it is in
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub zone: String,
+    /// Host it is on
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub host: String,
+    /// A name for people
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub label: String,
+}
+
+/// Runs one of them.
+pub async fn run(context: &Context, verb: Verb) -> Outcome {
+    let cluster = Cluster::open(&context.globals)?;
+    match verb {
+        Verb::List => list(context, &cluster).await,
+        Verb::Add(add) => self::add(context, &cluster, add).await,
+        Verb::Promote { node } => {
+            let what = format!("promote node {node}");
+            let answer = cluster
+                .act(&what, |channel| async move {
+                    let request = v1::PromoteMemberRequest { node };
+                    ClusterServiceClient::new(channel).promote_member(request).await
+                })
+                .await?;
+            let value = || json!({ "node": node, "stamp": json::stamp(&answer.stamp) });
+            context.out.value(value, || format!("node {node} votes now"));
+            Ok(())
+        }
+        Verb::Remove { node } => {
+            let what = format!("remove node {node}");
+            let answer = cluster
+                .act(&what, |channel| async move {
+                    let request = v1::RemoveMemberRequest { node };
+                    ClusterServiceClient::new(channel).remove_member(request).await
+                })
+                .await?;
+            let value = || json!({ "node": node, "stamp": json::stamp(&answer.stamp) });
+            context.out.value(value, || format!("node {node} is no member any more; stop it"));
+            Ok(())
+        }
+        Verb::TransferLeader { to } => {
+            let answer = cluster
+                .act("transfer the leadership", |channel| async move {
+                    let request = v1::TransferLeaderRequest { to };
+                    ClusterServiceClient::new(channel).transfer_leader(request).await
+                })
+                .await?;
+            let leader = answer.leader;
+            let value = || json!({ "leader": leader, "stamp": json::stamp(&answer.stamp) });
+            context.out.value(value, || format!("node {leader} leads now"));
+            Ok(())
+        }
+    }
+}
+
+async fn list(context: &Context, cluster: &Cluster) -> Outcome {
+    let answer = cluster
+        .ask("list the members", |channel| async move {
+            ClusterServiceClient::new(channel).list_members(v1::ListMembersRequest {}).await
+        })
+        .await?;
+    let members = &answer.members;
+    context.out.table(
+        || {
+            json!({
+                "stamp": json::stamp(&answer.stamp),
+                "members": members.iter().map(json::member).collect::<Vec<_>>(),
+            })
+        },
+        || {
+            let mut table =
+                Table::new(["node", "role", "behind", "address", "http", "where", "label"]);
+            for member in members {
+                let role = match (member.leader, member.voter) {
+                    (true, _) => "leader",
+                    (false, true) => "voter",
+                    (false, false) => "learner",
+                };
+                table.row([
+                    member.id.to_string(),
+                    role.into(),
+                    member.behind.map(|behind| behind.to_string()).unwrap_or_default(),
+                    member.address.clone(),
+                    member.http_address.clone(),
+                    text::locality(&member.locality),
+                    member.label.clone(),
+                ]);
+            }
+            table
+        },
+    );
+    Ok(())
+}
+
+async fn add(context: &Context, cluster: &Cluster, add: Add) -> Outcome {
+    let request = v1::AddMemberRequest {
+        request: cluster.request(),
+        address: add.address.clone(),
+        http_address: add.http_address,
+        locality: Some(v1::Locality { region: add.region, zone: add.zone, host: add.host }),
+        label: add.label,
+    };
+    let what = format!("add the node at {}", add.address);
+    let answer = cluster
+        .ask(&what, |channel| {
+            let request = request.clone();
+            async move { ClusterServiceClient::new(channel).add_member(request).await }
+        })
+        .await?;
+    let node = answer.node;
+    context.out.value(
+        || json!({ "node": node, "stamp": json::stamp(&answer.stamp) }),
+        || {
+            format!(
+                "node {node} at {} is a learner now\nonce it has caught up (`regent members list`): \
+                 regent members promote {node}",
+                add.address
+            )
+        },
+    );
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! The verbs, one file each, and what they share: the global options and where to print.
+
+pub mod audit;
+pub mod backup;
+pub mod bench;
+pub mod completions;
+pub mod demo;
+pub mod election;
+pub mod internal;
+pub mod lab;
+pub mod members;
+pub mod pki;
+pub mod recover;
+pub mod restore;
+pub mod server;
+pub mod services;
+pub mod status;
+
+use std::process::ExitCode;
+
+use futures::future::BoxFuture;
+
+use crate::args::{Command, Globals};
+use crate::error::{CliError, Outcome};
+use crate::render::Output;
+
+/// What every verb is given.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The global options.
+    pub globals: Globals,
+    /// Where to print.
+    pub out: Output,
+}
+
+impl Context {
+    /// A context with these options.
+    pub fn new(globals: Globals) -> Self {
+        let out = Output { format: globals.output };
+        Self { globals, out }
+    }
+
+    /// Prints the error and says which exit code it means.
+    pub fn fail(&self, error: &CliError) -> ExitCode {
+        self.out.error(error);
+        ExitCode::from(error.kind.exit_code())
+    }
+}
+
+/// Runs a verb. Boxed because `lab exec` runs a verb inside a verb.
+pub fn dispatch(context: &Context, command: Command) -> BoxFuture<'_, Outcome> {
+    Box::pin(async move {
+        match command {
+            Command::Server(args) => server::run(context, args).await,
+            Command::Status(args) => status::run(context, args).await,
+            Command::Services(verb) => services::run(context, verb).await,
+            Command::Election(verb) => election::run(context, verb).await,
+            Command::Members(verb) => members::run(context, verb).await,
+            Command::Backup(args) => backup::run(context, args).await,
+            Command::Restore(args) => restore::run(context, args).await,
+            Command::Recover(args) => recover::run(context, args).await,
+            Command::Audit(verb) => audit::run(context, verb).await,
+            Command::Pki(verb) => pki::run(context, verb).await,
+            Command::Bench(verb) => bench::run(context, verb).await,
+            Command::Lab(verb) => lab::run(context, verb).await,
+            Command::Demo(args) => demo::run(context, args).await,
+            Command::Completions(args) => completions::run(context, &args),
+            Command::Internal(verb) => internal::run(context, &verb),
+        }
+    })
+}
