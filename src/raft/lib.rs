@@ -30,7 +30,7 @@ mod types;
 mod wire;
 
 #[cfg(test)]
-mod tests;
+mod testing;
 
 pub use config::{ConsensusConfig, RunMode, StartError};
 pub use consensus::Consensus;

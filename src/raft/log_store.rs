@@ -91,7 +91,7 @@ impl Log {
     /// The slots of `start..end`, as positions.
     fn positions(&self, start: u64, end: u64) -> std::ops::Range<usize> {
         let first = self.first();
-        let at = |index: u64| (index.saturating_sub(first) as usize).min(self.slots.len());
+        let at = |index: u64| (index.saturating_sub(first)).min(self.slots.len() as u64) as usize;
         let from = at(start);
         from..at(end).max(from)
     }
@@ -289,7 +289,8 @@ impl RaftLogStorage<Types> for LogStore {
             records.extend(log.take_committed());
             for entry in entries {
                 let index = entry.index();
-                let due = log.last().map_or(0, |id| id.index() + 1);
+                // An empty log may begin anywhere; openraft has checked what comes before it.
+                let due = log.last().map_or(index, |id| id.index() + 1);
                 if index != due {
                     let text = format!("entry {index} where {due} was due");
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, text));

@@ -106,14 +106,15 @@ pub(crate) fn decode_head(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use openraft::EntryPayload;
-    use openraft::vote::leader_id_adv::CommittedLeaderId;
+    use openraft::impls::leader_id_adv::LeaderId;
+    use openraft::vote::RaftLeaderId as _;
     use proptest::prelude::*;
 
     use super::*;
     use crate::types::{Entry, Payload};
 
     fn id(term: u64, index: u64) -> LogId {
-        LogId::new(CommittedLeaderId::new(term, 1), index)
+        LogId::new(LeaderId::new(term, 1), index)
     }
 
     fn request(indexes: &[u64]) -> AppendEntriesRequest<Types> {

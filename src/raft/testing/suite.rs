@@ -1,0 +1,51 @@
+//! openraft's own tests of a log store, on ours.
+
+use std::sync::Arc;
+
+use openraft::StorageError;
+use openraft::async_runtime::AsyncRuntime as _;
+use openraft::testing::log::{StoreBuilder, Suite};
+use parking_lot::{Mutex, RwLock};
+use regent_core::id::Revision;
+use regent_core::state::State;
+
+use super::mesh::Heard;
+use crate::log_store::LogStore;
+use crate::machine::{Machine, Shared};
+use crate::runtime::Rt;
+use crate::store::sim_disk::SimDisk;
+use crate::store::snapshot::SnapshotDir;
+use crate::store::wal::{Wal, WalOptions};
+use crate::store::writer::Writer;
+use crate::types::Types;
+
+struct Builder;
+
+impl StoreBuilder<Types, LogStore, Machine> for Builder {
+    async fn build(&self) -> Result<((), LogStore, Machine), StorageError<Types>> {
+        let vfs = Arc::new(SimDisk::new());
+        let options = WalOptions { segment_bytes: 64 * 1024, salt: 1 };
+        let (wal, recovered) =
+            Wal::open(vfs.clone(), "/data/log".as_ref(), options).expect("an empty log");
+        let (writer, driver) = Writer::task(wal, |_| async {});
+        tokio::spawn(driver);
+        let log = LogStore::new(writer, recovered).expect("nothing to read");
+        let snapshots = SnapshotDir::open(vfs, "/data/snapshots".as_ref()).expect("an empty disk");
+        let shared = Shared {
+            state: Arc::new(RwLock::new(State::default())),
+            sink: Arc::new(Heard::default()),
+            applied: tokio::sync::watch::Sender::new(Revision(0)),
+            snapshots: Mutex::new(snapshots),
+            stopped: Mutex::default(),
+            problem: Mutex::default(),
+        };
+        let machine =
+            Machine { shared: Arc::new(shared), last: None, membership: Default::default() };
+        Ok(((), log, machine))
+    }
+}
+
+#[test]
+fn the_log_store_passes_the_suite_of_its_engine() {
+    Rt::run(Suite::test_all(Builder)).expect("the suite passes");
+}
