@@ -35,8 +35,8 @@ pub(super) const MAX_BODY_BYTES: usize = 1024 * 1024 * 1024;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"RGrp");
 const FILL: u8 = 0xA5;
-// The last four bytes of a head are never zero, so that a head of which only the front was written
-// is told from one that was damaged.
+// The last byte of a head is never zero, nor made zero by one bit, so that a head of which only the
+// front was written is told from one that was damaged.
 const KIND_GROUP: u16 = 0xA501;
 const KIND_MARK: u16 = 0xA502;
 
@@ -99,7 +99,11 @@ impl Head {
             && u32_at(bytes, 4) == salted_crc(salt, &bytes[8..])
             && (kind == KIND_GROUP || kind == KIND_MARK);
         if !intact {
-            return if kind == 0 { HeadState::Partial } else { HeadState::Damaged };
+            return if bytes[HEAD_BYTES - 1] == 0 {
+                HeadState::Partial
+            } else {
+                HeadState::Damaged
+            };
         }
         HeadState::Intact(Head {
             group: u64_at(bytes, 8),

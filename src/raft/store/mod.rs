@@ -25,6 +25,8 @@ mod sabotage;
 pub mod segment;
 pub mod sim_disk;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 pub mod vfs;
 pub mod wal;
 pub mod writer;

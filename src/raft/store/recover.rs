@@ -200,6 +200,13 @@ impl OpenSegment {
     fn open(vfs: &dyn Vfs, dir: &Path, number: u64) -> Result<Self, OpenError> {
         let path = dir.join(segment::name(number));
         let (header, reader) = open_header(vfs, &path)?;
+        if header.bytes > reader.file_bytes {
+            return Err(OpenError::Corrupt {
+                file: path,
+                offset: reader.file_bytes,
+                what: format!("the file was cut, it had {} bytes", header.bytes),
+            });
+        }
         if header.number != number {
             return Err(OpenError::Corrupt {
                 file: path,

@@ -25,7 +25,7 @@ pub(super) const NEW_NAME: &str = "wal-new.tmp";
 pub(super) const AHEAD_NAME: &str = "wal-ahead.tmp";
 
 const MAGIC: &[u8; 8] = b"RegntWAL";
-const USED_BYTES: usize = 48;
+const USED_BYTES: usize = 52;
 /// One step of zeroing a segment ahead: small, so that a group's fdatasync never waits long for it.
 const ZERO_STEP_BYTES: u64 = 1024 * 1024;
 
@@ -38,6 +38,8 @@ pub(super) struct SegmentHeader {
     pub first_group: u64,
     /// Mixed into the checksums of its groups.
     pub salt: u64,
+    /// Size of the file; a shorter one was cut by somebody.
+    pub bytes: u64,
 }
 
 /// Why a header could not be read.
@@ -57,8 +59,9 @@ impl SegmentHeader {
         out[16..24].copy_from_slice(&self.number.to_le_bytes());
         out[24..32].copy_from_slice(&self.first_group.to_le_bytes());
         out[32..40].copy_from_slice(&self.salt.to_le_bytes());
-        let crc = crc32c::crc32c(&out[..40]);
-        out[40..44].copy_from_slice(&crc.to_le_bytes());
+        out[40..48].copy_from_slice(&self.bytes.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..48]);
+        out[48..52].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
@@ -70,20 +73,21 @@ impl SegmentHeader {
         if &bytes[0..8] != MAGIC {
             return Err(HeaderFault::Damaged("this is not a segment of the log"));
         }
-        if u32_at(bytes, 40) != crc32c::crc32c(&bytes[..40]) {
+        if u32_at(bytes, 48) != crc32c::crc32c(&bytes[..48]) {
             return Err(HeaderFault::Damaged("the header's checksum is wrong"));
         }
         let format = u32_at(bytes, 8);
         if format > FORMAT {
             return Err(HeaderFault::Version(format));
         }
-        if !frame::is_zero(&bytes[USED_BYTES - 4..HEADER_BYTES as usize]) {
+        if !frame::is_zero(&bytes[USED_BYTES..HEADER_BYTES as usize]) {
             return Err(HeaderFault::Damaged("the header's reserved bytes are not zero"));
         }
         Ok(Self {
             number: u64_at(bytes, 16),
             first_group: u64_at(bytes, 24),
             salt: u64_at(bytes, 32),
+            bytes: u64_at(bytes, 40),
         })
     }
 }

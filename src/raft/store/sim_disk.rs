@@ -72,6 +72,7 @@ struct Disk {
     power_off_after: Option<u64>,
     capacity: Option<u64>,
     failing_syncs: u64,
+    short_writes: u64,
 }
 
 /// The simulated disk; clones are the same disk.
@@ -117,6 +118,12 @@ impl SimDisk {
     /// The next `count` file syncs fail with EIO, and what they should have written is in doubt.
     pub fn fail_syncs(&self, count: u64) {
         self.0.lock().failing_syncs = count;
+    }
+
+    /// The next `count` writes stop half-way with "no space", although the space was reserved: thin
+    /// provisioning and copy-on-write file systems do that.
+    pub fn cut_writes_short(&self, count: u64) {
+        self.0.lock().short_writes = count;
     }
 
     /// Flips a bit of a file, durably; `false` if there is no such byte.
@@ -248,6 +255,7 @@ impl Disk {
         self.life += 1;
         self.power_off_after = None;
         self.failing_syncs = 0;
+        self.short_writes = 0;
     }
 
     fn make_name_durable(&mut self, change: &NameUnit) {
@@ -455,7 +463,11 @@ impl VFile for SimHandle {
             let file = disk.files.entry(self.file).or_default();
             let grows = (offset + buf.len() as u64).saturating_sub(file.seen.len() as u64);
             // A full disk takes what still fits, as a real one does.
-            let missing = free.map_or(0, |free| grows.saturating_sub(free));
+            let mut missing = free.map_or(0, |free| grows.saturating_sub(free));
+            if disk.short_writes > 0 {
+                disk.short_writes -= 1;
+                missing = missing.max(buf.len() as u64 / 2 + 1);
+            }
             let taken = &buf[..buf.len().saturating_sub(missing as usize)];
             let mut at = 0usize;
             while at < taken.len() {

@@ -412,6 +412,7 @@ impl Wal {
             number,
             first_group: self.next_group,
             salt: segment::salt_of(self.options.salt, number),
+            bytes: 0,
         };
         let head = segment_head(&header, self.cursor.last, &self.state);
         let least = head.len() as u64 + bytes + 4 * HEAD_BYTES as u64;
@@ -421,6 +422,8 @@ impl Wal {
             _ => ZeroedFile::create_now(&*self.vfs, &self.dir, wanted),
         };
         let mut fresh = fresh.map_err(|e| self.judge("make the next segment of the log", &e))?;
+        let header = SegmentHeader { bytes: fresh.bytes, ..header };
+        let head = segment_head(&header, self.cursor.last, &self.state);
         let path = self.dir.join(segment::name(number));
         if let Err(error) = fresh.file.write_all_at(&head, 0) {
             let _ = self.vfs.remove(&fresh.path);
@@ -531,10 +534,10 @@ fn segment_head(header: &SegmentHeader, last: Option<u64>, state: &HeadState) ->
 
 /// Makes the first segment of a new log.
 fn create_first(vfs: &dyn Vfs, dir: &Path, options: &WalOptions) -> Result<(), OpenError> {
-    let header =
-        SegmentHeader { number: 1, first_group: 1, salt: segment::salt_of(options.salt, 1) };
+    let bytes = options.segment_bytes.max(4 * HEADER_BYTES);
+    let salt = segment::salt_of(options.salt, 1);
+    let header = SegmentHeader { number: 1, first_group: 1, salt, bytes };
     let head = segment_head(&header, None, &HeadState::default());
-    let bytes = options.segment_bytes.max(2 * head.len() as u64);
     let path = dir.join(segment::name(1));
     let make = || -> io::Result<()> {
         let mut fresh = ZeroedFile::create_now(vfs, dir, bytes)?;
