@@ -34,7 +34,10 @@ enum Next {
     GiveUp,
     Follow(String),
     /// Here or at the next node, after a pause of at least this.
-    Again { elsewhere: bool, at_least: Duration },
+    Again {
+        elsewhere: bool,
+        at_least: Duration,
+    },
 }
 
 /// A request with its deadline on the wire, so that the node does not work for nobody.
@@ -87,10 +90,9 @@ impl Client {
             let status = match timeout_at(Instant::now() + given, call).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded(format!(
-                    "no answer within {} ms",
-                    given.as_millis()
-                )),
+                Err(_) => {
+                    Status::deadline_exceeded(format!("no answer within {} ms", given.as_millis()))
+                }
             };
             let refused = Refused::from_status(&status);
             let next = judge(&status, refused.as_ref(), safety);

@@ -320,7 +320,8 @@ impl Task {
             }
             Event::Closed(id, status) => {
                 let Some(at) = self.slots.iter().position(|slot| slot.id == id) else { return };
-                let why = status.map_or_else(|| "it ended the stream".to_owned(), |s| s.to_string());
+                let why =
+                    status.map_or_else(|| "it ended the stream".to_owned(), |s| s.to_string());
                 if at == 0 {
                     self.change_node(&why);
                 } else {
@@ -441,7 +442,8 @@ async fn read_stream(
     rx: mpsc::Receiver<v1::KeepAliveRequest>,
     events: mpsc::Sender<Event>,
 ) {
-    let opened = super::election::api(node.channel.clone()).keep_alive(ReceiverStream::new(rx)).await;
+    let opened =
+        super::election::api(node.channel.clone()).keep_alive(ReceiverStream::new(rx)).await;
     let end = match opened {
         Ok(response) => {
             let mut answers = response.into_inner();

@@ -203,9 +203,7 @@ impl CallError {
             Code::Aborted | Code::AlreadyExists => CallErrorKind::Conflict,
             Code::NotFound => CallErrorKind::NotFound,
             Code::InvalidArgument => CallErrorKind::Invalid,
-            Code::ResourceExhausted if rule == Some(rule::OVERLOADED) => {
-                CallErrorKind::Unreachable
-            }
+            Code::ResourceExhausted if rule == Some(rule::OVERLOADED) => CallErrorKind::Unreachable,
             Code::ResourceExhausted => CallErrorKind::Quota,
             Code::OutOfRange => CallErrorKind::Compacted,
             Code::Unavailable if rule.is_some() => CallErrorKind::Unreachable,

@@ -20,7 +20,7 @@ use crate::pb::v1;
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Nodes send bookmarks while nothing changes. A stream that is silent for longer is broken: a
 /// frozen node keeps its connections open.
-const SILENCE: Duration = Duration::from_secs(15);
+const SILENCE: Duration = Duration::from_secs(25);
 
 /// What a watch tells.
 #[derive(Clone, Debug, PartialEq)]
@@ -210,7 +210,8 @@ impl<E: Events> Watch<E> {
                 {
                     let name = E::name(&change);
                     let (newest, names) = &mut self.told;
-                    if revision < *newest || (revision == *newest && names.iter().any(|n| n == name))
+                    if revision < *newest
+                        || (revision == *newest && names.iter().any(|n| n == name))
                     {
                         return None;
                     }

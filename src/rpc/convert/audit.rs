@@ -45,7 +45,7 @@ pub fn record_in(record: v1::AuditRecord) -> Result<AuditRecord, Invalid> {
 }
 
 fn hash(field: &str, bytes: &[u8]) -> Result<AuditHash, Invalid> {
-    bytes.try_into().map_err(|_| {
-        Invalid::new(field, format!("it has {} bytes", bytes.len()), "a hash has 32")
-    })
+    bytes
+        .try_into()
+        .map_err(|_| Invalid::new(field, format!("it has {} bytes", bytes.len()), "a hash has 32"))
 }

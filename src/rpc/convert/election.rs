@@ -249,10 +249,9 @@ pub fn renewed_in(renewed: &v1::Renewed) -> Option<(SessionId, RenewalNumber, An
     let answer = match Outcome::try_from(renewed.outcome).ok()? {
         Outcome::Unspecified => return None,
         Outcome::Resend => Answer::Resend,
-        Outcome::Extended => Answer::Outcome(RenewalOutcome::Extended {
-            number,
-            grant: Revision(renewed.grant),
-        }),
+        Outcome::Extended => {
+            Answer::Outcome(RenewalOutcome::Extended { number, grant: Revision(renewed.grant) })
+        }
         Outcome::SessionGone => Answer::Outcome(RenewalOutcome::SessionGone),
         Outcome::NonceStale => Answer::Outcome(RenewalOutcome::NonceStale),
         Outcome::NumberStale => {

@@ -268,9 +268,7 @@ pub fn service_in(service: v1::Service) -> Result<Service, Invalid> {
         life: life_in(&service.life)?,
         created: Revision(service.created),
         changed: Revision(service.changed),
-        quarantine: service
-            .quarantine
-            .map(|q| Quarantine { since: Revision(q.since), why: q.why }),
+        quarantine: service.quarantine.map(|q| Quarantine { since: Revision(q.since), why: q.why }),
     })
 }
 
@@ -326,7 +324,9 @@ fn life_in(text: &str) -> Result<Life, Invalid> {
     match text {
         "declared" => Ok(Life::Declared),
         "unadopted" => Ok(Life::Unadopted),
-        other => Err(Invalid::new("life", format!("{other:?} is not known"), "update this program")),
+        other => {
+            Err(Invalid::new("life", format!("{other:?} is not known"), "update this program"))
+        }
     }
 }
 

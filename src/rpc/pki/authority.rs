@@ -56,9 +56,11 @@ pub(super) fn make(trust: &str, days: u32) -> Result<Pair, PkiError> {
 impl Authority {
     /// Reads `<stem>.crt` and `<stem>.key` of `dir`.
     pub fn read(dir: &Path, stem: &str) -> Result<Self, PkiError> {
-        let (cert_path, key_path) = (dir.join(format!("{stem}.crt")), dir.join(format!("{stem}.key")));
+        let (cert_path, key_path) =
+            (dir.join(format!("{stem}.crt")), dir.join(format!("{stem}.key")));
         let (cert_pem, key_pem) = (read_text(&cert_path)?, read_text(&key_path)?);
-        let bad = |path: &Path, problem: String| PkiError::Content { path: path.to_owned(), problem };
+        let bad =
+            |path: &Path, problem: String| PkiError::Content { path: path.to_owned(), problem };
         let der = CertificateDer::from_pem_slice(cert_pem.as_bytes())
             .map_err(|e| bad(&cert_path, format!("it is no PEM certificate: {e}")))?;
         let (_, cert) = X509Certificate::from_der(&der)

@@ -13,16 +13,19 @@ pub(super) const SECRET: u32 = 0o600;
 pub(super) const PUBLIC: u32 = 0o644;
 
 pub(super) fn make_dir(dir: &Path) -> Result<(), PkiError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| PkiError::File { what: "make", path: dir.to_owned(), source })
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| PkiError::File {
+        what: "make",
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 pub(super) fn read_text(path: &Path) -> Result<String, PkiError> {
-    std::fs::read_to_string(path)
-        .map_err(|source| PkiError::File { what: "read", path: path.to_owned(), source })
+    std::fs::read_to_string(path).map_err(|source| PkiError::File {
+        what: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Writes a file that must not exist yet.
@@ -48,8 +51,11 @@ pub(super) fn write_over(path: &Path, text: &str, mode: u32) -> Result<(), PkiEr
 
 /// Gives a file another name, replacing what had it.
 pub(super) fn move_over(from: &Path, to: &Path) -> Result<(), PkiError> {
-    std::fs::rename(from, to)
-        .map_err(|source| PkiError::File { what: "write", path: to.to_owned(), source })?;
+    std::fs::rename(from, to).map_err(|source| PkiError::File {
+        what: "write",
+        path: to.to_owned(),
+        source,
+    })?;
     sync_dir(to)
 }
 
@@ -78,7 +84,9 @@ fn sync_dir(path: &Path) -> Result<(), PkiError> {
         Some(dir) if !dir.as_os_str().is_empty() => dir,
         _ => Path::new("."),
     };
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|source| PkiError::File { what: "write", path: dir.to_owned(), source })
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| PkiError::File {
+        what: "write",
+        path: dir.to_owned(),
+        source,
+    })
 }

@@ -190,7 +190,10 @@ async fn handshake(
     place: OwnedSemaphorePermit,
 ) -> io::Result<Connection> {
     tcp.set_nodelay(true)?;
-    tcp.readable().await?;
+    // `readable` may say yes to a socket that has nothing; a byte that can be seen cannot lie.
+    if tcp.peek(&mut [0]).await? == 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed without a word"));
+    }
     let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.current().server));
     let stream = acceptor.accept(tcp).await?;

@@ -57,8 +57,7 @@ impl Material {
         let authorities = certificates(&files.ca, &ca_pem)?;
         let own = facts(&chain[0]).map_err(|e| content(&files.cert, e.to_string()))?;
         let trust = trust_domain(files, &own)?;
-        let principal =
-            own.principal(&trust).map_err(|e| content(&files.cert, e.to_string()))?;
+        let principal = own.principal(&trust).map_err(|e| content(&files.cert, e.to_string()))?;
         let (roots, ca_not_after) = trusted(&files.ca, &authorities)?;
         let denied = match &files.revoked {
             Some(path) => {

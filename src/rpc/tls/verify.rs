@@ -75,7 +75,9 @@ impl NodeVerifier {
         match &self.expect {
             ExpectPeer::AnyNode => Ok(()),
             ExpectPeer::Node(id) if principal.name == id.to_string() => Ok(()),
-            ExpectPeer::Node(id) => Err(format!("{principal} answered where node/{id} was dialled")),
+            ExpectPeer::Node(id) => {
+                Err(format!("{principal} answered where node/{id} was dialled"))
+            }
         }
     }
 }
