@@ -6,22 +6,17 @@
 //! not at all while a majority of the peers contradicts this node's clock (C9). `apply` then still
 //! compares the renewal number that each proposal names (C4): a renewal committed first wins.
 //!
-//! # A candidate that does not confirm (C8)
-//!
-//! It never acted, so it is OUT without a clock. But its *session* may be alive, and a late renewal
-//! of it would be acknowledged; the acknowledgement names only the highest grant of the session.
-//! Taking a single grant away from a session that lives on has a hole: [granted A at 10 and B at
-//! 20, both while it was cut off; A expires unconfirmed and goes to another; it comes back, names
-//! 20, is acknowledged, and must think that 10 was confirmed with it]. So the whole session ends,
-//! with its renewal number compared, and only if it leads nothing that it has confirmed; one that
-//! does is left to its ttl. Such a client finds `SessionGone`, which nobody can misread.
+//! A candidate that does not confirm its grant (C8) never acted, so no clock is needed to take it
+//! back; the time it gets here is only manners. One that leads other elections on confirmed grants
+//! is left to its ttl: `apply` would refuse, because it ends the whole session
+//! ([`expire_grants`](crate::command::Command::ExpireGrants) says why).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{Decision, Line};
-use crate::command::{Command, Lapsed};
+use crate::command::{Command, Lapsed, UnusedGrant};
 use crate::effect::{Applied, Change};
-use crate::id::{ElectionName, Revision, SessionId};
+use crate::id::{ElectionName, Epoch, SessionId};
 use crate::lease::NodeClock;
 use crate::lease::skew::SkewVerdict;
 use crate::limits::GRANT_TIMEOUT_MS;
@@ -32,11 +27,12 @@ use crate::time::{Micros, Reading};
 /// Sessions in one entry: with a few leases each this applies in a few milliseconds; the death of
 /// 100,000 clients at once takes a hundred ticks.
 pub const MAX_LAPSED_PER_ENTRY: usize = 1_000;
-/// Unconfirmed grants watched. A new leader, or the next grant, finds what did not fit; without it
-/// they would end with their sessions' ttl.
-const MAX_PENDING: usize = 50_000;
-/// How often the elections may be walked to see what a tardy session leads besides.
-const WALK_EVERY: Micros = Micros::from_ms(1_000);
+/// Grants in one entry, for the same reason.
+pub const MAX_UNUSED_PER_ENTRY: usize = 1_000;
+/// Unconfirmed grants watched at a time; the others come up when these are done.
+const MAX_PENDING: usize = 20_000;
+/// How often the watched grants are looked at: a fraction of the timeout.
+const LOOK_EVERY: Micros = Micros::from_ms(100);
 /// Names in one line of the report.
 const MAX_NAMED: usize = 5;
 
@@ -53,21 +49,15 @@ pub struct View<'a> {
     pub now: Reading,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    session: SessionId,
-    /// When this leader saw it first; a hint that no safety rests on.
-    since: Reading,
-}
-
 /// The leader's memory between ticks.
 #[derive(Clone, Debug, Default)]
 pub struct Expiry {
     term: Option<u64>,
     abstaining: bool,
-    /// Grants not seen confirmed yet. One entry can grant several elections, so the name is part.
-    pending: BTreeMap<(Revision, ElectionName), Pending>,
-    walked: Option<Reading>,
+    /// Grants not seen confirmed yet, and when this leader saw them first: a hint that no safety
+    /// rests on. One entry can grant several elections, so the name is part of the key.
+    pending: BTreeMap<(Epoch, ElectionName), Reading>,
+    looked: Option<Reading>,
 }
 
 impl Expiry {
@@ -85,14 +75,14 @@ impl Expiry {
             let Change::Election(name, Some(row)) = change else { continue };
             let Some(holder) = &row.holder else { continue };
             if holder.epoch.revision == applied.revision {
-                self.watch(holder.epoch.revision, name, holder.session, now);
+                self.watch(holder.epoch, name, now);
             }
         }
     }
 
-    fn watch(&mut self, grant: Revision, name: &ElectionName, session: SessionId, since: Reading) {
+    fn watch(&mut self, epoch: Epoch, name: &ElectionName, since: Reading) {
         if self.pending.len() < MAX_PENDING {
-            self.pending.insert((grant, name.clone()), Pending { session, since });
+            self.pending.entry((epoch, name.clone())).or_insert(since);
         }
     }
 
@@ -108,30 +98,19 @@ impl Expiry {
         };
         if self.term != Some(term) {
             self.term = Some(term);
-            self.find_unconfirmed(view);
-            let (sessions, grants) = (clock.session_count(), self.pending.len());
+            self.pending.clear();
+            self.looked = None;
+            let (sessions, grants) = (clock.session_count(), view.state.unconfirmed().len());
             decision.say(
                 false,
-                format!("leading in term {term}: {sessions} sessions and {grants} unconfirmed grants are watched"),
+                format!(
+                    "leading in term {term}: {sessions} sessions and {grants} unconfirmed grants \
+                     are watched"
+                ),
             );
         }
-        if let SkewVerdict::Differs { against, peers } = view.skew {
-            if !self.abstaining {
-                decision.say(
-                    false,
-                    format!(
-                        "no expiry: {against} of {peers} peers contradict this node's clock (C9)"
-                    ),
-                );
-            }
-            self.abstaining = true;
+        if self.must_abstain(view, clock, &mut decision) {
             return decision;
-        }
-        if std::mem::take(&mut self.abstaining) {
-            // What was counted with the clock that differed proves nothing.
-            clock.restart(view.now);
-            decision
-                .say(false, "the peers agree with this clock again: all timers start anew".into());
         }
         if clock.at() != view.state.revision() {
             let (clocks, state) = (clock.at(), view.state.revision());
@@ -139,108 +118,110 @@ impl Expiry {
                 .say(false, format!("no expiry: clocks are at {clocks}, the state is at {state}"));
             return decision;
         }
-        self.lapsed_sessions(view, clock, &mut decision);
-        self.tardy_candidates(view, &mut decision);
+        lapsed_sessions(view, clock, &mut decision);
+        if self.looked.is_none_or(|at| view.now.since(at) >= LOOK_EVERY) {
+            self.looked = Some(view.now);
+            self.unused_grants(view, &mut decision);
+        }
         decision
     }
 
-    fn lapsed_sessions(&self, view: &View<'_>, clock: &mut NodeClock, decision: &mut Decision) {
-        let due = clock.due(view.now, MAX_LAPSED_PER_ENTRY);
-        let lapsed = name_renewals(view.state, due);
-        if !lapsed.is_empty() {
-            let names = list(lapsed.iter().map(|one| one.session));
-            decision.say(true, format!("sessions lapsed, expiry proposed: {names}"));
-            decision.commands.push(Command::ExpireSessions { lapsed });
-        }
-    }
-
-    /// Builds the list of grants that nobody confirmed yet; each gets the whole timeout from now.
-    fn find_unconfirmed(&mut self, view: &View<'_>) {
-        self.pending.clear();
-        self.walked = None;
-        for (name, row) in view.state.elections() {
-            let Some(holder) = &row.holder else { continue };
-            let grant = holder.epoch.revision;
-            let confirmed = view
-                .state
-                .sessions()
-                .get(&holder.session)
-                .is_some_and(|session| session.known_grant >= grant);
-            if !confirmed {
-                self.watch(grant, name, holder.session, view.now);
+    /// C9.
+    fn must_abstain(
+        &mut self,
+        view: &View<'_>,
+        clock: &mut NodeClock,
+        decision: &mut Decision,
+    ) -> bool {
+        if let SkewVerdict::Differs { against, peers } = view.skew {
+            if !self.abstaining {
+                let text =
+                    format!("no expiry: {against} of {peers} peers contradict this clock (C9)");
+                decision.say(false, text);
             }
+            self.abstaining = true;
+            return true;
         }
+        if std::mem::take(&mut self.abstaining) {
+            // What was counted with the clock that differed proves nothing.
+            clock.restart(view.now);
+            decision.say(false, "the peers agree with this clock again: timers start anew".into());
+        }
+        false
     }
 
-    fn tardy_candidates(&mut self, view: &View<'_>, decision: &mut Decision) {
-        let mut tardy = BTreeSet::new();
+    /// C8.
+    fn unused_grants(&mut self, view: &View<'_>, decision: &mut Decision) {
         let state = view.state;
-        let may_walk = self.walked.is_none_or(|at| view.now.since(at) >= WALK_EVERY);
-        let mut to_walk = BTreeMap::new();
-        self.pending.retain(|(grant, name), pending| {
-            let leads =
-                state.elections().get(name).and_then(|row| row.holder.as_ref()).is_some_and(
-                    |holder| holder.session == pending.session && holder.epoch.revision == *grant,
-                );
-            let Some(session) = state.sessions().get(&pending.session) else { return false };
-            if !leads || session.known_grant >= *grant {
-                return false;
+        if self.pending.len() < state.unconfirmed().len() {
+            for name in state.unconfirmed() {
+                let holder = state.elections().get(name).and_then(|row| row.holder.as_ref());
+                if let Some(holder) = holder {
+                    self.watch(holder.epoch, name, view.now);
+                }
             }
-            if view.now.since(pending.since) < patience(session) {
+        }
+        let mut unused = Vec::new();
+        self.pending.retain(|(epoch, name), since| {
+            let Some(session) = unconfirmed(state, name, *epoch) else { return false };
+            if unused.len() == MAX_UNUSED_PER_ENTRY
+                || view.now.since(*since) < patience(&state.sessions()[&session])
+            {
                 return true;
             }
-            if session.places <= 1 {
-                tardy.insert(pending.session);
-            } else if may_walk {
-                to_walk.insert(pending.session, session.known_grant);
+            // The proposal may be lost, the other leases may be resigned: looked at again later.
+            *since = view.now;
+            if leads_confirmed(state, session) {
+                decision.say(
+                    false,
+                    format!(
+                        "session {session} does not confirm {name} {epoch}, but leads others: \
+                         left to its ttl"
+                    ),
+                );
+            } else {
+                unused.push(UnusedGrant { election: name.clone(), epoch: *epoch });
             }
             true
         });
-        let mut left_alone = BTreeSet::new();
-        if !to_walk.is_empty() {
-            self.walked = Some(view.now);
-            for row in state.elections().values() {
-                let Some(holder) = &row.holder else { continue };
-                let confirmed = to_walk
-                    .get(&holder.session)
-                    .is_some_and(|known_grant| holder.epoch.revision <= *known_grant);
-                if confirmed {
-                    to_walk.remove(&holder.session);
-                    left_alone.insert(holder.session);
-                    decision.say(
-                        false,
-                        format!(
-                            "session {} does not confirm a grant, but leads others that it confirmed: left to its ttl",
-                            holder.session
-                        ),
-                    );
-                }
-            }
-            tardy.extend(to_walk.into_keys());
-        }
-        let tardy: BTreeSet<_> = tardy.into_iter().take(MAX_LAPSED_PER_ENTRY).collect();
-        // A proposal may be lost, and a lease may be resigned: looked at again after the timeout.
-        for pending in self.pending.values_mut() {
-            if tardy.contains(&pending.session) || left_alone.contains(&pending.session) {
-                pending.since = view.now;
-            }
-        }
-        if !tardy.is_empty() {
-            let names = list(tardy.iter().copied());
-            decision.say(
-                true,
-                format!("candidates did not confirm their grant, expiry proposed (C8): {names}"),
-            );
-            let lapsed = name_renewals(state, tardy);
-            decision.commands.push(Command::ExpireSessions { lapsed });
+        if !unused.is_empty() {
+            let names = list(unused.iter().map(|one| format!("{} {}", one.election, one.epoch)));
+            decision.say(true, format!("grants not confirmed, taken back (C8): {names}"));
+            decision.commands.push(Command::ExpireGrants { unused });
         }
     }
 }
 
-impl Decision {
-    fn say(&mut self, acted: bool, text: String) {
-        self.report.push(Line { acted, text });
+/// C4.
+fn lapsed_sessions(view: &View<'_>, clock: &mut NodeClock, decision: &mut Decision) {
+    let sessions = view.state.sessions();
+    let due = clock.due(view.now, MAX_LAPSED_PER_ENTRY);
+    let name_renewal = |session| Some(Lapsed { session, seen: sessions.get(&session)?.renewed });
+    let lapsed: Vec<_> = due.into_iter().filter_map(name_renewal).collect();
+    if !lapsed.is_empty() {
+        let names =
+            list(lapsed.iter().map(|one| format!("{} after renewal {}", one.session, one.seen)));
+        decision.say(true, format!("sessions lapsed, expiry proposed (C4): {names}"));
+        decision.commands.push(Command::ExpireSessions { lapsed });
     }
+}
+
+/// The session that holds `name` under `epoch` and has not confirmed it.
+fn unconfirmed(state: &State, name: &ElectionName, epoch: Epoch) -> Option<SessionId> {
+    let holder = state.elections().get(name)?.holder.as_ref()?;
+    let known_grant = state.sessions().get(&holder.session)?.known_grant;
+    (holder.epoch == epoch && known_grant < epoch.revision).then_some(holder.session)
+}
+
+/// Whether `session` may be acting somewhere: it leads on a grant that it confirmed.
+fn leads_confirmed(state: &State, session: SessionId) -> bool {
+    let Some(row) = state.sessions().get(&session) else { return false };
+    state.elections_of(session).iter().any(|name| {
+        let holder = state.elections().get(name).and_then(|row| row.holder.as_ref());
+        holder.is_some_and(|holder| {
+            holder.session == session && holder.epoch.revision <= row.known_grant
+        })
+    })
 }
 
 /// How long a candidate may take to confirm: the grant timeout, but time for a client that renews
@@ -249,17 +230,21 @@ fn patience(session: &Session) -> Micros {
     Micros::from_ms(GRANT_TIMEOUT_MS.max(session.renew_interval_ms.saturating_mul(3)))
 }
 
-/// Compare-and-set (C4): each session with the renewal that the state, and so the clock, saw last.
-fn name_renewals(state: &State, sessions: impl IntoIterator<Item = SessionId>) -> Vec<Lapsed> {
-    let known = |session| Some((session, state.sessions().get(&session)?.renewed));
-    sessions.into_iter().filter_map(known).map(|(session, seen)| Lapsed { session, seen }).collect()
-}
-
-fn list(sessions: impl ExactSizeIterator<Item = SessionId>) -> String {
-    let count = sessions.len();
-    let mut text = sessions.take(MAX_NAMED).map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
+fn list(items: impl ExactSizeIterator<Item = String>) -> String {
+    let count = items.len();
+    let mut text = items.take(MAX_NAMED).collect::<Vec<_>>().join(", ");
     if count > MAX_NAMED {
         text.push_str(&format!(" and {} more", count - MAX_NAMED));
     }
     text
 }
+
+impl Decision {
+    fn say(&mut self, acted: bool, text: String) {
+        self.report.push(Line { acted, text });
+    }
+}
+
+#[cfg(test)]
+#[path = "expiry_tests.rs"]
+mod tests;

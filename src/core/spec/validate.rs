@@ -199,13 +199,6 @@ impl ServiceSpec {
                 "use mode = \"lease\" with engine = \"exec\"",
             );
         }
-        if self.topology == TopologyKind::ActiveActive {
-            problems.add(
-                "topology",
-                "an exec engine cannot check (partition, epoch) inside a writing transaction",
-                "use topology = \"active-passive\" with engine = \"exec\"",
-            );
-        }
         if self.policy.mode == Mode::Lease
             && self.policy.on_coordinator_loss == CoordinatorLoss::Hold
         {
