@@ -68,7 +68,9 @@ impl fmt::Display for Role {
 
 /// Not a role's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no role; roles are node, agent, router, client, observer, operator, approver, auditor, admin")]
+#[error(
+    "{0:?} is no role; roles are node, agent, router, client, observer, operator, approver, auditor, admin"
+)]
 pub struct UnknownRole(pub String);
 
 impl FromStr for Role {
@@ -228,7 +230,9 @@ pub fn allows(role: Role, verb: Verb) -> bool {
     use Verb as V;
     match role {
         Role::Node => matches!(verb, V::Internal | V::StatusRead | V::MembersRead),
-        Role::Agent => matches!(verb, V::StatusRead | V::ServicesRead | V::ElectionsRead | V::Sessions),
+        Role::Agent => {
+            matches!(verb, V::StatusRead | V::ServicesRead | V::ElectionsRead | V::Sessions)
+        }
         Role::Router => matches!(verb, V::StatusRead | V::ServicesRead | V::ElectionsRead),
         Role::Client => {
             matches!(verb, V::StatusRead | V::ElectionsRead | V::ElectionsLead | V::Sessions)

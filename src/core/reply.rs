@@ -70,7 +70,9 @@ pub enum Rejection {
     #[error("session {session} does not hold {election:?}")]
     NotHolder { election: String, session: SessionId },
     /// C6: the cluster could not keep such a short lease through a change of leader.
-    #[error("a ttl of {ttl_ms} ms is too short: this cluster needs at least {least_ms} ms ({terms})")]
+    #[error(
+        "a ttl of {ttl_ms} ms is too short: this cluster needs at least {least_ms} ms ({terms})"
+    )]
     TtlTooShort { ttl_ms: u64, least_ms: u64, terms: String },
     /// A field has a value that cannot be.
     #[error("{field}: {problem}; {fix}")]
