@@ -120,8 +120,8 @@ pub enum Command {
     CloseSession { session: SessionId, nonce: Nonce },
     /// The leader saw these sessions lapse; each names the renewal it saw (C4).
     ExpireSessions { lapsed: Vec<Lapsed> },
-    /// The leader saw these grants unused for the grant timeout (C8); ends their sessions, unless they
-    /// confirmed another grant that is in force.
+    /// The leader saw these grants unused for the grant timeout (C8); ends their sessions, unless
+    /// they confirmed another grant that is in force.
     ExpireGrants { unused: Vec<UnusedGrant> },
 
     /// Asks for the leadership of an election, or for a place in its queue.

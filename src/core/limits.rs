@@ -3,7 +3,8 @@
 
 /// A name: long enough for `<team>/<service>-<site>`, short enough for a metric label.
 pub const MAX_NAME_BYTES: usize = 128;
-/// A proclaimed value: an address and a few hints, not a document; it is replicated on every change.
+/// A proclaimed value: an address and a few hints, not a document; it is replicated on every
+/// change.
 pub const MAX_VALUE_BYTES: usize = 16 * 1024;
 /// One encoded command. A renewal batch of 10,000 sessions takes about 300 KiB.
 pub const MAX_ENTRY_BYTES: usize = 1024 * 1024;
@@ -40,8 +41,8 @@ pub const PAUSE_MARGIN_MS: u64 = 250;
 pub const GRANT_TIMEOUT_MS: u64 = 2_000;
 /// Longest ttl a session may ask for: one day.
 pub const MAX_TTL_MS: u64 = 86_400_000;
-/// Bytes of values that the candidates of one election may queue together: each change of an election
-/// copies and hashes its row.
+/// Bytes of values that the candidates of one election may queue together: each change of an
+/// election copies and hashes its row.
 pub const MAX_QUEUE_BYTES: usize = 256 * 1024;
 /// Elections that one session may lead or wait in: bounds what the end of one session costs.
 pub const MAX_PLACES_PER_SESSION: usize = 4_096;

@@ -3,8 +3,8 @@
 //! Total: whatever the bytes, `apply` returns, and every replica returns the same. Three things can
 //! go wrong with an entry, and none of them stops a node:
 //!
-//! - **A rule says no.** The handler checks before it writes, so nothing was written; the refusal is
-//!   a reply and, where it was an attempt to act, an audit record.
+//! - **A rule says no.** The handler checks before it writes, so nothing was written; the refusal
+//!   is a reply and, where it was an attempt to act, an audit record.
 //! - **It cannot be read** (its body, or all of it).
 //! - **It breaks an invariant, or its handler panics.** The journal puts every row back.
 //!

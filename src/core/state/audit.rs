@@ -1,11 +1,12 @@
 //! The audit chain: who, what, why, outcome; each record carries the hash of the one before (S14).
 //!
-//! What is in it: every change of services, partitions and elections' leadership (granted, resigned,
-//! lost, void), preferences, incarnation, timing, feature level, boots, membership, quarantine,
-//! people's acts, and every refused attempt at those (repeated ones counted, see `refusals`).
+//! What is in it: every change of services, partitions and elections' leadership (granted,
+//! resigned, lost, void), preferences, incarnation, timing, feature level, boots, membership,
+//! quarantine, people's acts, and every refused attempt at those (repeated ones counted, see
+//! `refusals`).
 //!
-//! What is not, on purpose: opening, renewing and closing a session that leads nothing, a place in a
-//! queue, and proclaimed values. These are the data that the cluster serves, 12,000 and more a
+//! What is not, on purpose: opening, renewing and closing a session that leads nothing, a place in
+//! a queue, and proclaimed values. These are the data that the cluster serves, 12,000 and more a
 //! second; a chain that held them would be a second log that nobody reads, and would push the
 //! records that matter out of the window within a second. Compare-and-set losers are not in it
 //! either: they change nothing and are part of normal work.

@@ -5,8 +5,8 @@
 //! better candidate: leadership ends by resignation, by the end of the session, or because the
 //! grant was never taken up (C8).
 //!
-//! An epoch is (incarnation counter, revision of the granting entry), and an entry grants one key at
-//! most once; so epochs of a key rise strictly (S3), also when the election is deleted and made
+//! An epoch is (incarnation counter, revision of the granting entry), and an entry grants one key
+//! at most once; so epochs of a key rise strictly (S3), also when the election is deleted and made
 //! again in between.
 
 use std::cmp::Reverse;
@@ -218,8 +218,8 @@ fn grant_next(draft: &mut Draft<'_>, name: &ElectionName, row: &mut Election, wh
     }
 }
 
-/// Takes all of `gone` out of an election; if one of them led, the next is granted. `what` names the
-/// audit record of a lost leadership, `why` its cause.
+/// Takes all of `gone` out of an election; if one of them led, the next is granted. `what` names
+/// the audit record of a lost leadership, `why` its cause.
 pub(super) fn leave(
     draft: &mut Draft<'_>,
     name: &ElectionName,
@@ -254,7 +254,8 @@ pub(super) fn resign(
 }
 
 /// A proclamation names the epoch, so its sender knows of the grant: it confirms the lease as a
-/// renewal would (C8). Otherwise a grant could be taken back as "never acted on" after it had acted.
+/// renewal would (C8). Otherwise a grant could be taken back as "never acted on" after it had
+/// acted.
 pub(super) fn proclaim(
     draft: &mut Draft<'_>,
     name: &ElectionName,
@@ -293,8 +294,8 @@ pub(super) fn proclaim(
 /// C8: a grant that was never confirmed was never acted on, so it is taken back without a clock,
 /// *by ending the session*. Taking back the one grant and leaving the session open has a hole: [the
 /// renewal that names the grant is under way while the grant is taken back; it is committed after
-/// that, extends the session, and its acknowledgement tells the client that its grant is confirmed].
-/// An ended session answers `SessionGone`, which cannot be misread.
+/// that, extends the session, and its acknowledgement tells the client that its grant is
+/// confirmed]. An ended session answers `SessionGone`, which cannot be misread.
 ///
 /// A session that leads another election on a confirmed grant may be acting there, so it is left to
 /// its ttl.

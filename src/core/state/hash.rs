@@ -67,7 +67,8 @@ impl Mixer {
             self.put(&(3u8, name, tables.elections().get(name).map(|row| &**row)));
         }
         for was in &journal.sessions {
-            // A renewal's entry holds everything but what it made of the marks, and these are small.
+            // A renewal's entry holds everything but what it made of the marks, and these are
+            // small.
             let id = was.id();
             let row = tables.sessions().get(&id);
             match was {

@@ -1,4 +1,5 @@
-//! The only way to write: every row write of an entry goes through a [`Draft`] into its [`Journal`].
+//! The only way to write: every row write of an entry goes through a [`Draft`] into its
+//! [`Journal`].
 //!
 //! The journal keeps each touched row as it was before the entry. That one list serves four ends:
 //! rolling back an entry that broke an invariant, checking what was touched, telling watchers what
@@ -203,8 +204,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Ends all sessions at once. It must be the entry's last write to sessions (rolling back relies
-    /// on it), so the elections are to be emptied first.
+    /// Ends all sessions at once. It must be the entry's last write to sessions (rolling back
+    /// relies on it), so the elections are to be emptied first.
     pub fn void_sessions(&mut self) {
         let old = self.tables.swap_sessions(BTreeMap::new());
         self.journal.voided.get_or_insert(old);

@@ -1,9 +1,9 @@
 //! The replicated state machine: `apply(entry) -> Applied`, total and deterministic.
 //!
-//! It must never read a clock, randomness, the environment, or anything else that two replicas could
-//! see differently: replicas that applied the same entries are byte-equal (S9). For the same reason
-//! the texts inside rejections and rows are part of the state: a release that words one differently
-//! must switch on the feature level ([`version`]).
+//! It must never read a clock, randomness, the environment, or anything else that two replicas
+//! could see differently: replicas that applied the same entries are byte-equal (S9). For the same
+//! reason the texts inside rejections and rows are part of the state: a release that words one
+//! differently must switch on the feature level ([`version`]).
 //!
 //! ```text
 //! bytes -> version -> envelope -> lane -> body -> handler(Draft) -> invariants -> stands
@@ -15,8 +15,10 @@
 //! # Map
 //!
 //! - `tables` the rows and their indexes; `journal` the only way to write them, and to undo.
-//! - [`cluster`], [`service`], [`partition`], [`session`], [`election`]: a row each, and its handlers.
-//! - `apply` the way of one entry; [`invariants`] what must be true after it; `hash` the rolling hash.
+//! - [`cluster`], [`service`], [`partition`], [`session`], [`election`]: a row each, and its
+//!   handlers.
+//! - `apply` the way of one entry; [`invariants`] what must be true after it; `hash` the rolling
+//!   hash.
 //! - `lanes` replies for retries; [`audit`] the chain, `refusals` what keeps it bounded.
 //! - [`snapshot`] the state as bytes; [`version`] which entries and snapshots may be read.
 
@@ -149,8 +151,8 @@ impl State {
         xxhash_rust::xxh3::xxh3_128(&self.encode_snapshot()).to_le_bytes()
     }
 
-    /// Says that this binary is too old to apply anything more; see [`version`]. The shell must look
-    /// after every entry and after every snapshot, and stop the node.
+    /// Says that this binary is too old to apply anything more; see [`version`]. The shell must
+    /// look after every entry and after every snapshot, and stop the node.
     pub fn barrier(&self) -> Option<Barrier> {
         let cluster = self.cluster().feature_level;
         (cluster > FEATURE_LEVEL).then_some(Barrier { cluster, binary: FEATURE_LEVEL })

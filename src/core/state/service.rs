@@ -1,7 +1,7 @@
 //! The services table: what was declared, and whether it is quarantined.
 //!
-//! A quarantined service stands still: nothing but `ReleaseQuarantine` changes it or its partitions,
-//! so that what broke can be looked at (PROTOCOL.md G).
+//! A quarantined service stands still: nothing but `ReleaseQuarantine` changes it or its
+//! partitions, so that what broke can be looked at (PROTOCOL.md G).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
