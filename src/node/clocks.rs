@@ -24,9 +24,6 @@ impl NodeClocks {
 
     /// An entry was applied; `state` is the state after it.
     pub fn applied(&self, state: &State, index: Revision, effects: &[ClockEffect]) {
-        if effects.is_empty() {
-            return;
-        }
         // Read before the lock is waited for would be earlier, and C2 must not count from earlier
         // than the apply itself; so after it.
         let mut inner = self.inner.lock();
@@ -39,7 +36,7 @@ impl NodeClocks {
     pub fn installed(&self, state: &State) {
         let mut inner = self.inner.lock();
         let sessions = state.sessions().iter().map(|(id, session)| (*id, session.ttl_ms));
-        inner.reset(sessions, self.clock.now());
+        inner.reset(state.revision(), sessions, self.clock.now());
     }
 
     /// A read index round sent at `sent` was answered.
@@ -74,4 +71,26 @@ impl NodeClocks {
     pub fn session_count(&self) -> usize {
         self.inner.lock().session_count()
     }
+}
+
+impl crate::watch::Believes for NodeBelief {
+    fn believed_live(&self, session: SessionId) -> bool {
+        self.clocks.believed_live(session)
+    }
+
+    fn age_ms(&self) -> u64 {
+        // Watches are told what the rounds prove; before the first one nothing is.
+        self.age.get().and_then(|age| age()).unwrap_or(u64::MAX)
+    }
+}
+
+/// How old the state is, as far as this node can prove.
+pub type Age = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+
+/// What watches must know of the clocks.
+pub struct NodeBelief {
+    /// The lease clocks.
+    pub clocks: Arc<NodeClocks>,
+    /// Set once the read barrier runs.
+    pub age: std::sync::OnceLock<Age>,
 }

@@ -30,11 +30,7 @@ pub fn leader_of(status: &ConsensusStatus) -> Option<Leader> {
 
 impl Leadership {
     /// Follows `status` of this node; requests wait up to `patience` for a leader.
-    pub fn new(
-        node: NodeId,
-        status: watch::Receiver<ConsensusStatus>,
-        patience: Duration,
-    ) -> Self {
+    pub fn new(node: NodeId, status: watch::Receiver<ConsensusStatus>, patience: Duration) -> Self {
         Self { node, status, patience }
     }
 
@@ -72,11 +68,7 @@ impl Leadership {
     ///
     /// # Errors
     /// UNAVAILABLE when there is none by `until`.
-    pub async fn other_than(
-        &self,
-        not: Option<NodeId>,
-        until: Instant,
-    ) -> Result<Leader, Status> {
+    pub async fn other_than(&self, not: Option<NodeId>, until: Instant) -> Result<Leader, Status> {
         let mut status = self.status.clone();
         let known = |s: &ConsensusStatus| s.leader.is_some() && s.leader != not;
         let waited = tokio::time::timeout_at(until, async {
@@ -98,8 +90,9 @@ impl Leadership {
     /// Returns when somebody else than `node` is known to lead.
     pub async fn moved_from(&self, node: NodeId) {
         let mut status = self.status.clone();
-        let moved = status.wait_for(|s| s.leader.is_some_and(|leader| leader != node)).await;
-        if moved.is_err() {
+        let moved = |s: &ConsensusStatus| s.leader.is_some_and(|leader| leader != node);
+        let gone = status.wait_for(moved).await.is_err();
+        if gone {
             // Consensus is gone; the caller's own deadline ends its wait.
             std::future::pending::<()>().await;
         }

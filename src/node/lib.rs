@@ -5,17 +5,28 @@
 //! what is granted, refused or expired is decided by `State::apply` from the log alone.
 
 pub mod admission;
+pub mod audit;
 pub mod clocks;
+pub mod compare;
 pub mod config;
 pub mod history;
 pub mod http;
 pub mod identity;
+pub mod leader;
 pub mod leadership;
+pub mod members;
 pub mod peers;
 pub mod propose;
 pub mod reads;
+pub mod refusals;
 pub mod refuse;
+pub mod renewals;
+pub mod rpc;
+pub mod run;
+pub mod server;
 pub mod sessions;
+pub mod shell;
+pub mod sink;
 pub mod start;
 pub mod telemetry;
 pub mod transport;

@@ -87,7 +87,11 @@ impl Peers {
     ///
     /// # Errors
     /// [`BadAddress`]; nothing is dialled before the first call.
-    pub fn peer(&self, to: NodeId, address: &str) -> Result<PeerServiceClient<Channel>, BadAddress> {
+    pub fn peer(
+        &self,
+        to: NodeId,
+        address: &str,
+    ) -> Result<PeerServiceClient<Channel>, BadAddress> {
         Ok(PeerServiceClient::new(self.channel(to, address, Lane::Peer)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))

@@ -174,7 +174,8 @@ impl Proposer {
         } else {
             call.await
         };
-        let lost = || status::outcome_unknown("the leader did not answer; it may still take effect");
+        let lost =
+            || status::outcome_unknown("the leader did not answer; it may still take effect");
         match answer {
             Err(_) => Try::Answer(Err(lost())),
             Ok(Ok(answer)) => match postcard::from_bytes(&answer.get_ref().reply) {

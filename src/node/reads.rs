@@ -119,9 +119,9 @@ impl Reads {
         let give_up = self.leadership.give_up_at(until);
         loop {
             let (answer, answered) = oneshot::channel();
-            self.waiting
-                .try_send(answer)
-                .map_err(|_| status::overloaded("too many reads are waiting", refuse::RETRY_AFTER))?;
+            self.waiting.try_send(answer).map_err(|_| {
+                status::overloaded("too many reads are waiting", refuse::RETRY_AFTER)
+            })?;
             let outcome = tokio::time::timeout_at(until, answered).await;
             let refused = match outcome {
                 Ok(Ok(Ok(index))) => return self.applied(index, until).await,
@@ -137,7 +137,11 @@ impl Reads {
         }
     }
 
-    async fn applied(&self, index: Revision, until: Instant) -> Result<Revision, Status> {
+    /// Waits until `index` is applied here.
+    ///
+    /// # Errors
+    /// DEADLINE_EXCEEDED when it is not in time.
+    pub async fn applied(&self, index: Revision, until: Instant) -> Result<Revision, Status> {
         if self.state.read().revision() >= index {
             return Ok(index);
         }

@@ -15,8 +15,7 @@ const STORAGE_RETRY_AFTER: Duration = Duration::from_secs(1);
 pub fn consensus(error: ConsensusError) -> Status {
     match error {
         ConsensusError::NotLeader { leader } => {
-            let leader =
-                leader.map(|(node, member)| Leader { node, address: member.address });
+            let leader = leader.map(|(node, member)| Leader { node, address: member.address });
             status::not_leader(leader, RETRY_AFTER)
         }
         ConsensusError::NoQuorum => {
@@ -36,9 +35,11 @@ pub fn consensus(error: ConsensusError) -> Status {
         ConsensusError::Membership(problem) => {
             status::refused("membership", problem, "see `regent members list`")
         }
-        ConsensusError::Stopped(why) => {
-            status::unavailable(rule::NOT_READY, format!("this node has stopped: {why}"), RETRY_AFTER)
-        }
+        ConsensusError::Stopped(why) => status::unavailable(
+            rule::NOT_READY,
+            format!("this node has stopped: {why}"),
+            RETRY_AFTER,
+        ),
     }
 }
 

@@ -5,18 +5,21 @@
 //! (PROTOCOL.md B). It must not fail at once for ever either: a node that is down refuses a
 //! connection within microseconds, and a caller that tries again at once would spin.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use regent_core::id::NodeId;
 use regent_raft::api::{Member, RpcKind, Transport, TransportError};
 use regent_rpc::limits::CHUNK_BYTES;
 use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
 use tokio::time::Instant;
+use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::admission::Admission;
@@ -41,9 +44,25 @@ impl GrpcTransport {
 }
 
 /// Waits until `began` is [`FASTEST_FAILURE`] ago, then reports.
-async fn failed(began: Instant, to: NodeId, problem: &dyn std::fmt::Display) -> TransportError {
+async fn failed(began: Instant, to: NodeId, problem: String) -> TransportError {
     tokio::time::sleep_until(began + FASTEST_FAILURE).await;
     TransportError(format!("node {to}: {problem}"))
+}
+
+/// The requests of a replication stream. A type of its own, because the compiler cannot prove a
+/// boxed stream inside an async block to be `'static`.
+struct Outgoing(BoxStream<'static, Bytes>);
+
+impl Stream for Outgoing {
+    type Item = RaftAnswer;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<RaftAnswer>> {
+        self.0.as_mut().poll_next(cx).map(|body| body.map(|body| RaftAnswer { body }))
+    }
+}
+
+fn body(answer: Result<RaftAnswer, Status>) -> Result<Bytes, TransportError> {
+    answer.map(|answer| answer.body).map_err(|status| TransportError(status.message().to_owned()))
 }
 
 fn check(admission: &Admission, to: NodeId, metadata: &MetadataMap) -> Result<(), String> {
@@ -66,17 +85,17 @@ impl Transport for GrpcTransport {
             let began = Instant::now();
             let mut client = match client {
                 Ok(client) => client,
-                Err(bad) => return Err(failed(began, to, &bad).await),
+                Err(bad) => return Err(failed(began, to, bad.to_string()).await),
             };
             // The deadline is kept here too: a frozen peer does not keep the one in the header.
             let answer = match tokio::time::timeout(ttl, client.call(request)).await {
                 Ok(Ok(answer)) => answer,
-                Ok(Err(status)) => return Err(failed(began, to, &status.message()).await),
-                Err(_) => return Err(failed(began, to, &"no answer in time").await),
+                Ok(Err(status)) => return Err(failed(began, to, status.message().to_owned()).await),
+                Err(_) => return Err(failed(began, to, "no answer in time".into()).await),
             };
             match check(&admission, to, answer.metadata()) {
                 Ok(()) => Ok(answer.into_inner().body),
-                Err(problem) => Err(failed(began, to, &problem).await),
+                Err(problem) => Err(failed(began, to, problem).await),
             }
         }
         .boxed()
@@ -94,29 +113,27 @@ impl Transport for GrpcTransport {
         >,
     > {
         let client = self.peers.raft(to, &member.address, Lane::Raft);
-        let request = self.peers.stream_request(input.map(|body| RaftAnswer { body }));
+        let request = self.peers.stream_request(Outgoing(input));
         let admission = self.admission.clone();
         Some(
             async move {
                 let began = Instant::now();
                 let mut client = match client {
                     Ok(client) => client,
-                    Err(bad) => return Err(failed(began, to, &bad).await),
+                    Err(bad) => return Err(failed(began, to, bad.to_string()).await),
                 };
                 let open = tokio::time::timeout(STREAM_OPEN_TIMEOUT, client.stream_append(request));
                 let answers = match open.await {
                     Ok(Ok(answers)) => answers,
-                    Ok(Err(status)) => return Err(failed(began, to, &status.message()).await),
-                    Err(_) => return Err(failed(began, to, &"no stream in time").await),
+                    Ok(Err(status)) => {
+                        return Err(failed(began, to, status.message().to_owned()).await);
+                    }
+                    Err(_) => return Err(failed(began, to, "no stream in time".into()).await),
                 };
                 if let Err(problem) = check(&admission, to, answers.metadata()) {
-                    return Err(failed(began, to, &problem).await);
+                    return Err(failed(began, to, problem).await);
                 }
-                let answers = answers.into_inner().map(move |answer| match answer {
-                    Ok(answer) => Ok(answer.body),
-                    Err(status) => Err(TransportError(format!("node {to}: {}", status.message()))),
-                });
-                Ok(answers.boxed())
+                Ok(answers.into_inner().map(body).boxed())
             }
             .boxed(),
         )
@@ -137,16 +154,16 @@ impl Transport for GrpcTransport {
             let began = Instant::now();
             let mut client = match client {
                 Ok(client) => client,
-                Err(bad) => return Err(failed(began, to, &bad).await),
+                Err(bad) => return Err(failed(began, to, bad.to_string()).await),
             };
             let answer = match tokio::time::timeout(ttl, client.install_snapshot(request)).await {
                 Ok(Ok(answer)) => answer,
-                Ok(Err(status)) => return Err(failed(began, to, &status.message()).await),
-                Err(_) => return Err(failed(began, to, &"snapshot not taken in time").await),
+                Ok(Err(status)) => return Err(failed(began, to, status.message().to_owned()).await),
+                Err(_) => return Err(failed(began, to, "snapshot not taken in time".into()).await),
             };
             match check(&admission, to, answer.metadata()) {
                 Ok(()) => Ok(answer.into_inner().body),
-                Err(problem) => Err(failed(began, to, &problem).await),
+                Err(problem) => Err(failed(began, to, problem).await),
             }
         }
         .boxed()
@@ -154,7 +171,7 @@ impl Transport for GrpcTransport {
 }
 
 /// The head, then the data, piece by piece; no piece is copied before it is asked for.
-fn chunks(head: Bytes, data: Arc<Vec<u8>>) -> impl futures::Stream<Item = SnapshotChunk> + Send {
+fn chunks(head: Bytes, data: Arc<Vec<u8>>) -> impl Stream<Item = SnapshotChunk> + Send {
     let first = futures::stream::once(async move { SnapshotChunk { head, data: Bytes::new() } });
     let rest = futures::stream::unfold(0usize, move |at| {
         let end = (at + CHUNK_BYTES).min(data.len());
@@ -171,7 +188,8 @@ mod tests {
     #[tokio::test]
     async fn a_snapshot_travels_in_chunks_and_arrives_whole() {
         let data: Vec<u8> = (0..CHUNK_BYTES * 2 + 3).map(|i| i as u8).collect();
-        let sent: Vec<_> = chunks(Bytes::from_static(b"head"), Arc::new(data.clone())).collect().await;
+        let sent: Vec<_> =
+            chunks(Bytes::from_static(b"head"), Arc::new(data.clone())).collect().await;
         assert_eq!(sent.len(), 4);
         assert_eq!(sent[0].head.as_ref(), b"head");
         let back: Vec<u8> = sent[1..].iter().flat_map(|c| c.data.to_vec()).collect();

@@ -43,7 +43,8 @@ impl NodeConfig {
                 "use a DNS-like name without slashes, as in the certificates",
             );
         }
-        for (field, text) in [("listen.grpc", &self.listen.grpc), ("listen.http", &self.listen.http)]
+        for (field, text) in
+            [("listen.grpc", &self.listen.grpc), ("listen.http", &self.listen.http)]
         {
             if text.parse::<std::net::SocketAddr>().is_err() {
                 bad(field, format!("{text:?} is no address"), "use ip:port, as 127.0.0.1:7400");

@@ -24,7 +24,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "otlp",
         ],
     ),
-    ("listen", &["grpc", "http"]),
+    ("listen", &["grpc", "http", "http_plaintext"]),
     ("advertise", &["grpc", "http"]),
     ("locality", &["region", "zone", "host"]),
     ("tls", &["cert", "key", "ca", "trust_domain", "revoked"]),

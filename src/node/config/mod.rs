@@ -72,6 +72,9 @@ pub struct Listen {
     pub grpc: String,
     /// Metrics and health.
     pub http: String,
+    /// `true`: the HTTP port speaks no TLS; allowed on loopback only.
+    #[serde(default)]
+    pub http_plaintext: bool,
 }
 
 /// What others dial; empty: as `listen`.

@@ -148,7 +148,8 @@ impl<S> KeepAliveStream<S> {
             return None;
         }
         let now = self.keeper.now();
-        let rest = inner.answers.split_off(inner.answers.len().min(MAX_ANSWERS));
+        let most = inner.answers.len().min(MAX_ANSWERS);
+        let rest = inner.answers.split_off(most);
         let sent = std::mem::replace(&mut inner.answers, rest);
         inner.pending = inner.pending.saturating_sub(sent.len());
         let mut renewed = Vec::with_capacity(sent.len());

@@ -1,0 +1,278 @@
+//! Changing who is a member: allocate an id, add as learner once the node answers, promote, remove,
+//! transfer. Each act is in the audit chain, refused ones as well.
+//!
+//! Ids come from the log and are never given twice (I9): a reused id would let an old disk vote.
+//! An addition waits in this node's memory until the new node answers; if the leader changes
+//! meanwhile, the same request sent again gets the same id (deduplicated by the log) and waits
+//! there. Nothing is lost but the waiting.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use regent_core::authz::{Principal, Verb};
+use regent_core::command::{Command, Request as RequestId};
+use regent_core::id::NodeId;
+use regent_core::reply::Reply;
+use regent_core::state::version::FEATURE_LEVEL;
+use regent_raft::api::{ConsensusError, Member};
+use regent_rpc::pb::raft::HelloRequest;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::refuse;
+use crate::shell::Shell;
+
+/// How long an addition waits for the new node: time to issue its certificate and start it.
+const ADDITION_PATIENCE: Duration = Duration::from_secs(30 * 60);
+/// Additions at a time; members change one at a time anyway.
+const MAX_ADDITIONS: usize = 16;
+/// How often the new nodes are asked.
+pub const ADDITION_INTERVAL: Duration = Duration::from_millis(500);
+/// Time for one hello, dialling included.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Nodes with an id that are not members yet.
+#[derive(Default)]
+pub struct Additions {
+    waiting: Mutex<BTreeMap<NodeId, (Member, Instant)>>,
+}
+
+impl Shell {
+    /// Allocates an id and waits (in the background) for the node to answer at its address.
+    ///
+    /// # Errors
+    /// Consensus errors as statuses; RESOURCE_EXHAUSTED when too many additions wait.
+    pub async fn add_member(
+        &self,
+        by: &Principal,
+        request: Option<RequestId>,
+        member: Member,
+        until: Instant,
+    ) -> Result<NodeId, Status> {
+        self.must_lead()?;
+        let known = self.leadership.status();
+        if let Some((id, _, _)) = known.members.iter().find(|(_, m, _)| m.address == member.address)
+        {
+            return Err(regent_rpc::convert::status::refused(
+                "already_member",
+                format!("node {id} has the address {}", member.address),
+                "give the new node its own address, or remove the old one first",
+            ));
+        }
+        let command = Command::AllocateNode { label: member.label.clone() };
+        let reply = self.proposer.accepted(by.clone(), request, &command, until).await?;
+        let Reply::NodeAllocated { node, .. } = reply else {
+            return Err(Status::internal(format!("an odd reply to AllocateNode: {reply:?}")));
+        };
+        if known.members.iter().any(|(id, _, _)| *id == node) {
+            return Ok(node);
+        }
+        let mut waiting = self.additions.waiting.lock();
+        if waiting.len() >= MAX_ADDITIONS && !waiting.contains_key(&node) {
+            return Err(regent_rpc::convert::status::quota(
+                "additions",
+                format!("{MAX_ADDITIONS} additions wait for their nodes already"),
+            ));
+        }
+        waiting.insert(node, (member, Instant::now() + ADDITION_PATIENCE));
+        Ok(node)
+    }
+
+    /// One look at the nodes that wait to be added; called on the leader.
+    pub async fn continue_additions(&self) {
+        let now = Instant::now();
+        let waiting: Vec<(NodeId, Member)> = {
+            let mut waiting = self.additions.waiting.lock();
+            waiting.retain(|node, (member, until)| {
+                let keep = *until > now;
+                if !keep {
+                    tracing::warn!(%node, address = member.address,
+                        "the node was not seen in time; add it again when it runs");
+                }
+                keep
+            });
+            waiting.iter().map(|(node, (member, _))| (*node, member.clone())).collect()
+        };
+        for (node, member) in waiting {
+            if let Err(why) = self.hello(node, &member.address).await {
+                tracing::debug!(%node, address = member.address, why, "a new node is not there yet");
+                continue;
+            }
+            let outcome = self.consensus.add_learner(node, member.clone()).await;
+            if let Err(ConsensusError::NotLeader { .. }) = outcome {
+                self.additions.waiting.lock().clear();
+                return;
+            }
+            let resource = format!("node {node} at {}", member.address);
+            match &outcome {
+                Ok(()) => tracing::info!(%node, address = member.address, "added as a learner"),
+                Err(error) => tracing::warn!(%node, %error, "adding a node failed"),
+            }
+            self.additions.waiting.lock().remove(&node);
+            self.record_act(&Principal::cluster(), "add", &resource, &outcome).await;
+        }
+    }
+
+    /// Gives a caught-up learner a vote.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION says what it lacks.
+    pub async fn promote_member(&self, by: &Principal, node: NodeId) -> Result<(), Status> {
+        self.must_lead()?;
+        let outcome = self.consensus.promote(node).await;
+        self.record_act(by, "promote", &format!("node {node}"), &outcome).await;
+        outcome.map_err(refuse::consensus)
+    }
+
+    /// Removes a member.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION when the rest could not elect a leader.
+    pub async fn remove_member(&self, by: &Principal, node: NodeId) -> Result<(), Status> {
+        if self.additions.waiting.lock().remove(&node).is_some() {
+            self.record_act(by, "remove", &format!("node {node}"), &Ok(())).await;
+            return Ok(());
+        }
+        self.must_lead()?;
+        let outcome = self.consensus.remove(node).await;
+        self.record_act(by, "remove", &format!("node {node}"), &outcome).await;
+        outcome.map_err(refuse::consensus)
+    }
+
+    /// Hands leadership over; returns the new leader.
+    ///
+    /// # Errors
+    /// FAILED_PRECONDITION when there is nobody to hand it to.
+    pub async fn transfer(&self, by: &Principal, to: Option<NodeId>) -> Result<NodeId, Status> {
+        self.must_lead()?;
+        let outcome = self.consensus.transfer_leader(to).await;
+        let resource = to.map_or("leader".to_owned(), |to| format!("leader to node {to}"));
+        let plain = outcome.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.record_act(by, "transfer", &resource, &plain).await;
+        outcome.map_err(refuse::consensus)
+    }
+
+    fn must_lead(&self) -> Result<(), Status> {
+        if self.leadership.is_here() {
+            return Ok(());
+        }
+        Err(regent_rpc::convert::status::not_leader(self.leadership.now(), refuse::RETRY_AFTER))
+    }
+
+    /// Puts what was done, or refused, into the audit chain. A failure to do so is logged: the act
+    /// itself is in the log of Raft already.
+    async fn record_act(
+        &self,
+        by: &Principal,
+        what: &str,
+        resource: &str,
+        outcome: &Result<(), ConsensusError>,
+    ) {
+        if matches!(outcome, Err(ConsensusError::NotLeader { .. })) {
+            return;
+        }
+        let outcome = match outcome {
+            Ok(()) => "done".to_owned(),
+            Err(error) => format!("refused: {error}"),
+        };
+        self.record(by, Verb::MembersWrite, resource, what, outcome).await;
+    }
+
+    /// Puts an act that no table holds into the audit chain.
+    pub async fn record(
+        &self,
+        by: &Principal,
+        verb: Verb,
+        resource: &str,
+        reason: &str,
+        outcome: String,
+    ) {
+        let command = Command::RecordAct {
+            verb,
+            resource: resource.to_owned(),
+            outcome,
+            reason: reason.to_owned(),
+        };
+        let until = Instant::now() + Duration::from_secs(3);
+        if let Err(error) = self.proposer.command(by.clone(), None, &command, until).await {
+            tracing::warn!(%error, %verb, resource, "an act could not be recorded");
+        }
+    }
+
+    /// Shows this node's start to another one.
+    ///
+    /// # Errors
+    /// Why there was no answer, or what it objects to this node (see [`Shell::ask_admission`]).
+    pub async fn hello(&self, to: NodeId, address: &str) -> Result<Option<String>, String> {
+        let mut client = self.peers.peer(to, address).map_err(|bad| bad.to_string())?;
+        let start = self.peers.start();
+        let hello = HelloRequest {
+            node: self.node.0,
+            disk: start.disk,
+            boot: start.boot,
+            nonce: start.nonce.0,
+            feature_level: FEATURE_LEVEL,
+            cluster: self.config.cluster.clone(),
+        };
+        let call = client.hello(self.peers.request(hello, HELLO_TIMEOUT));
+        match tokio::time::timeout(HELLO_TIMEOUT, call).await {
+            Ok(Ok(answer)) => {
+                let refused = answer.into_inner().refused;
+                Ok((!refused.is_empty()).then_some(refused))
+            }
+            Ok(Err(status)) => Err(status.message().to_owned()),
+            Err(_) => Err("no answer in time".into()),
+        }
+    }
+
+    /// Asks the voters until a majority (this node included) has not objected, or one has.
+    pub async fn ask_admission(self: Arc<Self>) {
+        let mut pause = Duration::from_millis(20);
+        loop {
+            self.admission.check_own_record();
+            if self.admission.quarantine().is_some() {
+                self.consensus.set_votes_allowed(false);
+                return;
+            }
+            let others = self.voters_to_ask();
+            let voters = others.len() + 1;
+            let asked = others.iter().map(|(id, address)| self.hello(*id, address));
+            let answers = futures::future::join_all(asked).await;
+            let mut content = 1;
+            for ((id, _), answer) in others.iter().zip(answers) {
+                match answer {
+                    Ok(None) => content += 1,
+                    Ok(Some(why)) => {
+                        self.admission.quarantine_self(format!("node {id} says: {why}"));
+                    }
+                    Err(why) => tracing::debug!(node = %id, why, "no hello yet"),
+                }
+            }
+            // A node that was told to join has nobody to ask until the cluster speaks to it.
+            let knows_voters = !others.is_empty() || !self.config.join;
+            if knows_voters && content > voters / 2 && self.admission.admit() {
+                self.consensus.set_votes_allowed(true);
+                tracing::info!(content, voters, "admitted: this node votes");
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// The other voters by membership; before there is one, those of the configuration.
+    fn voters_to_ask(&self) -> Vec<(NodeId, String)> {
+        let status = self.leadership.status();
+        let members = status.members.iter().filter(|(_, _, voter)| *voter);
+        let mut voters: Vec<_> =
+            members.map(|(id, member, _)| (*id, member.address.clone())).collect();
+        if voters.is_empty() {
+            let initial = self.config.initial_members.iter();
+            voters = initial.map(|m| (m.id, m.address.clone())).collect();
+        }
+        voters.retain(|(id, _)| *id != self.node);
+        voters
+    }
+}

@@ -1,0 +1,11 @@
+//! The gRPC services of a node, one file each. A handler authorizes, converts, proposes or reads,
+//! and answers; it decides nothing.
+
+pub mod audit;
+pub mod cluster;
+pub mod election;
+pub mod guard;
+pub mod peer;
+pub mod raft;
+pub mod topology;
+pub mod watches;

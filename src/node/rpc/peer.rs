@@ -1,0 +1,117 @@
+//! `regent.raft.v1.PeerService`: what nodes ask each other beside Raft.
+
+use std::sync::Arc;
+
+use regent_core::command::{Entry, Renewal};
+use regent_core::id::{NodeId, Nonce};
+use regent_core::limits::{MAX_ENTRY_BYTES, MAX_RENEWALS_PER_ENTRY};
+use regent_core::state::version::FEATURE_LEVEL;
+use regent_rpc::convert::status::{self, rule};
+use regent_rpc::pb::raft::peer_service_server::PeerService;
+use regent_rpc::pb::raft::{
+    CompareRequest, CompareResponse, HelloRequest, HelloResponse, ProposeRequest, ProposeResponse,
+    ReadIndexRequest, ReadIndexResponse, RenewRequest, RenewResponse,
+};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+
+use super::guard::deadline;
+use crate::refuse;
+use crate::sessions::RenewError;
+use crate::shell::Shell;
+use crate::start::Start;
+
+/// Serves the other nodes.
+pub struct PeerHandler(pub Arc<Shell>);
+
+#[tonic::async_trait]
+impl PeerService for PeerHandler {
+    async fn hello(
+        &self,
+        request: Request<HelloRequest>,
+    ) -> Result<Response<HelloResponse>, Status> {
+        // Not `authorize_node`: the judgement is the answer, not an error.
+        let principal = self.0.authorize(&request, regent_core::authz::Verb::Internal, "hello")?;
+        let hello = request.into_inner();
+        let refused = if principal.name != hello.node.to_string() {
+            format!("the certificate is of {principal}, not of node {}", hello.node)
+        } else if hello.cluster != self.0.config.cluster {
+            format!("this is cluster {:?}, not {:?}", self.0.config.cluster, hello.cluster)
+        } else {
+            let start = Start { disk: hello.disk, boot: hello.boot, nonce: Nonce(hello.nonce) };
+            self.0.admission.judge(NodeId(hello.node), start).err().unwrap_or_default()
+        };
+        if !refused.is_empty() {
+            tracing::warn!(node = hello.node, refused, "a starting node was refused");
+        }
+        let recorded = self.0.admission.recorded(NodeId(hello.node));
+        Ok(Response::new(HelloResponse {
+            node: self.0.node.0,
+            refused,
+            feature_level: FEATURE_LEVEL,
+            boot_recorded: recorded.map_or(0, |start| start.boot),
+        }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<ProposeRequest>,
+    ) -> Result<Response<ProposeResponse>, Status> {
+        let from = self.0.authorize_node(&request)?;
+        let until = Instant::now() + deadline(request.metadata());
+        let entry = request.into_inner().entry;
+        // The sender has checked it; a damaged one must not get into the log all the same.
+        if entry.len() > MAX_ENTRY_BYTES || Entry::decode(&entry).is_err() {
+            tracing::error!(%from, bytes = entry.len(), "a node forwarded an unreadable entry");
+            return Err(Status::invalid_argument("the entry cannot be read"));
+        }
+        let reply = self.0.proposer.as_leader(entry, until).await?;
+        let reply = postcard::to_stdvec(&reply).expect("a reply has no type postcard refuses");
+        Ok(Response::new(ProposeResponse { reply: reply.into() }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<ReadIndexRequest>,
+    ) -> Result<Response<ReadIndexResponse>, Status> {
+        self.0.authorize_node(&request)?;
+        let left = deadline(request.metadata());
+        let index = self.0.consensus.read_index(left).await.map_err(refuse::consensus)?;
+        Ok(Response::new(ReadIndexResponse { index: index.0 }))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<RenewRequest>,
+    ) -> Result<Response<RenewResponse>, Status> {
+        self.0.authorize_node(&request)?;
+        if !self.0.leadership.is_here() {
+            return Err(status::not_leader(self.0.leadership.now(), refuse::RETRY_AFTER));
+        }
+        let left = deadline(request.metadata());
+        let renewals: Vec<Renewal> = postcard::from_bytes(&request.get_ref().renewals)
+            .map_err(|_| Status::invalid_argument("the renewals cannot be read"))?;
+        if renewals.len() > MAX_RENEWALS_PER_ENTRY {
+            return Err(Status::invalid_argument("too many renewals in one call"));
+        }
+        match self.0.merger.submit(renewals, left).await {
+            Ok(outcomes) => {
+                let outcomes = postcard::to_stdvec(&outcomes).expect("outcomes are plain numbers");
+                let revision = self.0.state.read().revision().0;
+                Ok(Response::new(RenewResponse { outcomes: outcomes.into(), revision }))
+            }
+            Err(RenewError::NotProposed(why)) => {
+                Err(status::unavailable(rule::NOT_LEADER, why, refuse::RETRY_AFTER))
+            }
+            Err(RenewError::Unknown(why)) => Err(status::outcome_unknown(why)),
+        }
+    }
+
+    async fn compare(
+        &self,
+        request: Request<CompareRequest>,
+    ) -> Result<Response<CompareResponse>, Status> {
+        self.0.authorize_node(&request)?;
+        self.0.compare_answer(request.get_ref()).map(Response::new)
+    }
+}

@@ -1,0 +1,95 @@
+//! `regent.raft.v1.RaftService`: Raft's own calls, from nodes only.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use regent_core::id::NodeId;
+use regent_raft::api::{RpcKind, TransportError};
+use regent_rpc::convert::status::{self, rule};
+use regent_rpc::pb::raft::raft_service_server::RaftService;
+use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::refuse::RETRY_AFTER;
+use crate::shell::Shell;
+use crate::start::HEADER;
+
+/// Largest snapshot that is taken in: a million sessions and a full audit window are far below.
+const MAX_SNAPSHOT_BYTES: usize = 4 * 1024 * 1024 * 1024;
+
+/// Serves Raft.
+pub struct RaftHandler(pub Arc<Shell>);
+
+impl RaftHandler {
+    /// An answer that shows which start of this node gave it.
+    fn signed<T>(&self, message: T) -> Response<T> {
+        let mut response = Response::new(message);
+        response.metadata_mut().insert(HEADER, self.0.peers.start().header());
+        response
+    }
+
+    /// Names the call's sender in the log of a refusal.
+    fn sender<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        self.0.authorize_node(request)
+    }
+}
+
+fn failed(error: TransportError) -> Status {
+    status::unavailable(rule::NOT_READY, error.0, RETRY_AFTER)
+}
+
+#[tonic::async_trait]
+impl RaftService for RaftHandler {
+    type StreamAppendStream = BoxStream<'static, Result<RaftAnswer, Status>>;
+
+    async fn call(&self, request: Request<RaftCall>) -> Result<Response<RaftAnswer>, Status> {
+        self.sender(&request)?;
+        let RaftCall { kind, body } = request.into_inner();
+        let kind = RpcKind::from_wire(kind)
+            .ok_or_else(|| Status::unimplemented(format!("there is no Raft call {kind}")))?;
+        let body = self.0.consensus.handle(kind, body).await.map_err(failed)?;
+        Ok(self.signed(RaftAnswer { body }))
+    }
+
+    async fn stream_append(
+        &self,
+        request: Request<Streaming<RaftAnswer>>,
+    ) -> Result<Response<Self::StreamAppendStream>, Status> {
+        self.sender(&request)?;
+        // A broken stream ends here; the sender opens a new one and goes on where it must.
+        let input = request
+            .into_inner()
+            .take_while(|message| std::future::ready(message.is_ok()))
+            .filter_map(|message| std::future::ready(message.ok().map(|m| m.body)));
+        let answers = self.0.consensus.handle_append_stream(input.boxed());
+        let answers = answers.map(|answer| match answer {
+            Ok(body) => Ok(RaftAnswer { body }),
+            Err(error) => Err(failed(error)),
+        });
+        Ok(self.signed(answers.boxed()))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<SnapshotChunk>>,
+    ) -> Result<Response<RaftAnswer>, Status> {
+        let from = self.sender(&request)?;
+        let mut chunks = request.into_inner();
+        let Some(first) = chunks.message().await? else {
+            return Err(Status::invalid_argument("a snapshot begins with its head"));
+        };
+        let mut data: Vec<u8> = first.data.into();
+        while let Some(chunk) = chunks.message().await? {
+            if data.len() + chunk.data.len() > MAX_SNAPSHOT_BYTES {
+                return Err(Status::resource_exhausted("the snapshot is too large"));
+            }
+            data.extend_from_slice(&chunk.data);
+        }
+        tracing::info!(%from, bytes = data.len(), "installing a snapshot");
+        let head: Bytes = first.head;
+        let body = self.0.consensus.handle_snapshot(head, data).await.map_err(failed)?;
+        Ok(self.signed(RaftAnswer { body }))
+    }
+}

@@ -1,0 +1,551 @@
+//! Starting and stopping a node, in the order that safety asks for.
+//!
+//! ```text
+//! identity (boot counter fsynced) → consensus, votes not allowed → ports → hello to the others
+//!   → votes allowed → the first node begins the cluster → this start is in the log → ready
+//! ```
+//! A node that has not been admitted answers and replicates, but neither votes nor campaigns.
+//! Stopping goes the other way: leadership is handed over while everything still works, then
+//! nothing new is begun, what is under way is finished, and only then the log is closed.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use regent_core::decide::Expiry;
+use regent_core::id::NodeId;
+use regent_raft::api::Member;
+use regent_raft::store::real_disk::RealDisk;
+use regent_raft::{Consensus, ConsensusConfig, StartError};
+use regent_rpc::clock::{Clock, SystemClock};
+use regent_rpc::tls::{Tls, TlsError, TlsFiles, WATCH_INTERVAL};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::admission::{Admission, Standing};
+use crate::clocks::{NodeBelief, NodeClocks};
+use crate::compare::Comparison;
+use crate::config::{ConfigError, NodeConfig};
+use crate::http::process::watch_process;
+use crate::http::server::Plaintext;
+use crate::http::{Health, Metrics};
+use crate::identity::{Identity, IdentityError};
+use crate::leadership::Leadership;
+use crate::members::Additions;
+use crate::peers::Peers;
+use crate::propose::Proposer;
+use crate::reads::Reads;
+use crate::refusals::Refusals;
+use crate::renewals::{RenewalEntries, RenewalRoute};
+use crate::rpc::guard::Inflight;
+use crate::sessions::{Keeper, KeeperConfig, KeeperParts, Merger, half_tick};
+use crate::shell::Shell;
+use crate::sink::FanOut;
+use crate::start::Start;
+use crate::transport::GrpcTransport;
+use crate::watch::{Hub, HubConfig};
+
+/// Longest time for handing leadership over when stopping.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time for requests under way to finish when stopping.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that stay open after that (streams of nodes and watchers) are cut.
+const CUT_AFTER: Duration = Duration::from_millis(200);
+
+/// Why a node did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// Certificates.
+    #[error("certificates")]
+    Tls(#[from] TlsError),
+    /// The certificate is not this node's.
+    #[error(
+        "the certificate is of {found}, but this is node {node}: it needs \
+         spiffe://{trust}/node/{node}; issue one with `regent pki issue node {node}`"
+    )]
+    WrongCertificate {
+        /// Who the certificate names.
+        found: String,
+        /// Who this is.
+        node: NodeId,
+        /// The trust domain.
+        trust: String,
+    },
+    /// The data directory.
+    #[error("data directory")]
+    Identity(#[from] IdentityError),
+    /// A port.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Consensus did not start.
+    #[error("consensus did not start")]
+    Consensus(#[from] StartError),
+    /// The node found out that it must not go on.
+    #[error("this node stopped: {0}")]
+    Fatal(String),
+}
+
+/// A running node.
+pub struct Node {
+    shell: Arc<Shell>,
+    grpc: SocketAddr,
+    http: SocketAddr,
+    stop: watch::Sender<bool>,
+    fatal: watch::Receiver<Option<String>>,
+    server: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+    _identity: Identity,
+}
+
+/// Runs a node until `shutdown` completes, then drains it.
+///
+/// # Errors
+/// [`RunError`] when it could not start, or had to stop by itself.
+pub async fn run(config: NodeConfig, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let mut node = Node::start(config).await?;
+    tokio::select! {
+        why = node.failed() => {
+            node.kill().await;
+            Err(RunError::Fatal(why))
+        }
+        () = shutdown => {
+            node.drain().await;
+            Ok(())
+        }
+    }
+}
+
+impl Node {
+    /// Starts a node on the ports of its configuration. Returns once it serves; it may still be
+    /// without a leader ([`Node::ready`] waits for that).
+    ///
+    /// # Errors
+    /// [`RunError`] says what is missing.
+    pub async fn start(config: NodeConfig) -> Result<Self, RunError> {
+        config.check()?;
+        let grpc = listen(&config.listen.grpc).await?;
+        let http = listen(&config.listen.http).await?;
+        Self::start_on(config, grpc, http).await
+    }
+
+    /// Starts a node on ports that are open already.
+    ///
+    /// # Errors
+    /// [`RunError`] says what is missing.
+    pub async fn start_on(
+        config: NodeConfig,
+        grpc: TcpListener,
+        http: TcpListener,
+    ) -> Result<Self, RunError> {
+        let tls = load_tls(&config)?;
+        let identity = Identity::open(&config.data_dir, config.node_id, &config.cluster)?;
+        tracing::info!(
+            node = %config.node_id, cluster = config.cluster, boot = identity.boot,
+            disk = format!("{:016x}", identity.disk), "starting"
+        );
+        let (shell, fatal) = assemble(config, &identity, tls).await?;
+        let grpc_addr = local(&grpc)?;
+        let http_addr = local(&http)?;
+        let (stop, stopped) = watch::channel(false);
+        let mut tasks = duties(&shell, &fatal);
+        let metrics = shell.metrics.clone();
+        let health = shell.health.clone();
+        let http_stop = stopped.clone();
+        tasks.push(tokio::spawn(async move {
+            let served = crate::http::server::serve(http, Plaintext, metrics, health, http_stop);
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the HTTP port is lost");
+            }
+        }));
+        let (reporter, grpc_health) = tonic_health::server::health_reporter();
+        let watched = shell.clone();
+        tasks.push(tokio::spawn(async move {
+            watched.report_health(reporter).await;
+        }));
+        let served = crate::server::serve(shell.clone(), grpc_health, grpc, stopped);
+        let lost = fatal.clone();
+        let server = tokio::spawn(async move {
+            if let Err(error) = served.await {
+                lost.send_replace(Some(format!("the gRPC port is lost: {error}")));
+            }
+        });
+        tasks.push(tokio::spawn(come_up(shell.clone())));
+        let fatal = fatal.subscribe();
+        Ok(Self {
+            shell,
+            grpc: grpc_addr,
+            http: http_addr,
+            stop,
+            fatal,
+            server,
+            tasks,
+            _identity: identity,
+        })
+    }
+
+    /// Where its gRPC port is.
+    pub fn grpc_addr(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// Where its HTTP port is.
+    pub fn http_addr(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Its parts; for tests.
+    pub fn shell(&self) -> &Arc<Shell> {
+        &self.shell
+    }
+
+    /// Waits until the node is ready for requests; what stood against it otherwise.
+    ///
+    /// # Errors
+    /// The reasons, one a line, when it was not ready within `patience`.
+    pub async fn ready(&self, patience: Duration) -> Result<(), String> {
+        let until = Instant::now() + patience;
+        loop {
+            let readiness = self.shell.health.get();
+            if readiness.is_ready() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(readiness.body());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until the node finds that it must not go on, and says why.
+    pub async fn failed(&mut self) -> String {
+        match self.fatal.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            Err(_) => "its tasks have ended".into(),
+        }
+    }
+
+    /// Stops in order: leadership first, then requests, then the log.
+    pub async fn drain(self) {
+        let shell = self.shell.clone();
+        tracing::info!("stopping: handing over, then finishing what is under way");
+        let others = shell.leadership.status().members.iter().filter(|(_, _, v)| *v).count() > 1;
+        if shell.leadership.is_here() && others {
+            let handed = shell.consensus.transfer_leader(None);
+            match tokio::time::timeout(TRANSFER_TIMEOUT, handed).await {
+                Ok(Ok(to)) => tracing::info!(%to, "leadership handed over"),
+                Ok(Err(error)) => tracing::warn!(%error, "leadership could not be handed over"),
+                Err(_) => tracing::warn!("leadership could not be handed over in time"),
+            }
+        }
+        shell.stopping.store(true, Ordering::Relaxed);
+        shell.health.set("stopping", Some("the node is stopping"));
+        shell.hub.close();
+        let until = Instant::now() + FINISH_TIMEOUT;
+        while shell.inflight.count() > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.end(CUT_AFTER).await;
+        tracing::info!("stopped");
+    }
+
+    /// Stops at once, as far as the log allows; nothing is handed over.
+    pub async fn kill(self) {
+        self.end(Duration::ZERO).await;
+    }
+
+    async fn end(mut self, grace: Duration) {
+        self.stop.send_replace(true);
+        // Streams of nodes and watchers never end by themselves.
+        let _ = tokio::time::timeout(grace, &mut self.server).await;
+        self.server.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.shell.consensus.shutdown().await;
+        self.shell.peers.keep_only(|_| false);
+    }
+}
+
+async fn listen(address: &str) -> Result<TcpListener, RunError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| RunError::Listen { address: address.to_owned(), source })
+}
+
+fn local(listener: &TcpListener) -> Result<SocketAddr, RunError> {
+    listener
+        .local_addr()
+        .map_err(|source| RunError::Listen { address: "an open port".into(), source })
+}
+
+/// Reads the certificates and makes sure that they are this node's.
+fn load_tls(config: &NodeConfig) -> Result<Arc<Tls>, RunError> {
+    let tls = Tls::load(TlsFiles {
+        cert: config.tls.cert.clone(),
+        key: config.tls.key.clone(),
+        ca: config.tls.ca.clone(),
+        revoked: config.tls.revoked.clone(),
+        trust: Some(config.tls.trust_domain.clone()),
+    })?;
+    let found = tls.principal().to_string();
+    if found != format!("node/{}", config.node_id) {
+        let trust = config.tls.trust_domain.clone();
+        return Err(RunError::WrongCertificate { found, node: config.node_id, trust });
+    }
+    Ok(tls)
+}
+
+/// Builds the parts and starts consensus, votes not allowed.
+async fn assemble(
+    config: NodeConfig,
+    identity: &Identity,
+    tls: Arc<Tls>,
+) -> Result<(Arc<Shell>, Fatal), RunError> {
+    let node = config.node_id;
+    let timing = config.timing();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let start = Start { disk: identity.disk, boot: identity.boot, nonce: identity.nonce };
+    let metrics = Arc::new(Metrics::new());
+    watch_process(&metrics);
+    let health = Health::starting();
+    let clocks = Arc::new(NodeClocks::new(clock.clone()));
+    let belief = Arc::new(NodeBelief { clocks: clocks.clone(), age: Default::default() });
+    let hub = Hub::start(HubConfig::for_node(node), belief.clone(), metrics.clone());
+    let comparison = Arc::new(Comparison::default());
+    let expiry = Arc::new(Mutex::new(Expiry::new()));
+    let peers = Arc::new(Peers::new(tls.clone(), start));
+    let admission = Arc::new(Admission::new(node, start));
+    let sink = FanOut {
+        clock: clock.clone(),
+        clocks: clocks.clone(),
+        expiry: expiry.clone(),
+        comparison: comparison.clone(),
+        hub: hub.clone(),
+        cluster_changed: Arc::new(Notify::new()),
+    };
+    let mut settings = ConsensusConfig::new(node, config.raft_dir(), timing);
+    settings.votes_allowed = false;
+    let transport = GrpcTransport::new(peers.clone(), admission.clone());
+    let consensus =
+        Consensus::start(settings, Arc::new(transport), Arc::new(RealDisk), Arc::new(sink)).await?;
+    let state = consensus.state();
+    admission.attach(state.clone());
+
+    let patience = Duration::from_millis(timing.elect_ms());
+    let leadership = Leadership::new(node, consensus.status(), patience);
+    let proposer =
+        Proposer::new(consensus.clone(), leadership.clone(), peers.clone(), clock.clone());
+    let reads = Reads::start(
+        consensus.clone(),
+        leadership.clone(),
+        peers.clone(),
+        clock.clone(),
+        clocks.clone(),
+    );
+    let aged = reads.clone();
+    // Set once, here.
+    let _ = belief.age.set(Box::new(move || aged.age_ms()));
+    let entries = RenewalEntries { consensus: consensus.clone(), clock: clock.clone() };
+    let merger =
+        Merger::start(half_tick(timing.commit_tick_ms), Arc::new(entries), metrics.clone());
+    let route = RenewalRoute {
+        leadership: leadership.clone(),
+        peers: peers.clone(),
+        merger: merger.clone(),
+    };
+    let refusals = Arc::new(Refusals::default());
+    let refused = refusals.clone();
+    let keeper = Keeper::start(
+        KeeperConfig::for_tick(timing.commit_tick_ms),
+        KeeperParts {
+            state: state.clone(),
+            sink: Arc::new(route),
+            clock: clock.clone(),
+            refused: Arc::new(move |who, session| {
+                let verb = regent_core::authz::Verb::Sessions;
+                let resource = format!("session {session}");
+                refused.note(&who.to_string(), verb, &resource, "it belongs to somebody else");
+            }),
+            metrics: metrics.clone(),
+        },
+    );
+    let shell = Shell {
+        node,
+        boot: identity.boot,
+        started: Instant::now(),
+        clock,
+        consensus,
+        state,
+        leadership,
+        proposer,
+        reads,
+        clocks,
+        peers,
+        admission,
+        tls,
+        refusals,
+        inflight: Arc::new(Inflight::new(config.limits.max_inflight as usize)),
+        comparison,
+        additions: Arc::new(Additions::default()),
+        keeper,
+        merger,
+        hub,
+        expiry,
+        metrics,
+        health,
+        stopping: AtomicBool::new(false),
+        config,
+    };
+    Ok((Arc::new(shell), watch::Sender::new(None)))
+}
+
+/// Set when the node must not go on.
+type Fatal = watch::Sender<Option<String>>;
+
+/// Everything that runs for as long as the node does.
+fn duties(shell: &Arc<Shell>, fatal: &Fatal) -> Vec<JoinHandle<()>> {
+    let compared = shell.clone();
+    let mismatch = fatal.clone();
+    let stopped = shell.clone();
+    let lost = fatal.clone();
+    vec![
+        tokio::spawn(shell.clone().lead_forever()),
+        tokio::spawn(shell.clone().believe_forever()),
+        tokio::spawn(shell.clone().flush_refusals_forever()),
+        tokio::spawn(shell.tls.clone().watch_files(WATCH_INTERVAL)),
+        tokio::spawn(async move {
+            let why = compared.clone().compare_forever().await;
+            tracing::error!(
+                why,
+                "STATE MISMATCH: this node stops; restore it from a snapshot of \
+                the others: empty its data directory and add it under a new node id"
+            );
+            compared.consensus.set_votes_allowed(false);
+            compared.metrics.state_hash_mismatch.set(1);
+            compared.health.set_dead(&why);
+            mismatch.send_replace(Some(why));
+        }),
+        tokio::spawn(async move {
+            let why = stopped.watch_consensus().await;
+            lost.send_replace(Some(why));
+        }),
+    ]
+}
+
+/// From "it serves" to "it is ready".
+async fn come_up(shell: Arc<Shell>) {
+    shell.clone().ask_admission().await;
+    if shell.admission.quarantine().is_some() {
+        return;
+    }
+    shell.clone().initialize_if_first().await;
+    shell.record_boot().await;
+    if shell.admission.quarantine().is_none() {
+        shell.health.set("start", None);
+        tracing::info!(node = %shell.node, "ready");
+    }
+}
+
+impl Shell {
+    /// The node with the lowest id of a list that no cluster has come from yet begins it.
+    async fn initialize_if_first(self: Arc<Self>) {
+        let initial = &self.config.initial_members;
+        let first = initial.iter().map(|m| m.id).min();
+        if first != Some(self.node) {
+            return;
+        }
+        match self.consensus.is_initialized().await {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(error) => {
+                tracing::error!(%error, "cannot tell whether there is a cluster already");
+                return;
+            }
+        }
+        let members: BTreeMap<NodeId, Member> = initial
+            .iter()
+            .map(|m| {
+                let member = Member {
+                    address: m.address.clone(),
+                    http_address: m.http_address.clone(),
+                    locality: m.locality.clone().into(),
+                    label: m.label.clone(),
+                };
+                (m.id, member)
+            })
+            .collect();
+        match self.consensus.initialize(members).await {
+            Ok(()) => tracing::info!("initialized a new cluster"),
+            Err(error) => tracing::warn!(%error, "a cluster was not initialized"),
+        }
+    }
+
+    /// Returns when consensus stopped for good, with the reason.
+    async fn watch_consensus(&self) -> String {
+        let mut status = self.leadership.watch();
+        loop {
+            let (stopped, problem) = {
+                let status = status.borrow_and_update();
+                (status.role == "stopped", status.storage_problem.clone())
+            };
+            if stopped && !self.is_stopping() {
+                return format!("consensus stopped: {problem}");
+            }
+            let reason = (!problem.is_empty()).then_some(problem);
+            self.health.set("storage", reason.as_deref());
+            if let Some(barrier) = self.state.read().barrier() {
+                return barrier.to_string();
+            }
+            if status.changed().await.is_err() {
+                return "consensus has ended".into();
+            }
+        }
+    }
+
+    /// Keeps readiness and grpc.health.v1 current.
+    async fn report_health(&self, reporter: tonic_health::server::HealthReporter) {
+        let mut standing = self.admission.standing();
+        let mut status = self.leadership.watch();
+        let mut served = None;
+        loop {
+            let against = match &*standing.borrow_and_update() {
+                Standing::Admitted => None,
+                Standing::Asking => Some("waiting for a majority to admit this node".to_owned()),
+                Standing::Quarantined(why) => Some(format!("quarantined: {why}")),
+            };
+            self.metrics.quarantined.set(i64::from(against.is_some()));
+            self.health.set("admission", against.as_deref());
+            let leader = status.borrow_and_update().leader;
+            self.health.set("leader", leader.is_none().then_some("no leader is known"));
+            let ready = self.health.get().is_ready();
+            if served != Some(ready) {
+                served = Some(ready);
+                let serving = match ready {
+                    true => tonic_health::ServingStatus::Serving,
+                    false => tonic_health::ServingStatus::NotServing,
+                };
+                reporter.set_service_status("", serving).await;
+            }
+            tokio::select! {
+                _ = standing.changed() => {}
+                _ = status.changed() => {}
+                () = tokio::time::sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The gRPC port: every service of this node behind one mTLS listener, with its bounds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use regent_rpc::limits::{
+    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_ANSWER_BYTES, MAX_HEADER_BYTES,
+};
+use regent_rpc::pb::FILE_DESCRIPTOR_SET;
+use regent_rpc::pb::raft::peer_service_server::PeerServiceServer;
+use regent_rpc::pb::raft::raft_service_server::RaftServiceServer;
+use regent_rpc::pb::v1::audit_service_server::AuditServiceServer;
+use regent_rpc::pb::v1::cluster_service_server::ClusterServiceServer;
+use regent_rpc::pb::v1::election_service_server::ElectionServiceServer;
+use regent_rpc::pb::v1::topology_service_server::TopologyServiceServer;
+use regent_rpc::tls::AcceptLimits;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::transport::Server;
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use crate::peers::{MAX_MESSAGE_BYTES, WINDOW_BYTES};
+use crate::rpc::audit::AuditHandler;
+use crate::rpc::cluster::ClusterHandler;
+use crate::rpc::election::ElectionHandler;
+use crate::rpc::peer::PeerHandler;
+use crate::rpc::raft::RaftHandler;
+use crate::rpc::topology::TopologyHandler;
+use crate::rpc::watches::{ObserveCall, WatchServicesCall};
+use crate::shell::Shell;
+use crate::watch::serve::Preencoded;
+
+/// Handshakes computed at a time: two cores are busy with four of them.
+const MAX_HANDSHAKES: usize = 32;
+/// From the TCP connection to the end of the handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves until `stop` says true or its sender is gone; then lets calls under way finish.
+///
+/// # Errors
+/// What the transport said; a broken connection is none.
+pub async fn serve(
+    shell: Arc<Shell>,
+    health: HealthServer<impl Health>,
+    listener: TcpListener,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), tonic::transport::Error> {
+    let limits = shell.config.limits;
+    let accept = AcceptLimits {
+        connections: limits.max_connections as usize,
+        handshakes: MAX_HANDSHAKES,
+        deadline: HANDSHAKE_TIMEOUT,
+    };
+    let incoming = shell.tls.incoming(listener, accept);
+    let most = limits.max_request_bytes as usize;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors were made by the compiler of the same build");
+    let election = ElectionServiceServer::new(ElectionHandler(shell.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let election =
+        Preencoded::new(election, "/regent.v1.ElectionService/Observe", ObserveCall(shell.clone()));
+    let topology = TopologyServiceServer::new(TopologyHandler(shell.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let topology = Preencoded::new(
+        topology,
+        "/regent.v1.TopologyService/WatchServices",
+        WatchServicesCall(shell.clone()),
+    );
+    let cluster = ClusterServiceServer::new(ClusterHandler(shell.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let audit = AuditServiceServer::new(AuditHandler(shell.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
+    // Anybody may connect to these two, so their requests are bounded in the handler as well: what
+    // comes from a certificate that is no node's is refused before its body is looked at.
+    let raft = RaftServiceServer::new(RaftHandler(shell.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let peer = PeerServiceServer::new(PeerHandler(shell.clone()))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    Server::builder()
+        .max_concurrent_streams(limits.max_streams_per_connection)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
+        .add_service(raft)
+        .add_service(peer)
+        .add_service(election)
+        .add_service(topology)
+        .add_service(cluster)
+        .add_service(audit)
+        .add_service(health)
+        .add_service(reflection)
+        .serve_with_incoming_shutdown(incoming, async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        })
+        .await
+}

@@ -1,0 +1,53 @@
+//! What hears every applied entry, and hands it on: clocks first, then whoever tells others.
+//!
+//! Called with the state locked for writing, so nothing here may wait or take long.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use regent_core::decide::Expiry;
+use regent_core::effect::{Applied, Change};
+use regent_core::state::State;
+use regent_raft::api::Sink;
+use regent_rpc::clock::Clock;
+use tokio::sync::Notify;
+
+use crate::clocks::NodeClocks;
+use crate::compare::Comparison;
+use crate::watch::Hub;
+
+/// Hands on what was applied.
+pub struct FanOut {
+    /// The only source of time.
+    pub clock: Arc<dyn Clock>,
+    /// Lease clocks (C2, C3).
+    pub clocks: Arc<NodeClocks>,
+    /// The leader's memory of unconfirmed grants.
+    pub expiry: Arc<Mutex<Expiry>>,
+    /// State hashes.
+    pub comparison: Arc<Comparison>,
+    /// Watches.
+    pub hub: Hub,
+    /// Rung when the cluster row changed.
+    pub cluster_changed: Arc<Notify>,
+}
+
+impl Sink for FanOut {
+    fn applied(&self, state: &State, applied: &Applied) {
+        // The clocks come first: a watcher must not be told of a holder that they do not know.
+        self.clocks.applied(state, applied.revision, &applied.clocks);
+        self.expiry.lock().observe(applied, self.clock.now());
+        self.comparison.applied(state);
+        self.hub.publish(state, applied);
+        if applied.changes.iter().any(|c| matches!(c, Change::Cluster | Change::Incarnation)) {
+            self.cluster_changed.notify_waiters();
+        }
+    }
+
+    fn installed(&self, state: &State) {
+        self.clocks.installed(state);
+        self.comparison.installed(state);
+        self.hub.installed(state);
+        self.cluster_changed.notify_waiters();
+    }
+}
