@@ -4,10 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::TypedValueParser as _;
 use clap::{Parser, Subcommand};
 
 use crate::command;
-use crate::render::Format;
+use crate::render::{Destination, Format};
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 refused, 2 usage, 3 unreachable, 4 internal.
@@ -60,8 +61,9 @@ pub struct Globals {
     #[arg(long, global = true, env = "REGENT_CONFIG", value_name = "CLIENT.TOML")]
     pub config: Option<PathBuf>,
     /// How results are printed
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    pub output: Format,
+    #[arg(short, long, global = true, default_value = "table", value_name = "FORMAT",
+          value_parser = clap::value_parser!(Format).map(Destination::Format))]
+    pub output: Destination,
     /// How long one request may take, retries included: 500ms, 10s, 1m
     #[arg(long, global = true, default_value = "10s", value_parser = crate::duration::parse)]
     pub timeout: Duration,
@@ -121,5 +123,58 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_in_every_verb() {
         Cli::command().debug_assert();
+    }
+
+    /// Every command line in the help of a verb, without what a shell would do with it.
+    fn examples(verb: &clap::Command, found: &mut Vec<String>) {
+        let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in help.lines().filter_map(|line| line.strip_prefix("  regent ")) {
+            // What follows three spaces is a remark; what follows `|` or `>` is another program.
+            let line = line.split("   ").next().unwrap_or_default();
+            let line = line.split(['|', '>']).next().unwrap_or_default();
+            found.push(format!("regent {}", line.trim()));
+        }
+        verb.get_subcommands().for_each(|verb| examples(verb, found));
+    }
+
+    #[test]
+    fn every_example_in_the_help_is_a_command_line_that_parses() {
+        let mut found = Vec::new();
+        examples(&Cli::command(), &mut found);
+        assert!(found.len() > 20, "{found:?}");
+        for line in found {
+            let parsed = Cli::try_parse_from(line.split_whitespace());
+            assert!(
+                parsed.is_ok(),
+                "{line}: {}",
+                parsed.err().map(|e| e.to_string()).unwrap_or_default()
+            );
+        }
+    }
+
+    #[test]
+    fn a_global_option_is_understood_before_and_after_the_verb() {
+        let before = Cli::try_parse_from(["regent", "-o", "json", "members", "list"]);
+        let after = Cli::try_parse_from(["regent", "members", "list", "-o", "json"]);
+        for cli in [before, after] {
+            let cli = cli.expect("it parses");
+            assert_eq!(cli.globals.output.format(), Format::Json);
+        }
+    }
+
+    #[test]
+    fn the_backup_verb_takes_a_file_or_a_format_as_o_and_no_other_verb_takes_a_file() {
+        let file = Cli::try_parse_from(["regent", "backup", "-o", "x.backup"]).expect("a file");
+        assert_eq!(file.globals.output, Destination::File("x.backup".into()));
+        let format = Cli::try_parse_from(["regent", "backup", "--file", "x", "-o", "json"]);
+        assert_eq!(format.expect("a format").globals.output.format(), Format::Json);
+        assert!(Cli::try_parse_from(["regent", "status", "-o", "x.backup"]).is_err());
+    }
+
+    #[test]
+    fn a_node_reads_its_own_configuration_not_the_clients() {
+        let cli = Cli::try_parse_from(["regent", "server", "--config", "node.toml"]);
+        assert!(matches!(cli.expect("it parses").command, Command::Server(_)));
+        assert!(Cli::try_parse_from(["regent", "server"]).is_err(), "it is needed");
     }
 }

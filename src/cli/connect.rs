@@ -341,3 +341,74 @@ fn with_details(mut error: CliError, status: &Status) -> CliError {
     }
     error
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_is_missing_is_named_at_once_with_a_hint() {
+        let globals = Globals {
+            endpoints: vec!["db1:7400".into()],
+            cert: None,
+            key: None,
+            ca: None,
+            trust_domain: None,
+            config: None,
+            output: crate::render::Destination::Format(crate::render::Format::Table),
+            timeout: Duration::from_secs(1),
+            verbose: 0,
+        };
+        let error = Settings::resolve(&globals).expect_err("too little");
+        assert_eq!(error.kind.exit_code(), 2);
+        let text = error.to_string();
+        for name in ["--cert", "--key", "--ca", "hint: "] {
+            assert!(text.contains(name), "{name} is missing in {text}");
+        }
+        assert!(!text.contains("--endpoints"), "that one was given: {text}");
+    }
+
+    #[test]
+    fn each_answer_of_a_node_has_the_documented_exit_code() {
+        let codes = [
+            (Code::Unavailable, 3),
+            (Code::DeadlineExceeded, 3),
+            (Code::Unknown, 3),
+            (Code::FailedPrecondition, 1),
+            (Code::Aborted, 1),
+            (Code::NotFound, 1),
+            (Code::PermissionDenied, 1),
+            (Code::ResourceExhausted, 1),
+            (Code::OutOfRange, 1),
+            (Code::InvalidArgument, 2),
+            (Code::Internal, 4),
+            (Code::DataLoss, 4),
+            (Code::Unimplemented, 4),
+        ];
+        for (code, exit) in codes {
+            let error = from_status("do it", "db1:7400", &Status::new(code, "because"));
+            assert_eq!(error.kind.exit_code(), exit, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn the_rule_and_the_hint_of_the_node_reach_the_person() {
+        let refused = Refused { hint: "ask for 1900 ms".into(), ..Refused::of("c6_ttl_too_short") };
+        let status = refused.into_status(Code::InvalidArgument, "a ttl of 5 ms is too short");
+        let error = from_status("open a session", "db1:7400", &status);
+        assert_eq!(
+            error.to_string(),
+            "error: cannot open a session\n  because: a ttl of 5 ms is too short\n\
+             hint: ask for 1900 ms"
+        );
+        assert_eq!(error.to_json()["error"]["rule"], "c6_ttl_too_short");
+    }
+
+    #[test]
+    fn an_act_without_a_request_id_is_not_repeated_after_an_unknown_outcome() {
+        assert!(!was_not_done(&Status::unavailable("the connection broke")));
+        assert!(!was_not_done(&Status::deadline_exceeded("no answer")));
+        let refused = Refused::of(rule::NOT_LEADER).into_status(Code::Unavailable, "not leader");
+        assert!(was_not_done(&refused));
+    }
+}

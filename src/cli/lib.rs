@@ -56,6 +56,10 @@ fn run(cli: Cli) -> ExitCode {
             return context.fail(&error);
         }
     };
+    // A node sets up its own logging, from its configuration.
+    if !matches!(cli.command, args::Command::Server(_)) {
+        log_to_stderr(context.globals.verbose);
+    }
     let result = runtime.block_on(command::dispatch(&context, cli.command));
     // Threads that still wait for a blocking read (stdin, a slow disk) must not hold the exit.
     runtime.shutdown_background();
@@ -63,4 +67,19 @@ fn run(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => context.fail(&error),
     }
+}
+
+/// What the libraries say, for a person who asked to hear more.
+fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => tracing::Level::ERROR,
+        1 => tracing::Level::INFO,
+        _ => tracing::Level::DEBUG,
+    };
+    // Fails only when somebody set up logging before; then theirs stays.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
 }

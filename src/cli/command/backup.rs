@@ -10,30 +10,55 @@ use serde_json::json;
 use super::Context;
 use crate::connect::{Cluster, from_status};
 use crate::error::{CliError, Context as _, Outcome};
-use crate::render::json;
 use crate::render::progress;
+use crate::render::{Destination, json};
 
 /// Options of `backup`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Example:
-  regent backup --file regent-$(date +%F).backup
+Examples:
+  regent backup -o regent-$(date +%F).backup
+  regent backup --file regent.backup -o json
 
 The file holds everything, the audit chain too: keep it as you keep your secrets.
-`regent restore --file F --dry-run` checks it without changing anything.
+`regent restore --config node.toml --from FILE` checks it without changing anything.
 ")]
 pub struct Args {
     /// Where to; an existing file is not overwritten
     #[arg(short, long, value_name = "FILE")]
-    pub file: PathBuf,
+    pub file: Option<PathBuf>,
+    /// The same as --file, or how results are printed: table, json
+    #[arg(short, long, default_value = "table", hide_default_value = true,
+          value_name = "FILE or FORMAT", value_parser = Destination::parse)]
+    pub output: Destination,
     /// Overwrite an existing file
     #[arg(long)]
     pub force: bool,
 }
 
+impl Args {
+    fn path(&self) -> Outcome<PathBuf> {
+        match (&self.file, &self.output) {
+            (Some(file), Destination::Format(_)) => Ok(file.clone()),
+            (None, Destination::File(file)) => Ok(file.clone()),
+            (Some(_), Destination::File(file)) => {
+                Err(CliError::usage("two files are named for one backup")
+                    .because(format!(
+                        "{:?} is no format: -o takes table or json, or the file",
+                        file
+                    ))
+                    .hint("give either --file or -o"))
+            }
+            (None, Destination::Format(_)) => {
+                Err(CliError::usage("no file is named").hint("name it: regent backup -o FILE"))
+            }
+        }
+    }
+}
+
 /// Takes it.
 pub async fn run(context: &Context, args: Args) -> Outcome {
-    let path = &args.file;
+    let path = &args.path()?;
     if path.exists() && !args.force {
         return Err(CliError::usage(format!("{} exists already", path.display()))
             .hint("give another name, or --force"));

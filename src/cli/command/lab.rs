@@ -180,7 +180,10 @@ async fn exec(context: &Context, args: Exec) -> Outcome {
         ca: Some(lab.certificates().ca),
         trust_domain: Some(lab.trust_domain.clone()),
         config: None,
-        output: if context.out.is_json() { context.out.format } else { given.output },
+        output: match context.out.is_json() {
+            true => context.globals.output.clone(),
+            false => given.output,
+        },
         timeout: given.timeout,
         verbose: given.verbose.max(context.globals.verbose),
     };

@@ -19,9 +19,10 @@ pub mod status;
 use std::process::ExitCode;
 
 use futures::future::BoxFuture;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Command, Globals};
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, Context as _, Outcome};
 use crate::render::Output;
 
 /// What every verb is given.
@@ -36,7 +37,7 @@ pub struct Context {
 impl Context {
     /// A context with these options.
     pub fn new(globals: Globals) -> Self {
-        let out = Output { format: globals.output };
+        let out = Output { format: globals.output.format() };
         Self { globals, out }
     }
 
@@ -68,4 +69,31 @@ pub fn dispatch(context: &Context, command: Command) -> BoxFuture<'_, Outcome> {
             Command::Internal(verb) => internal::run(context, &verb),
         }
     })
+}
+
+/// SIGTERM and SIGINT: both mean "finish and end".
+pub struct Stop {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    /// Listens from now on; from now on these signals do not end the process by themselves.
+    ///
+    /// # Errors
+    /// The system gives no handler.
+    pub fn listen() -> Outcome<Self> {
+        let what = || "cannot listen for signals".to_owned();
+        let term = signal(SignalKind::terminate()).or_internal(what)?;
+        let int = signal(SignalKind::interrupt()).or_internal(what)?;
+        Ok(Self { term, int })
+    }
+
+    /// Waits for the next one.
+    pub async fn told(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
 }

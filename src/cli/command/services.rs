@@ -52,6 +52,9 @@ The file is checked whole before anything is sent; every problem names line, fie
         /// Only if its last change was this revision
         #[arg(long, value_name = "N")]
         expect_revision: Option<u64>,
+        /// Yes, delete it
+        #[arg(long)]
+        yes: bool,
     },
     /// See every change of a service, or of all
     Watch {
@@ -91,7 +94,12 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Apply(args) => apply(context, args).await,
         Verb::List { read } => list(context, read).await,
         Verb::Show { name, read } => show(context, name, read).await,
-        Verb::Delete { name, expect_revision } => delete(context, name, expect_revision).await,
+        Verb::Delete { name, yes: false, .. } => {
+            Err(CliError::usage(format!("service {name:?} was not deleted"))
+                .because("a deleted service is no longer watched over")
+                .hint("add --yes if you mean it"))
+        }
+        Verb::Delete { name, expect_revision, .. } => delete(context, name, expect_revision).await,
         Verb::Watch { name } => watch(context, name).await,
         Verb::Release { name, reason } => release(context, name, reason).await,
         Verb::Template => {
@@ -120,6 +128,9 @@ async fn apply(context: &Context, args: Apply) -> Outcome {
         std::fs::read_to_string(&args.file).or_usage(|| format!("cannot read {name}"))?
     };
     let spec = declare::parse(&name, &text)?;
+    for warning in spec.warnings() {
+        context.out.note(&format!("warning: {warning}"));
+    }
     let cluster = Cluster::open(&context.globals)?;
     let request = v1::ApplyServiceRequest {
         request: cluster.request(),

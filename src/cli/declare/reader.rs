@@ -2,6 +2,7 @@
 //! file once and not once per problem.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use regent_core::spec::Problem;
 use toml::Spanned;
@@ -143,20 +144,19 @@ impl<'t> Reader<'t> {
     }
 
     /// One of a few words, if it is there.
-    pub fn choice<T: Copy>(
+    pub fn choice<T: FromStr>(
         &mut self,
         part: &Part<'_, 't>,
         key: &str,
-        choices: &[(&'static str, T)],
+        words: &'static [&'static str],
     ) -> Option<T> {
         let word = self.text(part, key)?;
-        if let Some((_, value)) = choices.iter().find(|(name, _)| *name == word) {
-            return Some(*value);
+        if let Ok(value) = word.parse() {
+            return Some(value);
         }
-        let names = || choices.iter().map(|(name, _)| *name);
-        let fix = match suggest::nearest(&word, names()) {
+        let fix = match suggest::nearest(&word, words.iter().copied()) {
             Some(near) => format!("did you mean {near:?}?"),
-            None => format!("use one of {}", names().collect::<Vec<_>>().join(", ")),
+            None => format!("use one of {}", words.join(", ")),
         };
         self.problem(part.field(key), format!("there is no {word:?}"), fix);
         None

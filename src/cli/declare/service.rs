@@ -33,23 +33,6 @@ const POLICY: [&str; 11] = [
 ];
 const LOSS_BOUND: [&str; 3] = ["max_bytes", "max_ms", "on_violation"];
 
-const ENGINES: [(&str, Engine); 2] = [("postgres", Engine::Postgres), ("exec", Engine::Exec)];
-const TOPOLOGIES: [(&str, TopologyKind); 2] = [
-    ("active-passive", TopologyKind::ActivePassive),
-    ("active-active", TopologyKind::ActiveActive),
-];
-const MODES: [(&str, Mode); 2] = [("quorum", Mode::Quorum), ("lease", Mode::Lease)];
-const TOO_FEW: [(&str, TooFewSync); 2] =
-    [("block", TooFewSync::Block), ("degrade", TooFewSync::Degrade)];
-const LOSSES: [(&str, CoordinatorLoss); 2] =
-    [("stop", CoordinatorLoss::Stop), ("hold", CoordinatorLoss::Hold)];
-const VIOLATIONS: [(&str, OnViolation); 3] =
-    [("refuse", OnViolation::Refuse), ("ask", OnViolation::Ask), ("accept", OnViolation::Accept)];
-const SCOPES: [(&str, Scope); 3] =
-    [("zone", Scope::Zone), ("region", Scope::Region), ("any", Scope::Any)];
-const SURVIVALS: [(&str, Survive); 3] =
-    [("instance", Survive::Instance), ("zone", Survive::Zone), ("region", Survive::Region)];
-
 /// Which ttl is long enough (C6) depends on the cluster's Raft profile, and only the cluster knows
 /// it: here the ttl is judged by the fastest cluster there could be, so that nothing is refused
 /// which a cluster would allow.
@@ -94,9 +77,9 @@ fn read<'t>(reader: &mut Reader<'t>, table: &DeTable<'t>) -> Option<ServiceSpec>
     let partitions = partitions(reader, &top);
     Some(ServiceSpec {
         description: reader.text(&top, "description").unwrap_or_default(),
-        engine: reader.choice(&top, "engine", &ENGINES).unwrap_or(Engine::Postgres),
+        engine: reader.choice(&top, "engine", Engine::WORDS).unwrap_or(Engine::Postgres),
         topology: reader
-            .choice(&top, "topology", &TOPOLOGIES)
+            .choice(&top, "topology", TopologyKind::WORDS)
             .unwrap_or(TopologyKind::ActivePassive),
         instances,
         partitions,
@@ -191,7 +174,7 @@ fn policy<'t>(reader: &mut Reader<'t>, top: &Part<'_, 't>) -> Option<Policy> {
     }
     let table = reader.table(top, "policy")?;
     let part = reader.enter("policy", table, &POLICY);
-    let mode = reader.choice(&part, "mode", &MODES);
+    let mode = reader.choice(&part, "mode", Mode::WORDS);
     if part.table.get("mode").is_none() {
         reader.problem("policy.mode", "it is missing", MODE_FIX);
     }
@@ -206,16 +189,16 @@ fn policy<'t>(reader: &mut Reader<'t>, top: &Part<'_, 't>) -> Option<Policy> {
             .small(&part, "min_sync_standbys")
             .unwrap_or(defaults.min_sync_standbys),
         on_too_few_sync: reader
-            .choice(&part, "on_too_few_sync", &TOO_FEW)
+            .choice(&part, "on_too_few_sync", TooFewSync::WORDS)
             .unwrap_or(defaults.on_too_few_sync),
         on_coordinator_loss: reader
-            .choice(&part, "on_coordinator_loss", &LOSSES)
+            .choice(&part, "on_coordinator_loss", CoordinatorLoss::WORDS)
             .unwrap_or(defaults.on_coordinator_loss),
         loss_bound,
         max_failover_scope: reader
-            .choice(&part, "max_failover_scope", &SCOPES)
+            .choice(&part, "max_failover_scope", Scope::WORDS)
             .unwrap_or(defaults.max_failover_scope),
-        survive: reader.choice(&part, "survive", &SURVIVALS).unwrap_or(defaults.survive),
+        survive: reader.choice(&part, "survive", Survive::WORDS).unwrap_or(defaults.survive),
         restart_grace_ms: reader
             .number(&part, "restart_grace_ms")
             .unwrap_or(defaults.restart_grace_ms),
@@ -236,7 +219,7 @@ fn loss_bound<'t>(reader: &mut Reader<'t>, policy: &Part<'_, 't>, default: LossB
         max_bytes: reader.number(&part, "max_bytes").unwrap_or(default.max_bytes),
         max_ms: reader.number(&part, "max_ms").unwrap_or(default.max_ms),
         on_violation: reader
-            .choice(&part, "on_violation", &VIOLATIONS)
+            .choice(&part, "on_violation", OnViolation::WORDS)
             .unwrap_or(default.on_violation),
     }
 }

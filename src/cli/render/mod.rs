@@ -22,6 +22,34 @@ pub enum Format {
     Json,
 }
 
+/// The value of `-o`. `backup -o FILE` names a file instead of a format: there is nothing to print
+/// but a remark, and everybody's fingers know `-o FILE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A format.
+    Format(Format),
+    /// A file; only `backup` takes one.
+    File(std::path::PathBuf),
+}
+
+impl Destination {
+    /// A format, or else the name of a file.
+    pub fn parse(text: &str) -> Result<Self, std::convert::Infallible> {
+        Ok(match <Format as clap::ValueEnum>::from_str(text, false) {
+            Ok(format) => Self::Format(format),
+            Err(_) => Self::File(text.into()),
+        })
+    }
+
+    /// How results are printed.
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Format(format) => *format,
+            Self::File(_) => Format::default(),
+        }
+    }
+}
+
 /// Where a verb prints. Results go to stdout, everything else to stderr, so that a pipe only ever
 /// sees results.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +68,7 @@ impl Output {
     pub fn value(self, json: impl FnOnce() -> Value, table: impl FnOnce() -> String) {
         match self.format {
             Format::Json => line(&json().to_string()),
-            Format::Table => line(table().trim_end()),
+            Format::Table => line(table().trim_end_matches('\n')),
         }
     }
 

@@ -14,9 +14,8 @@ use regent_rpc::pb::v1::renewed::Outcome as Renewal;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::command::Context;
+use crate::command::{Context, Stop};
 use crate::connect::{Cluster, from_call, from_status};
 use crate::error::{CliError, Context as _, Outcome};
 use crate::render::{json, text};
@@ -212,28 +211,6 @@ async fn close(cluster: &Cluster, session: u64, nonce: u64) {
         .await;
     if let Err(error) = closed {
         tracing::debug!(%error, "the session was not closed; it lapses");
-    }
-}
-
-/// SIGTERM and SIGINT: both mean "resign and end".
-struct Stop {
-    term: tokio::signal::unix::Signal,
-    int: tokio::signal::unix::Signal,
-}
-
-impl Stop {
-    fn listen() -> Outcome<Self> {
-        let what = || "cannot listen for signals".to_owned();
-        let term = signal(SignalKind::terminate()).or_internal(what)?;
-        let int = signal(SignalKind::interrupt()).or_internal(what)?;
-        Ok(Self { term, int })
-    }
-
-    async fn told(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
     }
 }
 
