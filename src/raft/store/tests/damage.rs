@@ -159,7 +159,7 @@ fn stale_bytes_of_an_older_segment_are_not_read_as_records() {
     let mut last = disk.read(&file(LAST)).unwrap();
     let end = last.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     for shift in [32usize, 512, 1024] {
-        let from = (end + 511) / 512 * 512 + shift;
+        let from = end.next_multiple_of(512) + shift;
         if from >= last.len() {
             continue;
         }
