@@ -11,7 +11,7 @@
 //! "send again" for ever, and a client that stayed with it would lose its leases for nothing.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -150,6 +150,8 @@ struct Task {
     clock: Arc<dyn Clock>,
     spares: usize,
     sessions: HashMap<SessionId, Entry>,
+    /// How many sessions have which ttl: the shortest one says how long silence may last.
+    ttls: BTreeMap<u64, usize>,
     plan: BinaryHeap<Reverse<(u64, SessionId)>>,
     /// The first is in use, the others are spares.
     slots: Vec<Slot>,
@@ -175,6 +177,7 @@ impl Task {
             clock,
             spares,
             sessions: HashMap::new(),
+            ttls: BTreeMap::new(),
             plan: BinaryHeap::new(),
             slots: Vec::new(),
             broken: HashMap::new(),
@@ -225,14 +228,12 @@ impl Task {
                 };
                 let entry = Entry { kept, planned_us: 0, waiting: false, ttl_ms };
                 self.sessions.insert(session, entry);
+                *self.ttls.entry(ttl_ms).or_default() += 1;
                 self.plan(session);
             }
             Order::Hurry(session) => self.plan(session),
             Order::Forget(session) => {
-                self.sessions.remove(&session);
-                if self.sessions.is_empty() {
-                    self.silent_at = None;
-                }
+                self.let_go(session);
             }
         }
     }
@@ -248,8 +249,21 @@ impl Task {
             }
             None => {
                 entry.kept.happen();
-                self.sessions.remove(&session);
+                self.let_go(session);
             }
+        }
+    }
+
+    fn let_go(&mut self, session: SessionId) {
+        let Some(entry) = self.sessions.remove(&session) else { return };
+        if let Some(count) = self.ttls.get_mut(&entry.ttl_ms) {
+            *count -= 1;
+            if *count == 0 {
+                self.ttls.remove(&entry.ttl_ms);
+            }
+        }
+        if self.sessions.is_empty() {
+            self.silent_at = None;
         }
     }
 
@@ -302,7 +316,7 @@ impl Task {
     /// `min(300 ms, ttl/8)` of the shortest session, longer after a whole round of the nodes in
     /// vain: the cluster may be slow, and then changing nodes only adds to its load.
     fn silent_after(&self) -> Duration {
-        let least = self.sessions.values().map(|entry| entry.ttl_ms).min().unwrap_or(u64::MAX);
+        let least = self.ttls.keys().next().copied().unwrap_or(u64::MAX);
         let eighth = Duration::from_millis(least / 8);
         let base = eighth.min(SILENT_AT_MOST);
         let rounds = self.changes / u32::try_from(self.nodes.all().len()).unwrap_or(1).max(1);

@@ -300,7 +300,7 @@ impl ElectionService for Node {
         let ask = request.into_inner();
         let bid = |state: &mut State| {
             let (revision, session) = (state.revision, ask.session);
-            if state.holders.get(&ask.election).is_none() {
+            if !state.holders.contains_key(&ask.election) {
                 if state.take_back > 0 {
                     // Granted, and taken back before anybody can see it confirmed.
                     state.take_back -= 1;
