@@ -11,6 +11,7 @@
 //! | [`sim_disk`] | a disk in memory with seeded faults and enumerable crash states |
 //! | [`record`], `frame`, [`segment`], `cursor` | the format: records, groups of them, files, order |
 //! | `recover` | reads it back; tells a torn write from damage |
+//! | `outcome` | settings, answers, errors |
 //! | [`wal`] | the log itself: one write and one fdatasync per group |
 //! | [`writer`] | group commit on a thread, or inline for the simulator |
 //! | [`snapshot`], [`identity`] | snapshot files; who this disk belongs to |
@@ -18,6 +19,7 @@
 mod cursor;
 mod frame;
 pub mod identity;
+mod outcome;
 pub mod real_disk;
 pub mod record;
 mod recover;

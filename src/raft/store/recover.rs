@@ -12,11 +12,11 @@ use bytes::Bytes;
 
 use super::cursor::Cursor;
 use super::frame::{self, HEAD_BYTES, Head, HeadState};
+use super::outcome::{OpenError, Recovered};
 use super::record::{self, Record, Stored};
 use super::sabotage::{self, Sabotage};
 use super::segment::{self, HEADER_BYTES, HeaderFault, SegmentHeader};
 use super::vfs::{OpenMode, VFile, Vfs};
-use super::wal::{OpenError, Recovered};
 
 /// How much of the tail is looked at in one go; a multiple of the size of a head.
 const TAIL_STEP_BYTES: usize = 256 * 1024;
