@@ -34,3 +34,5 @@ pub mod watch;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;

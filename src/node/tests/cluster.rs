@@ -1,0 +1,152 @@
+//! What a cluster of three must do, seen from outside.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use regent_core::authz::Role;
+use regent_core::id::{ElectionName, NodeId};
+use regent_rpc::client::{CallErrorKind, CampaignOptions, Session, SessionOptions};
+use regent_rpc::convert::common::Freshness;
+use regent_rpc::pb::v1;
+
+use super::rig::{PATIENCE, Rig, copy_dir, eventually};
+
+fn election(name: &str) -> ElectionName {
+    ElectionName::parse(name).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_value_proclaimed_through_any_node_is_read_on_every_node() {
+    let rig = Rig::start(3).await;
+    let name = election("orders");
+    for writer in 1..=3 {
+        let client = rig.client_of(Role::Client, &[rig.address(writer)]);
+        let session = Session::open(&client, SessionOptions::default()).await.unwrap();
+        let lease = session.campaign(&name, b"first", CampaignOptions::default()).await.unwrap();
+        let value = format!("from {writer}");
+        lease.proclaim(value.as_bytes()).await.unwrap();
+        for reader in 1..=3 {
+            let client = rig.client_of(Role::Observer, &[rig.address(reader)]);
+            let read = client.leader(&name, Freshness::Linearizable).await.unwrap();
+            let stamp = read.stamp.unwrap();
+            assert_eq!((stamp.node, stamp.age_ms), (reader, 0));
+            let row = read.election.unwrap();
+            if let Some(holder) = row.holder {
+                assert_eq!(holder.value.as_ref(), value.as_bytes(), "read on {reader}");
+            }
+        }
+        lease.resign().await.unwrap();
+        session.close().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn writes_go_on_after_the_leader_was_killed_and_it_comes_back_with_everything() {
+    let mut rig = Rig::start(3).await;
+    let operator = rig.client(Role::Operator);
+    operator
+        .put_election(&election("before"), &Default::default(), Default::default())
+        .await
+        .unwrap();
+    let leader = rig.leader().await;
+    rig.kill(leader).await;
+    operator
+        .put_election(&election("meanwhile"), &Default::default(), Default::default())
+        .await
+        .unwrap();
+    rig.restart(leader).await.unwrap();
+    rig.node(leader).ready(PATIENCE).await.unwrap();
+    let observer = rig.client_of(Role::Observer, &[rig.address(leader)]);
+    let all = observer.list_elections("", Freshness::Linearizable).await.unwrap();
+    let names: Vec<_> = all.elections.iter().map(|e| e.name.as_str()).collect();
+    assert_eq!(names, ["before", "meanwhile"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_role_may_not_do_is_refused_and_stands_in_the_audit_chain() {
+    let rig = Rig::start(1).await;
+    let observer = rig.client(Role::Observer);
+    for _ in 0..5 {
+        let refused = observer
+            .put_election(&election("mine"), &Default::default(), Default::default())
+            .await
+            .expect_err("an observer writes nothing");
+        assert_eq!(refused.kind(), CallErrorKind::NotAllowed);
+    }
+    let auditor = rig.client(Role::Auditor);
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let ask = v1::ListAuditRequest::default();
+        let stream = auditor.list_audit(ask).await.unwrap();
+        let records: Vec<_> = stream.map(|r| r.unwrap()).collect().await;
+        let found = records.iter().any(|r| r.who == "observer/tester" && r.resource == "mine");
+        if found {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < until, "no record: {records:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_on_an_old_image_of_its_disk_gets_no_vote() {
+    let mut rig = Rig::start(3).await;
+    let leader = rig.leader().await;
+    let victim = (1..=3).find(|id| *id != leader).unwrap();
+    rig.kill(victim).await;
+    let dir = rig.data_dir(NodeId(victim));
+    let image = dir.with_extension("image");
+    copy_dir(&dir, &image);
+    // It lives on and starts once more; then its disk goes back in time.
+    rig.restart(victim).await.unwrap();
+    rig.node(victim).ready(PATIENCE).await.unwrap();
+    rig.kill(victim).await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    copy_dir(&image, &dir);
+    rig.restart(victim).await.unwrap();
+    let shell = rig.node(victim).shell().clone();
+    eventually("the quarantine", || shell.admission.quarantine().is_some()).await;
+    let observer = rig.client_of(Role::Observer, &[rig.address(victim)]);
+    let status = observer.status().await.unwrap();
+    assert_eq!(status.node.unwrap().role, "quarantined");
+    assert!(rig.node(victim).ready(Duration::ZERO).await.unwrap_err().contains("quarantined"));
+    // The two others still have their majority.
+    rig.client(Role::Operator)
+        .put_election(&election("after"), &Default::default(), Default::default())
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_bounded_stale_read_says_how_old_it_is_and_works_without_a_leader() {
+    let mut rig = Rig::start(3).await;
+    let operator = rig.client(Role::Operator);
+    operator
+        .put_election(&election("old"), &Default::default(), Default::default())
+        .await
+        .unwrap();
+    let survivor = 3;
+    let observer = rig.client_of(Role::Observer, &[rig.address(survivor)]);
+    let fresh = observer.list_elections("", Freshness::Linearizable).await.unwrap();
+    assert_eq!(fresh.stamp.unwrap().age_ms, 0);
+    rig.kill(1).await;
+    rig.kill(2).await;
+    let stale = observer.list_elections("", Freshness::MaxAgeMs(60_000)).await.unwrap();
+    assert_eq!(stale.elections.len(), 1);
+    assert!(stale.stamp.unwrap().age_ms > 0);
+    let brief = observer.with_timeout(Duration::from_millis(1500));
+    let refused = brief.list_elections("", Freshness::Linearizable).await.expect_err("no quorum");
+    assert!(refused.is_transient(), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_drained_leader_hands_over_before_it_goes() {
+    let mut rig = Rig::start(3).await;
+    let leader = rig.leader().await;
+    let term = rig.node(leader).shell().leadership.status().term;
+    rig.nodes[leader as usize - 1].take().unwrap().drain().await;
+    let other = (1..=3).find(|id| *id != leader).unwrap();
+    let status = rig.node(other).shell().leadership.status();
+    assert_eq!(status.term, term + 1, "one election, by hand-over");
+    assert!(status.leader.is_some_and(|id| id.0 != leader));
+}

@@ -1,0 +1,5 @@
+//! Whole nodes in one process, over real mTLS on loopback.
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod rig;
