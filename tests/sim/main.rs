@@ -1,1 +1,142 @@
-fn main() {}
+//! regent-sim: the deterministic simulator. A run is a function of its seed; a seed that fails is
+//! printed together with the command that replays it.
+
+mod nodes;
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::{Parser, ValueEnum};
+use parking_lot::Mutex;
+
+/// How much of the product is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Depth {
+    /// Whole nodes: real openraft, simulated network and disks.
+    Nodes,
+}
+
+/// Runs seeds of the deterministic simulator.
+#[derive(Debug, Parser)]
+#[command(name = "regent-sim")]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    from: u64,
+    /// How much of the product is simulated.
+    #[arg(long, value_enum, default_value_t = Depth::Nodes)]
+    depth: Depth,
+    /// Virtual seconds with faults, per seed.
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// Print every event.
+    #[arg(long)]
+    trace: bool,
+    /// Break the system on purpose; one of lying-disk, old-disk, local-reads, eager-expiry,
+    /// loose-holder, diverging. The seeds are then expected to fail.
+    #[arg(long)]
+    mutant: Option<String>,
+    /// Threads; by default one per core.
+    #[arg(long)]
+    jobs: Option<usize>,
+}
+
+/// What all threads add to.
+#[derive(Default)]
+struct Sum {
+    failed: Vec<(u64, String)>,
+    hash: u64,
+    events: u64,
+    virtual_s: f64,
+    acks: u64,
+    reads: u64,
+    grants: u64,
+    installs: u64,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mutant = match args.mutant.as_deref() {
+        None => None,
+        Some(name) => match nodes::Mutant::parse(name) {
+            Some(mutant) => Some(mutant),
+            None => {
+                eprintln!("there is no mutant {name:?}");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let options = nodes::Options { seconds: args.seconds, trace: args.trace, mutant };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = if args.trace { 1 } else { args.jobs.unwrap_or(cores) };
+    let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= args.seeds {
+                        return;
+                    }
+                    one(args.from + n, &args, &options, &sum);
+                }
+            });
+        }
+    });
+    let sum = sum.into_inner();
+    let wall = started.elapsed().as_secs_f64();
+    println!(
+        "{} seeds, {} failed, {:.0} virtual s in {wall:.1} s ({:.0} per second), {} events, \
+         {} acknowledged, {} reads, {} grants, {} snapshots installed, hash {:016x}",
+        args.seeds,
+        sum.failed.len(),
+        sum.virtual_s,
+        sum.virtual_s / wall,
+        sum.events,
+        sum.acks,
+        sum.reads,
+        sum.grants,
+        sum.installs,
+        sum.hash
+    );
+    if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs one seed and adds it up. A panic in the product is a failure of the seed.
+fn one(seed: u64, args: &Args, options: &nodes::Options, sum: &Mutex<Sum>) {
+    let run = std::panic::catch_unwind(|| match args.depth {
+        Depth::Nodes => nodes::run(seed, options),
+    });
+    let mut sum = sum.lock();
+    let failure = match run {
+        Ok(outcome) => {
+            // Added up without regard to order, so that the number of threads does not matter.
+            sum.hash = sum.hash.wrapping_add(outcome.hash);
+            sum.events += outcome.events;
+            sum.virtual_s += outcome.virtual_time.as_secs_f64();
+            sum.acks += outcome.stats.acks;
+            sum.reads += outcome.stats.reads;
+            sum.grants += outcome.stats.grants;
+            sum.installs += outcome.stats.installs;
+            if args.seeds == 1 {
+                println!("seed {seed}: {outcome:#?}");
+            }
+            outcome.violation
+        }
+        Err(_) => Some("panicked".into()),
+    };
+    if let Some(why) = failure {
+        let mutant = args.mutant.as_ref().map_or(String::new(), |m| format!(" --mutant {m}"));
+        println!(
+            "seed {seed} FAILED: {why}\n  replay: cargo run -p regent-sim -- --depth nodes --seeds 1 \
+             --from {seed} --seconds {}{mutant} --trace",
+            args.seconds
+        );
+        sum.failed.push((seed, why));
+    }
+}
