@@ -141,6 +141,14 @@ fn story() -> impl Strategy<Value = Story> {
         })
 }
 
+/// What reaches the node's clock.
+enum Happening {
+    /// The renewal of this place in the story.
+    Applied(usize),
+    /// A read index round: when it was asked, what it was answered.
+    Answered(u64, Revision),
+}
+
 struct Told {
     /// Real instant at which the holder has surely stopped acting; `None`: it never acted.
     stopped: Option<u64>,
@@ -192,29 +200,31 @@ fn tell(story: &Story, weak: &Weak) -> Told {
     }
     // Rounds and applications reach the node's clock in their real order.
     let index = |number: usize| Revision(100 + number as u64);
-    let mut events: Vec<(u64, Option<usize>, Option<(u64, Revision)>)> = Vec::new();
+    let mut events = Vec::new();
     for (number, (_, applied)) in commits.iter().enumerate() {
-        events.push((*applied, Some(number), None));
+        events.push((*applied, Happening::Applied(number)));
     }
     for (asked, delay) in &story.rounds {
         let made = asked + delay;
         let known = commits.iter().filter(|(committed, _)| *committed <= made).count();
         let answer = Revision(99 + known as u64);
-        events.push((made, None, Some((*asked, answer))));
+        events.push((made, Happening::Answered(*asked, answer)));
     }
-    events.sort_by_key(|(at, applied, _)| (*at, applied.is_some()));
-    for (at, applied, round) in events {
-        if let Some(number) = applied {
-            let now = story.node.read(at);
-            if weak.believe_at_apply {
-                node.read_index_answered(now, Revision(0));
+    // At one instant answers come first: they are the riskier to believe.
+    events.sort_by_key(|(at, what)| (*at, matches!(what, Happening::Applied(_))));
+    for (at, what) in events {
+        match what {
+            Happening::Applied(number) => {
+                let now = story.node.read(at);
+                if weak.believe_at_apply {
+                    node.read_index_answered(now, Revision(0));
+                }
+                let effect = [ClockEffect::Renewed(SESSION)];
+                node.apply(index(number), &effect, now, |_| Some(story.ttl_ms));
             }
-            node.apply(index(number), &[ClockEffect::Renewed(SESSION)], now, |_| {
-                Some(story.ttl_ms)
-            });
-        }
-        if let Some((asked, answer)) = round {
-            node.read_index_answered(story.node.read(asked), answer);
+            Happening::Answered(asked, answer) => {
+                node.read_index_answered(story.node.read(asked), answer);
+            }
         }
     }
     for (number, (committed, _)) in commits.iter().enumerate() {

@@ -6,7 +6,7 @@ use regent_core::command::Command;
 use regent_core::id::{ElectionName, Epoch, Locality, Nonce, Revision, SessionId};
 use regent_core::lease::HolderClock;
 use regent_core::lease::holder::{Answer, HolderSession, Standing};
-use regent_core::reply::{Reply, RenewalOutcome};
+use regent_core::reply::{RenewalOutcome, Reply};
 use regent_core::time::{Micros, Reading};
 
 use super::Mutant;
@@ -14,8 +14,8 @@ use super::machine::{MS, Machine, SECOND, Time};
 use super::queue::{Answered, CallId, Event, Flight, ToClient, ToNode};
 use super::world::World;
 
-/// What a client needs to stop acting.
-pub const FENCE_BUDGET_MS: u64 = 250;
+/// What clients need to stop acting: most little, some (with a ttl that allows it) much.
+const FENCE_BUDGETS_MS: [u64; 2] = [250, 2_000];
 /// Elections there are.
 const ELECTIONS: u64 = 2;
 /// A call without an answer is tried again at another node after this.
@@ -37,6 +37,8 @@ pub enum Place {
 pub struct Open {
     pub session: SessionId,
     holder: HolderClock,
+    /// How long it really takes to stop.
+    stops_in: Micros,
     places: BTreeMap<ElectionName, Place>,
     /// Highest grant heard of that no campaign has been asked about.
     news: bool,
@@ -181,11 +183,12 @@ impl World {
             return;
         }
         let ttl_ms = [4_000, 20_000, 60_000][self.random.index(3)];
+        let much = usize::from(ttl_ms > 4_000 && self.random.chance(500));
         let nonce = Nonce(self.clients[c].nonce);
         let command = Command::OpenSession {
             ttl_ms,
             renew_interval_ms: ttl_ms / 10,
-            fence_budget_ms: FENCE_BUDGET_MS,
+            fence_budget_ms: FENCE_BUDGETS_MS[much],
             nonce,
             label: String::new(),
         };
@@ -228,7 +231,7 @@ impl World {
             let bold = mutant == Some(Mutant::ActUnconfirmed) && standing == Standing::Unconfirmed;
             match until {
                 Some(until) if standing == Standing::Held || bold => {
-                    *armed = until.plus(Micros::from_ms(FENCE_BUDGET_MS));
+                    *armed = until.plus(open.stops_in);
                     if !*acting {
                         *acting = true;
                         begins.push((name.clone(), *epoch));
@@ -256,7 +259,9 @@ impl World {
         for (other, client) in self.clients.iter().enumerate() {
             if other != c {
                 let acts = client.acts(self.now, self.mutant);
-                others.extend(acts.iter().filter(|(name, _)| *name == election).map(|a| (other, a.1)));
+                others.extend(
+                    acts.iter().filter(|(name, _)| *name == election).map(|a| (other, a.1)),
+                );
             }
         }
         self.trace(&[5, c as u64, epoch.revision.0]);
@@ -371,12 +376,13 @@ impl World {
         let Some(Call { command, .. }) = client.call.take() else { return };
         match (command, reply, &mut client.open) {
             (
-                Command::OpenSession { ttl_ms, renew_interval_ms, nonce, .. },
+                Command::OpenSession { ttl_ms, renew_interval_ms, fence_budget_ms, nonce, .. },
                 Reply::SessionOpened { session, .. },
                 None,
             ) => {
                 let plans = self.mutant != Some(Mutant::NoFenceBudget);
-                let fence_budget_ms = if plans { FENCE_BUDGET_MS } else { 0 };
+                let stops_in = Micros::from_ms(fence_budget_ms);
+                let fence_budget_ms = if plans { fence_budget_ms } else { 0 };
                 let of = HolderSession {
                     session,
                     nonce,
@@ -388,6 +394,7 @@ impl World {
                 client.open = Some(Open {
                     session,
                     holder: HolderClock::new(of, self.rules),
+                    stops_in,
                     places: BTreeMap::new(),
                     news: false,
                     grant: Revision(0),

@@ -47,7 +47,14 @@ const KEPT: usize = 3_000;
 impl Log {
     /// An empty log under a first leader.
     pub fn new() -> Self {
-        Self { first: 1, kept: VecDeque::new(), leader: 0, term: 1, opened: 1, flying: VecDeque::new() }
+        Self {
+            first: 1,
+            kept: VecDeque::new(),
+            leader: 0,
+            term: 1,
+            opened: 1,
+            flying: VecDeque::new(),
+        }
     }
 
     /// Index of the last committed entry.

@@ -142,7 +142,8 @@ impl World {
 
     fn forward(&mut self, n: usize, call: CallId, command: &Command) {
         let by = Principal::new(Role::Client, format!("c{}", call.client));
-        let request = Request { client: ClientId(call.client as u64 + 1), serial: Serial(call.serial) };
+        let request =
+            Request { client: ClientId(call.client as u64 + 1), serial: Serial(call.serial) };
         let request = (self.mutant != Some(Mutant::NoDeduplication)).then_some(request);
         let entry = Encoded::new(WallMs(self.now / MS), by, request, command).encode();
         let leader = self.nodes[n].lead.leader;
@@ -259,8 +260,7 @@ impl World {
         if node.lead.leader != n || node.state.revision().0 < node.lead.opened {
             return;
         }
-        let proven =
-            self.log.leader == n && self.log.term == node.lead.term && self.can_commit(n);
+        let proven = self.log.leader == n && self.log.term == node.lead.term && self.can_commit(n);
         let answer = if proven {
             Revision(self.log.last())
         } else if self.mutant == Some(Mutant::ReadIndexWithoutQuorum) {
@@ -345,8 +345,7 @@ impl World {
         } else {
             node.machine.read(self.now)
         };
-        let sessions: Vec<_> =
-            state.sessions().iter().map(|(id, row)| (*id, row.ttl_ms)).collect();
+        let sessions: Vec<_> = state.sessions().iter().map(|(id, row)| (*id, row.ttl_ms)).collect();
         node.clock.reset(state.revision(), sessions, now);
         node.disk = state.clone();
         node.state = state;

@@ -4,9 +4,9 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use regent_core::command::{Command, Renewal};
+use regent_core::id::RenewalNumber;
 use regent_core::id::{Revision, SessionId};
 use regent_core::lease::holder::Answer;
-use regent_core::id::RenewalNumber;
 use regent_core::reply::Reply;
 use regent_core::time::Reading;
 
@@ -41,17 +41,42 @@ pub struct CallId {
 #[derive(Clone, Debug)]
 pub enum ToNode {
     Renew(Flight),
-    Command { call: CallId, command: Box<Command> },
+    Command {
+        call: CallId,
+        command: Box<Command>,
+    },
     /// To the leader.
-    LeaderRenew { from: usize, flights: Vec<Flight> },
-    LeaderCommand { from: usize, call: CallId, entry: Vec<u8> },
-    ReadIndex { from: usize, sent: Reading },
+    LeaderRenew {
+        from: usize,
+        flights: Vec<Flight>,
+    },
+    LeaderCommand {
+        from: usize,
+        call: CallId,
+        entry: Vec<u8>,
+    },
+    ReadIndex {
+        from: usize,
+        sent: Reading,
+    },
     /// From the leader.
-    Renewed { answers: Vec<Answered> },
-    Done { call: CallId, reply: Box<Reply> },
-    ReadIndexAnswer { sent: Reading, answer: Revision },
+    Renewed {
+        answers: Vec<Answered>,
+    },
+    Done {
+        call: CallId,
+        reply: Box<Reply>,
+    },
+    ReadIndexAnswer {
+        sent: Reading,
+        answer: Revision,
+    },
     /// Somebody leads in a term; `opened` is the index of its first entry.
-    Leads { term: u64, leader: usize, opened: u64 },
+    Leads {
+        term: u64,
+        leader: usize,
+        opened: u64,
+    },
 }
 
 /// What a client can be sent.
@@ -65,22 +90,47 @@ pub enum ToClient {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A message arrives; `from` is the node that sent it, if one did.
-    Node { to: usize, from: Option<usize>, message: ToNode },
-    Client { to: usize, message: ToClient },
+    Node {
+        to: usize,
+        from: Option<usize>,
+        message: ToNode,
+    },
+    Client {
+        to: usize,
+        message: ToClient,
+    },
     /// A node may apply up to this index.
-    Apply { node: usize, upto: u64 },
+    Apply {
+        node: usize,
+        upto: u64,
+    },
     /// Entries in flight of this term are committed.
-    Commit { term: u64 },
+    Commit {
+        term: u64,
+    },
     /// A node hands on the renewals it collected.
-    Flush { node: usize, boot: u64 },
+    Flush {
+        node: usize,
+        boot: u64,
+    },
     /// The leader proposes the renewals it merged.
-    Propose { node: usize, boot: u64 },
+    Propose {
+        node: usize,
+        boot: u64,
+    },
     /// A node's duties: expiry, read index.
-    Tick { node: usize },
+    Tick {
+        node: usize,
+    },
     /// A node compares clocks with the others.
-    Compare { node: usize },
+    Compare {
+        node: usize,
+    },
     /// A client looks at what is due.
-    Wake { client: usize, generation: u64 },
+    Wake {
+        client: usize,
+        generation: u64,
+    },
     /// Is there a leader that can commit?
     Supervise,
     /// Somebody asks a node who leads.
@@ -88,13 +138,21 @@ pub enum Event {
     /// Something breaks.
     Fault,
     /// A hypervisor stops a client's machine.
-    Pause { client: usize },
+    Pause {
+        client: usize,
+    },
     /// A node starts again.
-    Restart { node: usize },
+    Restart {
+        node: usize,
+    },
     /// A node is connected to the others again.
-    Reconnect { node: usize },
+    Reconnect {
+        node: usize,
+    },
     /// A client hears again.
-    Hear { client: usize },
+    Hear {
+        client: usize,
+    },
 }
 
 struct Due {

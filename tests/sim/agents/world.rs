@@ -36,8 +36,7 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, options: &Options) -> Self {
-        let rho_ppm =
-            if options.mutant == Some(Mutant::NoRho) { 0 } else { Rules::LAW.rho_ppm };
+        let rho_ppm = if options.mutant == Some(Mutant::NoRho) { 0 } else { Rules::LAW.rho_ppm };
         let mut world = Self {
             now: 0,
             end: options.duration_ms * MS,
@@ -128,7 +127,9 @@ impl World {
             | Event::Propose { node: n, .. }
             | Event::Tick { node: n }
             | Event::Compare { node: n } => &self.nodes[*n].machine,
-            Event::Client { to: c, .. } | Event::Wake { client: c, .. } => &self.clients[*c].machine,
+            Event::Client { to: c, .. } | Event::Wake { client: c, .. } => {
+                &self.clients[*c].machine
+            }
             _ => return None,
         };
         (!machine.runs(self.now)).then_some(machine.asleep_until)
@@ -141,9 +142,8 @@ impl World {
         }
         match event {
             Event::Node { to, from, message } => {
-                let cut = from.is_some_and(|from| {
-                    from != to && (self.nodes[from].cut || self.nodes[to].cut)
-                });
+                let cut = from
+                    .is_some_and(|from| from != to && (self.nodes[from].cut || self.nodes[to].cut));
                 if self.nodes[to].up && !cut {
                     self.node_event(to, message);
                 }
