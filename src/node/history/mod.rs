@@ -8,9 +8,9 @@
 
 mod gaps;
 mod store;
-mod writer;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::sync::Arc;
 

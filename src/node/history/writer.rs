@@ -349,7 +349,8 @@ impl Inner {
             self.lose_store(&error);
         }
         let next = page.records.last().map_or(from.max(1), |record| record.number + 1);
-        page.missing = self.missing().into_iter().find(|gap| (gap.first..=gap.last).contains(&next));
+        page.missing =
+            self.missing().into_iter().find(|gap| (gap.first..=gap.last).contains(&next));
         page
     }
 
@@ -381,7 +382,10 @@ impl Inner {
             store.remove(*number, *number)?;
         }
         if !bad.is_empty() {
-            tracing::warn!(count = bad.len(), "damaged audit records of the history are fetched again");
+            tracing::warn!(
+                count = bad.len(),
+                "damaged audit records of the history are fetched again"
+            );
         }
         if let Some(newest) = ranges.newest() {
             self.head.fetch_max(newest, Ordering::Relaxed);
@@ -404,7 +408,9 @@ impl Inner {
                 let aside = aside.display();
                 tracing::warn!(%why, %source, %aside, "the audit history is set aside and rebuilt");
             }
-            Err(error) => tracing::warn!(%why, %source, %error, "the audit history cannot be set aside"),
+            Err(error) => {
+                tracing::warn!(%why, %source, %error, "the audit history cannot be set aside")
+            }
         }
         match Store::open(&self.config.dir) {
             Ok(fresh) => {

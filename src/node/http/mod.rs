@@ -10,4 +10,4 @@ pub mod process;
 pub mod server;
 
 pub use health::{Health, Readiness};
-pub use metrics::{Metrics, MetricRow, metric_table};
+pub use metrics::{MetricRow, Metrics, metric_table};

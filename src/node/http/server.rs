@@ -38,7 +38,11 @@ pub trait Secure: Send + Sync + 'static {
     /// The stream that HTTP is spoken on.
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     /// One handshake.
-    fn secure(&self, stream: TcpStream, from: SocketAddr) -> BoxFuture<'static, io::Result<Self::Io>>;
+    fn secure(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+    ) -> BoxFuture<'static, io::Result<Self::Io>>;
 }
 
 /// No TLS, for scrapers that cannot speak it (kubelets, old Prometheus). Only on loopback: a
@@ -48,12 +52,19 @@ pub struct Plaintext;
 
 impl Secure for Plaintext {
     type Io = TcpStream;
-    fn secure(&self, stream: TcpStream, from: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+    fn secure(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+    ) -> BoxFuture<'static, io::Result<TcpStream>> {
         Box::pin(async move {
             if from.ip().is_loopback() {
                 Ok(stream)
             } else {
-                Err(io::Error::new(io::ErrorKind::PermissionDenied, "plaintext is for loopback only"))
+                Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "plaintext is for loopback only",
+                ))
             }
         })
     }
@@ -276,7 +287,11 @@ mod tests {
     struct Stuck(std::sync::atomic::AtomicUsize);
     impl Secure for Stuck {
         type Io = TcpStream;
-        fn secure(&self, stream: TcpStream, _: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+        fn secure(
+            &self,
+            stream: TcpStream,
+            _: SocketAddr,
+        ) -> BoxFuture<'static, io::Result<TcpStream>> {
             let left = self.0.fetch_update(
                 std::sync::atomic::Ordering::SeqCst,
                 std::sync::atomic::Ordering::SeqCst,

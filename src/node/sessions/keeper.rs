@@ -15,12 +15,12 @@ use regent_core::authz::Principal;
 use regent_core::command::Renewal;
 use regent_core::id::SessionId;
 use regent_core::lease::gate::{self, Verdict};
+use regent_core::lease::holder::Answer;
 use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::reply::RenewalOutcome;
 use regent_core::state::State;
 use regent_core::time::Reading;
 use regent_rpc::clock::Clock;
-use regent_core::lease::holder::Answer;
 use regent_rpc::pb::v1;
 use tokio::sync::{Notify, Semaphore};
 
@@ -123,12 +123,8 @@ impl Answers {
 impl Keeper {
     /// Starts the loop on the current tokio runtime.
     pub fn start(config: KeeperConfig, parts: KeeperParts) -> Self {
-        let shared = Arc::new(Shared {
-            parts,
-            config,
-            queue: Mutex::default(),
-            arrived: Notify::new(),
-        });
+        let shared =
+            Arc::new(Shared { parts, config, queue: Mutex::default(), arrived: Notify::new() });
         tokio::spawn(run(Arc::downgrade(&shared)));
         Self { shared }
     }

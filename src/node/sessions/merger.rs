@@ -56,7 +56,11 @@ struct Shared {
 
 impl Merger {
     /// Starts the loop on the current tokio runtime; `window` as [`super::half_tick`] says.
-    pub fn start(window: Duration, proposer: Arc<dyn EntryProposer>, metrics: Arc<Metrics>) -> Self {
+    pub fn start(
+        window: Duration,
+        proposer: Arc<dyn EntryProposer>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let queue = Mutex::default();
         let shared = Arc::new(Shared { proposer, window, metrics, queue, arrived: Notify::new() });
         tokio::spawn(run(Arc::downgrade(&shared)));

@@ -15,6 +15,8 @@
 pub mod keeper;
 pub mod merger;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

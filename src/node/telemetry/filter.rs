@@ -16,7 +16,9 @@ const QUIET: [&str; 6] = ["h2", "hyper", "hyper_util", "rustls", "tower", "openr
 
 /// A directive cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{directive:?} is no log directive: use a level (off, error, warn, info, debug, trace) or target=level, separated by commas")]
+#[error(
+    "{directive:?} is no log directive: use a level (off, error, warn, info, debug, trace) or target=level, separated by commas"
+)]
 pub struct FilterError {
     /// The part that is wrong.
     pub directive: String,

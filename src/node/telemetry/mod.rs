@@ -71,7 +71,9 @@ pub enum TelemetryError {
     #[error("the log filter cannot be read")]
     Filter(#[from] FilterError),
     /// The endpoint is not one that this build can reach.
-    #[error("the OTLP endpoint {0:?} must begin with http://: put a local collector in front for TLS")]
+    #[error(
+        "the OTLP endpoint {0:?} must begin with http://: put a local collector in front for TLS"
+    )]
     Endpoint(String),
     /// The exporter refused its configuration.
     #[error("the OTLP exporter cannot be built")]

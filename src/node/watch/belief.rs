@@ -22,6 +22,8 @@ const MAX_LOOKS: usize = 10_000;
 struct Tracked {
     event: Arc<Event>,
     masked: bool,
+    /// Of the feed when it was looked at.
+    generation: u64,
 }
 
 struct Settling {
@@ -60,6 +62,7 @@ impl Beliefs {
         &mut self,
         event: &Arc<Event>,
         watched: bool,
+        generation: u64,
         believes: &dyn Believes,
     ) -> bool {
         let Some(session) = event.holder() else {
@@ -70,7 +73,8 @@ impl Beliefs {
         };
         let masked = !believes.believed_live(session);
         if watched {
-            self.tracked.insert(event.name.clone(), Tracked { event: event.clone(), masked });
+            let tracked = Tracked { event: event.clone(), masked, generation };
+            self.tracked.insert(event.name.clone(), tracked);
         } else {
             self.tracked.remove(&event.name);
         }
@@ -83,6 +87,7 @@ impl Beliefs {
         &mut self,
         watcher: Arc<Watcher>,
         after: Revision,
+        generation: u64,
         held: Vec<Arc<Event>>,
         masked: HashSet<Arc<str>>,
         changed: &HashSet<Arc<str>>,
@@ -92,7 +97,7 @@ impl Beliefs {
                 continue;
             }
             let masked = masked.contains(&event.name);
-            self.tracked.entry(event.name.clone()).or_insert(Tracked { event, masked });
+            self.tracked.entry(event.name.clone()).or_insert(Tracked { event, masked, generation });
         }
         self.settling.push(Settling { watcher, after, masked });
     }
@@ -170,8 +175,10 @@ impl Beliefs {
         flips
     }
 
-    /// Everything is void.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
+    /// Everything of before `generation` is void.
+    pub(super) fn forget(&mut self, generation: u64) {
+        self.cursor = None;
+        self.tracked.retain(|_, tracked| tracked.generation >= generation);
+        self.settling.retain(|settling| !settling.watcher.is_older_than(generation));
     }
 }

@@ -86,15 +86,7 @@ pub fn service_view(state: &State, name: &ServiceName, row: &Service) -> v1::Ser
 }
 
 fn partitions_of(state: &State, service: &ServiceName) -> Vec<(PartitionName, Arc<Partition>)> {
-    // The key type needs a partition's name to begin at; "0" sorts before every other name but
-    // its own extensions, and no name is empty.
-    let Ok(first) = PartitionName::parse("0") else { return Vec::new() };
-    let from = (service.clone(), first);
-    let range = state.partitions().range(from..);
-    range
-        .take_while(|((of, _), _)| of == service)
-        .map(|((_, name), row)| (name.clone(), row.clone()))
-        .collect()
+    state.partitions_of(service).map(|(name, row)| (name.clone(), row.clone())).collect()
 }
 
 impl Row {

@@ -26,8 +26,8 @@ pub(super) struct Group {
 pub(super) enum Work {
     /// Hand these out.
     Deliver(Arc<Group>),
-    /// End every watch: what came between cannot be told.
-    End(Ending),
+    /// End every watch of an earlier generation: what came between cannot be told.
+    End(Ending, u64),
 }
 
 /// Why a watch cannot go on where it wants to.
@@ -46,6 +46,8 @@ pub(super) enum Unresumable {
 pub(super) struct Feed {
     incarnation: Incarnation,
     applied: Revision,
+    /// Rises whenever the watches of before cannot go on.
+    generation: u64,
     /// Everything after this revision is in the ring.
     floor: Revision,
     ring: VecDeque<Arc<Group>>,
@@ -77,12 +79,15 @@ impl Feed {
         self.ring_bytes = 0;
         self.pending.clear();
         self.pending_events = 0;
-        self.pending.push(Work::End(why));
+        self.generation += 1;
+        self.pending.push(Work::End(why, self.generation));
     }
 
     /// Takes what an entry did; returns whether the pump has something to do.
     pub(super) fn publish(&mut self, state: &State, applied: &Applied, bounds: RingBounds) -> bool {
         self.applied = applied.revision;
+        // Set by the first entry of a cluster's life, when there is nothing to be void yet.
+        self.incarnation = state.incarnation();
         if applied.changes.is_empty() {
             return false;
         }
@@ -138,6 +143,11 @@ impl Feed {
         }
         let first = self.ring.partition_point(|group| group.revision <= revision);
         Ok((self.ring.range(first..).cloned().collect(), self.applied))
+    }
+
+    /// Under the state's lock: to which generation a watch belongs that begins with this state.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     pub(super) fn bytes(&self) -> usize {

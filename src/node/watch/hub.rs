@@ -100,6 +100,8 @@ struct Inner {
     incarnation: Incarnation,
     /// Everything up to here was handed out.
     position: Revision,
+    /// Watches of earlier generations of the feed were ended.
+    generation: u64,
     /// Ask for a sweep or bookmarks out of turn.
     sweep_now: bool,
     bookmark_now: bool,
@@ -199,12 +201,18 @@ impl Hub {
     /// Ends every watch because the node shuts down, and takes no new ones.
     pub fn close(&self) {
         self.shared.inner.lock().closed = true;
-        self.shared.end_all(Ending::Closing);
+        self.shared.end_all(Ending::Closing, u64::MAX);
     }
 
     /// How many watch.
     pub fn watcher_count(&self) -> usize {
         self.shared.inner.lock().index.count()
+    }
+
+    /// Whether no belief has to be looked at again.
+    #[cfg(test)]
+    pub(super) fn is_belief_idle(&self) -> bool {
+        self.shared.inner.lock().beliefs.is_idle()
     }
 
     /// Joins: the watcher is put into the index *first*, so that whatever is published after the
@@ -236,6 +244,7 @@ struct Joined {
     /// Everything up to here is in `rows`, or was seen before.
     at: Revision,
     incarnation: Incarnation,
+    generation: u64,
     /// Changes since the watcher left, each with whether more of its entry follow.
     replay: Vec<(Arc<Event>, bool)>,
     /// Rows as they are: of a snapshot, or those whose holder a resumed watcher must be told about
@@ -268,11 +277,14 @@ impl Shared {
         }
     }
 
-    fn end_all(&self, why: Ending) {
+    /// Ends every watch that began before `generation`.
+    fn end_all(&self, why: Ending, generation: u64) {
         let everybody = {
             let mut inner = self.inner.lock();
-            inner.beliefs.clear();
-            inner.index.drain()
+            inner.generation = generation;
+            inner.beliefs.forget(generation);
+            let closing = why == Ending::Closing;
+            inner.index.drain(|watcher| closing || watcher.is_older_than(generation))
         };
         for watcher in everybody {
             watcher.end(why);
@@ -283,13 +295,13 @@ impl Shared {
     }
 
     fn snapshot(&self, state: &RwLock<State>, watcher: &Watcher) -> Joined {
-        let (at, incarnation, rows) = {
+        let (at, incarnation, generation, rows) = {
             let state = state.read();
             let rows = Rows::collect(&state, watcher, None);
-            (state.revision(), state.incarnation(), rows)
+            (state.revision(), state.incarnation(), self.feed.lock().generation(), rows)
         };
         let rows = rows.into_events(state);
-        Joined { at, incarnation, replay: Vec::new(), rows, is_snapshot: true }
+        Joined { at, incarnation, generation, replay: Vec::new(), rows, is_snapshot: true }
     }
 
     fn resume(
@@ -299,13 +311,13 @@ impl Shared {
         incarnation: Incarnation,
         revision: Revision,
     ) -> Result<Joined, Status> {
-        let (groups, at, rows) = {
+        let (groups, at, generation, rows) = {
             let state = state.read();
-            // Under the state's lock the feed stands exactly at its revision.
-            let (groups, at) =
-                self.feed.lock().after(incarnation, revision).map_err(unresumable)?;
             let rows = Rows::collect(&state, watcher, Some(revision));
-            (groups, at, rows)
+            // Under the state's lock the feed stands exactly at its revision.
+            let feed = self.feed.lock();
+            let (groups, at) = feed.after(incarnation, revision).map_err(unresumable)?;
+            (groups, at, feed.generation(), rows)
         };
         let mut replay = Vec::new();
         for group in &groups {
@@ -317,12 +329,12 @@ impl Shared {
             replay.extend(seen.into_iter().enumerate().map(|(i, event)| (event, i < last)));
         }
         let rows = rows.into_events(state);
-        Ok(Joined { at, incarnation, replay, rows, is_snapshot: false })
+        Ok(Joined { at, incarnation, generation, replay, rows, is_snapshot: false })
     }
 
     /// Decides how everything served first is shown, and lets the mailbox begin behind it.
     fn join(&self, watcher: &Arc<Watcher>, joined: Joined) -> Head {
-        let Joined { at, incarnation, replay, rows, is_snapshot } = joined;
+        let Joined { at, incarnation, generation, replay, rows, is_snapshot } = joined;
         let mut masked: HashSet<Arc<str>> = HashSet::new();
         let mut held: HashMap<Arc<str>, Arc<Event>> = HashMap::new();
         let mut messages: Vec<(Arc<Event>, HeadShown)> = Vec::with_capacity(replay.len());
@@ -348,9 +360,13 @@ impl Shared {
             messages.push((event, HeadShown::Row { label, masked }));
         }
         let stamp = stamp_out(incarnation, at, self.config.node, self.believes.age_ms());
-        watcher.join(at);
         {
             let mut inner = self.inner.lock();
+            watcher.join(at, generation);
+            if generation < inner.generation {
+                // What it was to be served has become void before it was in.
+                watcher.end(if inner.closed { Ending::Closing } else { Ending::Compacted });
+            }
             let changed = if inner.position > at {
                 let since = self.feed.lock().after(incarnation, at);
                 let groups = since.map(|(groups, _)| groups).unwrap_or_default();
@@ -361,7 +377,7 @@ impl Shared {
             };
             if !watcher.has_ended() {
                 let held = held.into_values().collect();
-                inner.beliefs.join(watcher.clone(), at, held, masked, &changed);
+                inner.beliefs.join(watcher.clone(), at, generation, held, masked, &changed);
             }
         }
         self.wake.notify_one();
@@ -374,7 +390,7 @@ impl Shared {
         for work in work {
             match work {
                 Work::Deliver(group) => self.hand_out(&group),
-                Work::End(why) => self.end_all(why),
+                Work::End(why, generation) => self.end_all(why, generation),
             }
         }
         let mut inner = self.inner.lock();
@@ -408,7 +424,7 @@ impl Shared {
         let mut sent = 0_u64;
         {
             let mut inner = self.inner.lock();
-            let Inner { index, beliefs, .. } = &mut *inner;
+            let Inner { index, beliefs, generation, .. } = &mut *inner;
             // For each watched prefix the place of its last event in this group.
             let mut last_of: HashMap<&str, usize> = HashMap::new();
             if group.events.len() > 1 {
@@ -421,7 +437,7 @@ impl Shared {
             for (at, event) in group.events.iter().enumerate() {
                 let topic = event.topic();
                 let watched = index.seeing(topic, &event.name).next().is_some();
-                let masked = beliefs.change(event, watched, self.believes.as_ref());
+                let masked = beliefs.change(event, watched, *generation, self.believes.as_ref());
                 if !watched {
                     continue;
                 }
@@ -578,25 +594,27 @@ fn unresumable(why: Unresumable) -> Status {
 
 /// The pump: woken by a change, and by its clock while there is belief to look at.
 async fn pump(hub: std::sync::Weak<Shared>) {
-    let (mut next_sweep, mut next_bookmark) = (Instant::now(), Instant::now());
+    let mut next_sweep = Instant::now();
+    let mut next_bookmark = None;
     let mut sweeping = false;
     loop {
         let Some(shared) = hub.upgrade() else { return };
         let HubConfig { belief_interval, bookmark_interval, .. } = shared.config;
         // At least once a second, to notice that the hub is gone.
-        let mut until = next_bookmark.min(Instant::now() + Duration::from_secs(1));
+        let bookmark_at = *next_bookmark.get_or_insert_with(|| Instant::now() + bookmark_interval);
+        let mut until = bookmark_at.min(Instant::now() + Duration::from_secs(1));
         if sweeping {
             until = until.min(next_sweep);
         }
         let _ = tokio::time::timeout_at(until, shared.wake.notified()).await;
         let now = Instant::now();
         let sweep = sweeping && now >= next_sweep;
-        let bookmark = now >= next_bookmark;
+        let bookmark = now >= bookmark_at;
         if sweep || !sweeping {
             next_sweep = now + belief_interval;
         }
         if bookmark {
-            next_bookmark = now + bookmark_interval;
+            next_bookmark = None;
         }
         sweeping = shared.round(sweep, bookmark);
     }

@@ -126,10 +126,13 @@ impl Index {
         topic.exact.values().chain(topic.prefixes.values()).flat_map(BTreeMap::values)
     }
 
-    /// Takes everybody out.
-    pub(super) fn drain(&mut self) -> Vec<Arc<Watcher>> {
-        let everybody = Topic::ALL.iter().flat_map(|topic| self.all(*topic)).cloned().collect();
-        *self = Self::default();
-        everybody
+    /// Takes out those of whom `which` says so.
+    pub(super) fn drain(&mut self, which: impl Fn(&Watcher) -> bool) -> Vec<Arc<Watcher>> {
+        let everybody = Topic::ALL.iter().flat_map(|topic| self.all(*topic));
+        let out: Vec<Arc<Watcher>> = everybody.filter(|w| which(w)).cloned().collect();
+        for watcher in &out {
+            self.remove(watcher);
+        }
+        out
     }
 }

@@ -1,6 +1,7 @@
 //! What one watcher has not read yet: bounded, and cut off when it overflows.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -89,11 +90,16 @@ struct Inner {
     told: bool,
 }
 
+/// A watcher that has not read the state yet: whatever happens before, it will see.
+const JOINING: u64 = u64::MAX;
+
 /// One watcher.
 pub(super) struct Watcher {
     pub id: u64,
     pub topic: Topic,
     pub filter: Filter,
+    /// Of the feed when it joined; [`JOINING`] until then.
+    generation: AtomicU64,
     inner: Mutex<Inner>,
     waker: AtomicWaker,
 }
@@ -109,7 +115,14 @@ pub(super) enum Found {
 
 impl Watcher {
     pub(super) fn new(id: u64, topic: Topic, filter: Filter) -> Self {
-        Self { id, topic, filter, inner: Mutex::default(), waker: AtomicWaker::new() }
+        Self {
+            id,
+            topic,
+            filter,
+            generation: AtomicU64::new(JOINING),
+            inner: Mutex::default(),
+            waker: AtomicWaker::new(),
+        }
     }
 
     /// A change of entry `revision`. Returns false if that was one too many: cut off.
@@ -155,8 +168,14 @@ impl Watcher {
         fits
     }
 
-    /// The watcher has everything up to `after`; drops what is doubled.
-    pub(super) fn join(&self, after: Revision) {
+    /// Whether it began with the state as it was before `generation`.
+    pub(super) fn is_older_than(&self, generation: u64) -> bool {
+        self.generation.load(Ordering::SeqCst) < generation
+    }
+
+    /// The watcher has everything up to `after` of `generation`; drops what is doubled.
+    pub(super) fn join(&self, after: Revision, generation: u64) {
+        self.generation.store(generation, Ordering::SeqCst);
         let mut inner = self.inner.lock();
         inner.after = Some(after);
         let Inner { queue, bytes, .. } = &mut *inner;
