@@ -21,6 +21,7 @@ mod log_store;
 mod machine;
 mod members;
 mod network;
+pub mod offline;
 mod reads;
 pub mod runtime;
 mod serve;
