@@ -9,9 +9,13 @@ use crate::render::table::Table;
 /// Latencies in microseconds.
 pub type Latencies = Histogram<u64>;
 
-/// An empty histogram: three significant digits, growing as needed.
+/// Longest latency told apart: ten minutes. The bound is fixed because a saturating record does not
+/// make a histogram grow; it silently writes down the largest value it can hold.
+const LONGEST_US: u64 = 600_000_000;
+
+/// An empty histogram: three significant digits, up to ten minutes.
 pub fn latencies() -> Latencies {
-    Histogram::new(3).expect("3 digits are allowed")
+    Histogram::new_with_bounds(1, LONGEST_US, 3).expect("the bounds are in order")
 }
 
 /// Microseconds as milliseconds with three decimals.
@@ -63,5 +67,17 @@ impl Report {
                 table.to_string()
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_of_a_minute_is_kept_as_a_minute() {
+        let mut latencies = latencies();
+        latencies.saturating_record(60_000_000);
+        assert!(latencies.equivalent(latencies.max(), 60_000_000));
     }
 }
