@@ -2,8 +2,9 @@
 //!
 //! Validation happens here and nowhere else, before the command is proposed (so that people get
 //! every problem at once) and again in `apply` (so that no path around it exists): the rules are in
-//! `spec/validate.rs`, the words of each choice in `spec/words.rs`.
+//! `spec/validate.rs` and `spec/survival.rs`, the words of each choice in `spec/words.rs`.
 
+mod survival;
 mod validate;
 mod words;
 

@@ -13,6 +13,7 @@ use regent_core::id::{ElectionName, Epoch, Revision, SessionId};
 use regent_core::reply::{Rejection, Reply};
 use regent_core::state::State;
 
+use super::machine::{SECOND, Time};
 use super::queue::CallId;
 use super::{Class, Stats};
 
@@ -35,6 +36,8 @@ pub enum End {
 /// The judge.
 pub struct Check {
     class: Class,
+    /// Real time, for the texts.
+    pub now: Time,
     /// The state after the last committed entry.
     pub state: State,
     hashes: VecDeque<[u8; 16]>,
@@ -54,6 +57,7 @@ impl Check {
     pub fn new(class: Class) -> Self {
         Self {
             class,
+            now: 0,
             state: State::default(),
             hashes: VecDeque::new(),
             first_hash: 1,
@@ -69,7 +73,8 @@ impl Check {
     /// Something that must never be, whatever the clocks.
     pub fn broken(&mut self, text: String) {
         if self.violations.len() < MAX_VIOLATIONS {
-            self.violations.push(text);
+            let (s, us) = (self.now / SECOND, self.now % SECOND);
+            self.violations.push(format!("at {s}.{us:06} s: {text}"));
         }
     }
 

@@ -17,6 +17,7 @@
 //! ```
 
 mod check;
+mod cli;
 mod client;
 mod faults;
 mod log;
@@ -30,6 +31,8 @@ mod world;
 
 use std::fmt;
 use std::str::FromStr;
+
+pub use cli::run_many;
 
 /// Which assumptions a run keeps, and so what is expected of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,19 +90,30 @@ pub enum Mutant {
 }
 
 impl Mutant {
-    /// Every one.
-    pub const ALL: [Self; 10] = [
-        Self::NoRho,
-        Self::TimersNotRestarted,
-        Self::AnswerBeforeCommit,
-        Self::ExpireFromOldState,
-        Self::CheckThenAct,
-        Self::NoFenceBudget,
-        Self::ActUnconfirmed,
-        Self::BelieveAtApply,
-        Self::ReadIndexWithoutQuorum,
-        Self::NoDeduplication,
+    /// Every one, with its name on the command line.
+    pub const ALL: [(Self, &'static str); 10] = [
+        (Self::NoRho, "no-rho"),
+        (Self::TimersNotRestarted, "timers-not-restarted"),
+        (Self::AnswerBeforeCommit, "answer-before-commit"),
+        (Self::ExpireFromOldState, "expire-from-old-state"),
+        (Self::CheckThenAct, "check-then-act"),
+        (Self::NoFenceBudget, "no-fence-budget"),
+        (Self::ActUnconfirmed, "act-unconfirmed"),
+        (Self::BelieveAtApply, "believe-at-apply"),
+        (Self::ReadIndexWithoutQuorum, "read-index-without-quorum"),
+        (Self::NoDeduplication, "no-deduplication"),
     ];
+}
+
+impl FromStr for Mutant {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = Self::ALL.iter().find(|(_, name)| *name == text);
+        named.map(|(mutant, _)| *mutant).ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|(_, name)| *name).collect();
+            format!("{text:?} is not one of {}", names.join(", "))
+        })
+    }
 }
 
 /// What to simulate.
@@ -115,11 +129,20 @@ pub struct Options {
     pub class: Class,
     /// The bug to put in.
     pub mutant: Option<Mutant>,
+    /// Print every event.
+    pub trace: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { nodes: 3, clients: 4, duration_ms: 1_200_000, class: Class::Within, mutant: None }
+        Self {
+            nodes: 3,
+            clients: 4,
+            duration_ms: 1_200_000,
+            class: Class::Within,
+            mutant: None,
+            trace: false,
+        }
     }
 }
 

@@ -22,6 +22,7 @@ pub struct World {
     end: Time,
     pub class: Class,
     pub mutant: Option<Mutant>,
+    prints: bool,
     pub rules: Rules,
     pub queue: Queue,
     pub random: Random,
@@ -42,6 +43,7 @@ impl World {
             end: options.duration_ms * MS,
             class: options.class,
             mutant: options.mutant,
+            prints: options.trace,
             rules: Rules { rho_ppm, ..Rules::LAW },
             queue: Queue::default(),
             random: Random::new(seed),
@@ -95,6 +97,7 @@ impl World {
                 break;
             }
             self.now = at;
+            self.check.now = at;
             self.check.stats.events += 1;
             self.handle(event);
         }
@@ -139,6 +142,9 @@ impl World {
         if let Some(until) = self.sleeps_until(&event) {
             self.queue.push(until, event);
             return;
+        }
+        if self.prints {
+            println!("{:>12} {event:?}", self.now);
         }
         match event {
             Event::Node { to, from, message } => {
