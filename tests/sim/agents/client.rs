@@ -175,7 +175,7 @@ impl World {
         call.sent = self.now;
         let message = ToNode::Command { call: call.id, command: Box::new(call.command.clone()) };
         let node = client.node;
-        self.from_client(c, node, message);
+        self.send_from(c, node, message);
     }
 
     fn open_session(&mut self, c: usize) {
@@ -212,7 +212,7 @@ impl World {
         let flight = Flight { renewal, client: c, stream: client.stream };
         let node = client.node;
         if client.stream_open {
-            self.from_client(c, node, ToNode::Renew(flight));
+            self.send_from(c, node, ToNode::Renew(flight));
         }
     }
 

@@ -121,11 +121,11 @@ impl World {
                             _ => gate.resend_sent(now),
                         }
                     }
-                    self.to_client(answered.client, ToClient::Answer(answered));
+                    self.send_client(answered.client, ToClient::Answer(answered));
                 }
             }
             ToNode::Done { call, reply } => {
-                self.to_client(call.client, ToClient::Reply { call, reply });
+                self.send_client(call.client, ToClient::Reply { call, reply });
             }
             ToNode::Leads { term, leader, opened } => {
                 let node = &mut self.nodes[n];
@@ -147,7 +147,7 @@ impl World {
         let request = (self.mutant != Some(Mutant::NoDeduplication)).then_some(request);
         let entry = Encoded::new(WallMs(self.now / MS), by, request, command).encode();
         let leader = self.nodes[n].lead.leader;
-        self.to_node(n, leader, ToNode::LeaderCommand { from: n, call, entry });
+        self.send_node(n, leader, ToNode::LeaderCommand { from: n, call, entry });
     }
 
     /// A commit tick on the node that has the clients' streams: C5, then on to the leader.
@@ -184,11 +184,11 @@ impl World {
         }
         self.check.stats.resends += answers.len() as u64;
         for answered in answers {
-            self.to_client(answered.client, ToClient::Answer(answered));
+            self.send_client(answered.client, ToClient::Answer(answered));
         }
         if !flights.is_empty() {
             let leader = self.nodes[n].lead.leader;
-            self.to_node(n, leader, ToNode::LeaderRenew { from: n, flights });
+            self.send_node(n, leader, ToNode::LeaderRenew { from: n, flights });
         }
     }
 
@@ -224,7 +224,7 @@ impl World {
             kept.push((from, flight));
         }
         for (from, answered) in early.into_iter().chain(late) {
-            self.to_node(n, from, ToNode::Renewed { answers: vec![answered] });
+            self.send_node(n, from, ToNode::Renewed { answers: vec![answered] });
         }
         if kept.is_empty() {
             return;
@@ -268,7 +268,7 @@ impl World {
         } else {
             return;
         };
-        self.to_node(n, from, ToNode::ReadIndexAnswer { sent, answer });
+        self.send_node(n, from, ToNode::ReadIndexAnswer { sent, answer });
     }
 
     /// A node applies what is committed, up to `upto`.
@@ -294,7 +294,7 @@ impl World {
                 sessions.get(&id).map(|row| row.ttl_ms)
             });
             node.expiry.observe(&applied, now);
-            if index % SNAPSHOT_EVERY == 0 {
+            if index.is_multiple_of(SNAPSHOT_EVERY) {
                 node.disk = node.state.clone();
             }
             let mine = entry.by == (n, node.boot);
@@ -318,11 +318,11 @@ impl World {
                     return;
                 }
                 for (from, answers) in by_origin {
-                    self.to_node(n, from, ToNode::Renewed { answers });
+                    self.send_node(n, from, ToNode::Renewed { answers });
                 }
             }
             (Tag::Call(from, call), reply) => {
-                self.to_node(n, from, ToNode::Done { call, reply: Box::new(reply) });
+                self.send_node(n, from, ToNode::Done { call, reply: Box::new(reply) });
             }
             _ => {}
         }
@@ -397,7 +397,7 @@ impl World {
         let due = self.nodes[n].clock.next_read_index_due();
         if due.is_some_and(|due| due.since(now).0 == 0) {
             let leader = self.nodes[n].lead.leader;
-            self.to_node(n, leader, ToNode::ReadIndex { from: n, sent: now });
+            self.send_node(n, leader, ToNode::ReadIndex { from: n, sent: now });
         }
     }
 

@@ -306,7 +306,7 @@ impl World {
         self.log.opened = self.log.last();
         let message = self.leads();
         for n in 0..self.nodes.len() {
-            self.to_node(leader, n, message.clone());
+            self.send_node(leader, n, message.clone());
         }
     }
 
@@ -316,7 +316,7 @@ impl World {
     }
 
     /// From node to node.
-    pub fn to_node(&mut self, from: usize, to: usize, message: ToNode) {
+    pub fn send_node(&mut self, from: usize, to: usize, message: ToNode) {
         if from == to {
             self.queue.push(self.now, Event::Node { to, from: None, message });
             return;
@@ -334,7 +334,7 @@ impl World {
     }
 
     /// From a client to a node. Its requests get out even while it is deaf.
-    pub fn from_client(&mut self, c: usize, to: usize, message: ToNode) {
+    pub fn send_from(&mut self, c: usize, to: usize, message: ToNode) {
         self.trace(&[3, c as u64, to as u64]);
         if self.random.chance(10) {
             return;
@@ -349,7 +349,7 @@ impl World {
     }
 
     /// From a node to a client.
-    pub fn to_client(&mut self, to: usize, message: ToClient) {
+    pub fn send_client(&mut self, to: usize, message: ToClient) {
         if self.random.chance(10) {
             return;
         }
