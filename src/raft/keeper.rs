@@ -35,10 +35,28 @@ pub(crate) async fn run(inner: Weak<Inner>) {
     loop {
         Rt::sleep(ROUND).await;
         let Some(inner) = inner.upgrade() else { return };
+        if failed(&inner).await {
+            return;
+        }
         disk(&inner, &mut memory).await;
         compact(&inner, &mut memory).await;
         joint(&inner, &mut memory).await;
     }
+}
+
+/// A node whose log has failed stops for good: what is on its disk is in doubt until it is read
+/// again from the start. The engine learns of it by itself only when it next waits for a write.
+async fn failed(inner: &Inner) -> bool {
+    let failed = inner.log.failed();
+    if failed.is_empty() || inner.raft.metrics().borrow_watched().running_state.is_err() {
+        return false;
+    }
+    tracing::error!("the log has failed, this node stops: {failed}");
+    *inner.machine.stopped.lock() = failed;
+    if let Err(error) = inner.raft.shutdown().await {
+        tracing::warn!("consensus did not end cleanly: {error}");
+    }
+    true
 }
 
 /// A node that cannot write must not campaign; one that leads hands leadership to one that can.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
@@ -55,6 +55,21 @@ pub(crate) struct LogStore(Arc<Shared>);
 struct Shared {
     log: RwLock<Log>,
     writer: Writer,
+    /// Why nothing will ever be written again; empty while the log works or may heal.
+    failed: Mutex<String>,
+}
+
+impl Shared {
+    /// Notes a failure. A full disk is none: the writer holds on to what it has and tries again.
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result {
+            let mut failed = self.failed.lock();
+            if failed.is_empty() {
+                *failed = error.to_string();
+            }
+        }
+        result
+    }
 }
 
 struct Slot {
@@ -117,7 +132,8 @@ impl LogStore {
             let entry: Entry = decode(&format!("entry {index}"), &bytes)?;
             log.push(entry, bytes.len() as u64 + ENTRY_OVERHEAD);
         }
-        Ok(Self(Arc::new(Shared { log: RwLock::new(log), writer })))
+        let failed = Mutex::default();
+        Ok(Self(Arc::new(Shared { log: RwLock::new(log), writer, failed })))
     }
 
     /// Checks that no entry is missing between the snapshot's last one and the log's first one.
@@ -145,11 +161,23 @@ impl LogStore {
         self.0.writer.problem()
     }
 
+    /// Why nothing will ever be written again; empty while the log works or may heal.
+    pub(crate) fn failed(&self) -> String {
+        self.0.failed.lock().clone()
+    }
+
+    /// Submits records; `done` hears when they are durable. Failures are noted even where nobody
+    /// waits, so that a node whose log has failed does not go on as if it were only slow.
+    fn submit(&self, records: Vec<Record>, done: impl FnOnce(io::Result<()>) + Send + 'static) {
+        let shared = self.0.clone();
+        self.0.writer.submit(records, Box::new(move |result| done(shared.note(result))));
+    }
+
     /// Finishes what is queued and ends the driver. Blocks.
     pub(crate) fn close(&self) {
         let committed = self.0.log.write().take_committed();
         if let Some(record) = committed {
-            self.0.writer.submit(vec![record], Box::new(|_| {}));
+            self.submit(vec![record], drop);
         }
         self.0.writer.close();
     }
@@ -188,13 +216,10 @@ impl LogStore {
     /// Submits one record and waits until it is durable.
     async fn write_durably(&self, record: Record) -> io::Result<()> {
         let (done, flushed) = oneshot::channel();
-        self.0.writer.submit(
-            vec![record],
-            Box::new(move |result| {
-                // The receiver is gone only when the node stops.
-                let _ = done.send(result);
-            }),
-        );
+        self.submit(vec![record], move |result| {
+            // The receiver is gone only when the node stops.
+            let _ = done.send(result);
+        });
         flushed.await.map_err(|_| io::Error::other("the log has been closed"))?
     }
 }
@@ -300,7 +325,7 @@ impl RaftLogStorage<Types> for LogStore {
                 records.push(Record::Entry { index, bytes });
             }
         }
-        self.0.writer.submit(records, Box::new(move |result| callback.io_completed(result)));
+        self.submit(records, move |result| callback.io_completed(result));
         Ok(())
     }
 
@@ -328,7 +353,7 @@ impl RaftLogStorage<Types> for LogStore {
             log.purged = Some(upto);
         }
         let record = Record::Purge { index: upto.index(), bytes: encode(&upto) };
-        self.0.writer.submit(vec![record], Box::new(|_| {}));
+        self.submit(vec![record], drop);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! regent-sim: the deterministic simulator. A run is a function of its seed; a seed that fails is
 //! printed together with the command that replays it.
 
+mod agents;
 mod nodes;
 
 use std::process::ExitCode;
@@ -15,6 +16,8 @@ use parking_lot::Mutex;
 enum Depth {
     /// Whole nodes: real openraft, simulated network and disks.
     Nodes,
+    /// The core and lease holders over an abstract log: a hundred times as much time per second.
+    Agents,
 }
 
 /// Runs seeds of the deterministic simulator.
@@ -30,20 +33,26 @@ struct Args {
     /// How much of the product is simulated.
     #[arg(long, value_enum, default_value_t = Depth::Nodes)]
     depth: Depth,
-    /// Virtual seconds with faults, per seed.
-    #[arg(long, default_value_t = 20)]
-    seconds: u64,
+    /// Virtual seconds with faults, per seed; by default 20, at depth agents 1200.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// At depth agents: clocks within the assumptions of PROTOCOL.md A1, or beyond them.
+    #[arg(long, default_value_t = agents::Class::Within)]
+    class: agents::Class,
     /// Print every event.
     #[arg(long)]
     trace: bool,
     /// Break the system on purpose; one of lying-disk, old-disk, local-reads, eager-expiry,
-    /// loose-holder, diverging. The seeds are then expected to fail.
+    /// loose-holder, diverging (depth agents has its own). The seeds are then expected to fail.
     #[arg(long)]
     mutant: Option<String>,
     /// Threads; by default one per core.
     #[arg(long)]
     jobs: Option<usize>,
 }
+
+/// Virtual seconds of a seed at depth nodes.
+const NODES_SECONDS: u64 = 20;
 
 /// What all threads add to.
 #[derive(Default)]
@@ -60,6 +69,9 @@ struct Sum {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.depth == Depth::Agents {
+        return run_agents(&args);
+    }
     let mutant = match args.mutant.as_deref() {
         None => None,
         Some(name) => match nodes::Mutant::parse(name) {
@@ -70,7 +82,11 @@ fn main() -> ExitCode {
             }
         },
     };
-    let options = nodes::Options { seconds: args.seconds, trace: args.trace, mutant };
+    let options = nodes::Options {
+        seconds: args.seconds.unwrap_or(NODES_SECONDS),
+        trace: args.trace,
+        mutant,
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = if args.trace { 1 } else { args.jobs.unwrap_or(cores) };
     let (next, sum) = (AtomicU64::new(0), Mutex::new(Sum::default()));
@@ -107,11 +123,26 @@ fn main() -> ExitCode {
     if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+fn run_agents(args: &Args) -> ExitCode {
+    let mutant = match args.mutant.as_deref().map(str::parse).transpose() {
+        Ok(mutant) => mutant,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::from(2);
+        }
+    };
+    let usual = agents::Options::default();
+    let duration_ms = args.seconds.map_or(usual.duration_ms, |seconds| seconds * 1_000);
+    let (class, trace) = (args.class, args.trace);
+    let options = agents::Options { duration_ms, class, mutant, trace, ..usual };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = if args.trace { 1 } else { args.jobs.unwrap_or(cores) };
+    agents::run_many(args.from, args.seeds, jobs, &options, args.mutant.as_deref())
+}
+
 /// Runs one seed and adds it up. A panic in the product is a failure of the seed.
 fn one(seed: u64, args: &Args, options: &nodes::Options, sum: &Mutex<Sum>) {
-    let run = std::panic::catch_unwind(|| match args.depth {
-        Depth::Nodes => nodes::run(seed, options),
-    });
+    let run = std::panic::catch_unwind(|| nodes::run(seed, options));
     let mut sum = sum.lock();
     let failure = match run {
         Ok(outcome) => {
@@ -135,7 +166,7 @@ fn one(seed: u64, args: &Args, options: &nodes::Options, sum: &Mutex<Sum>) {
         println!(
             "seed {seed} FAILED: {why}\n  replay: cargo run -p regent-sim -- --depth nodes --seeds 1 \
              --from {seed} --seconds {}{mutant} --trace",
-            args.seconds
+            options.seconds
         );
         sum.failed.push((seed, why));
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use regent_core::command::Command;
 use regent_core::id::{Incarnation, NodeId, Revision};
+use regent_core::state::election::Holder;
 use regent_raft::api::Member;
 use regent_raft::store::sim_disk::SimDisk;
 use tokio::time::Instant;
@@ -188,16 +189,19 @@ impl Site {
             let state = state.read();
             let lease = node.lease.lock();
             for (name, row) in state.elections() {
-                let named = row.holder.as_ref().map(|h| h.session);
-                let Some(named) = named.filter(|s| lease.clock.believed_live(*s, now)) else {
+                let believed = |h: &&Holder| lease.clock.believed_live(h.session, now);
+                let Some(named) = row.holder.as_ref().filter(believed) else { continue };
+                if !self.world.checker().has_lapsed(named.epoch) {
                     continue;
-                };
-                let other = holders.get(name).and_then(|who| who.iter().find(|w| w.2 != named));
+                }
+                let other =
+                    holders.get(name).and_then(|who| who.iter().find(|w| w.1 != named.epoch));
                 if let Some(other) = other {
                     let id = node.id;
                     drop(lease);
                     self.world.violation(format!(
-                        "C3: node {id} names session {named} for {name}, but {other:?} holds it"
+                        "C3: node {id} names {} for {name}, but {other:?} holds it",
+                        named.epoch
                     ));
                     return;
                 }

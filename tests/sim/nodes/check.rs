@@ -4,11 +4,12 @@
 //! S10 and S11 nothing acknowledged is missing from what is read later · S12 each node's watcher
 //! sees every change once, in order, or is told that the state was replaced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use regent_core::effect::{Applied, Change};
 use regent_core::id::{ElectionName, Epoch, Revision, SessionId};
+use regent_core::reply::Reply;
 use regent_core::state::State;
 use regent_core::state::election::Election;
 
@@ -19,6 +20,14 @@ use super::options::{Mutant, Options};
 struct Watcher {
     at: Revision,
     rows: BTreeMap<ElectionName, Arc<Election>>,
+}
+
+/// An election's lease, as of the newest entry.
+#[derive(Clone, Copy, Default)]
+struct Lease {
+    epoch: Epoch,
+    holder: Option<SessionId>,
+    confirmed: bool,
 }
 
 /// Figures of a run; a fault or an act that never happened was not tested.
@@ -47,7 +56,9 @@ pub struct Checker {
     /// Highest revision that was acknowledged or read by anybody.
     pub acked: Revision,
     hashes: BTreeMap<Revision, [u8; 16]>,
-    leases: BTreeMap<ElectionName, (Epoch, Option<SessionId>)>,
+    leases: BTreeMap<ElectionName, Lease>,
+    /// Epochs that were confirmed by their holders and then taken because their time was up.
+    lapsed: BTreeSet<Epoch>,
     watchers: BTreeMap<u64, Watcher>,
     /// Figures.
     pub stats: Stats,
@@ -62,9 +73,16 @@ impl Checker {
             acked: Revision(0),
             hashes: BTreeMap::new(),
             leases: BTreeMap::new(),
+            lapsed: BTreeSet::new(),
             watchers: BTreeMap::new(),
             stats: Stats::default(),
         }
+    }
+
+    /// Whether this epoch was confirmed by its holder and then ended by the clock alone. Only then
+    /// must nobody have named its holder any more (C3): who resigns may be named for a while.
+    pub fn has_lapsed(&self, epoch: Epoch) -> bool {
+        self.lapsed.contains(&epoch)
     }
 
     /// Keeps the first violation.
@@ -112,17 +130,25 @@ impl Checker {
         state.check().map_err(|broken| format!("the state broke a rule at {at}: {broken:?}"))?;
         for (name, row) in state.elections() {
             let holder = row.holder.as_ref().map(|holder| holder.session);
-            let (epoch, before) = self.leases.get(name).copied().unwrap_or((Epoch::NONE, None));
-            if row.epoch < epoch {
-                return Err(format!("S3: {name} went from epoch {epoch} back to {}", row.epoch));
+            let before = self.leases.get(name).copied().unwrap_or_default();
+            if row.epoch < before.epoch {
+                let old = before.epoch;
+                return Err(format!("S3: {name} went from epoch {old} back to {}", row.epoch));
             }
-            if holder.is_some() && holder != before && row.epoch == epoch {
+            if holder.is_some() && holder != before.holder && row.epoch == before.epoch {
+                let epoch = row.epoch;
                 return Err(format!("S3: {name} has another holder under the same epoch {epoch}"));
             }
-            if row.epoch > epoch {
+            if row.epoch > before.epoch {
                 self.stats.grants += 1;
             }
-            self.leases.insert(name.clone(), (row.epoch, holder));
+            let expired = matches!(applied.reply, Reply::Expired { .. });
+            if expired && before.confirmed && holder != before.holder {
+                self.lapsed.insert(before.epoch);
+            }
+            let session = holder.and_then(|id| state.sessions().get(&id));
+            let confirmed = session.is_some_and(|row_of| row_of.known_grant >= row.epoch.revision);
+            self.leases.insert(name.clone(), Lease { epoch: row.epoch, holder, confirmed });
         }
         Ok(())
     }
