@@ -24,9 +24,9 @@ pub use writer::{History, HistoryConfig, HistoryStatus, Page};
 pub trait RecordSource: Send + Sync + 'static {
     /// Records `missing.first` to `missing.last` that the replicated window still holds, in order;
     /// may be fewer.
-    fn from_window(&self, missing: Missing) -> Vec<Arc<AuditRecord>>;
+    fn window_records(&self, missing: Missing) -> Vec<Arc<AuditRecord>>;
 
     /// The same from any peer that has them; may be fewer. Errors are an empty answer: it is asked
     /// again later.
-    fn from_peer(&self, missing: Missing) -> BoxFuture<'static, Vec<AuditRecord>>;
+    fn peer_records(&self, missing: Missing) -> BoxFuture<'static, Vec<AuditRecord>>;
 }

@@ -60,10 +60,10 @@ fn part(of: &[Arc<AuditRecord>], missing: Missing) -> Vec<Arc<AuditRecord>> {
 }
 
 impl RecordSource for Source {
-    fn from_window(&self, missing: Missing) -> Vec<Arc<AuditRecord>> {
+    fn window_records(&self, missing: Missing) -> Vec<Arc<AuditRecord>> {
         part(&self.window, missing)
     }
-    fn from_peer(&self, missing: Missing) -> BoxFuture<'static, Vec<AuditRecord>> {
+    fn peer_records(&self, missing: Missing) -> BoxFuture<'static, Vec<AuditRecord>> {
         *self.asked_peer.lock() += 1;
         let records = part(&self.peer, missing).iter().map(|r| (**r).clone()).collect();
         async move { records }.boxed()
@@ -132,7 +132,7 @@ fn records_are_there_after_a_restart_and_the_chain_verifies() {
 }
 
 #[tokio::test]
-async fn a_destroyed_store_is_set_aside_and_rebuilt_from_window_and_peer() {
+async fn a_destroyed_store_is_set_aside_and_rebuilt_window_records_and_peer() {
     let dir = TempDir::new("history-destroyed");
     let records = chain(2_500, "");
     let opened = open(&dir, None);

@@ -179,9 +179,9 @@ impl History {
             return 0;
         }
         let Some(missing) = self.missing().pop().map(|gap| gap.newest(MAX_FETCH)) else { return 0 };
-        let mut records = source.from_window(missing);
+        let mut records = source.window_records(missing);
         if records.is_empty() {
-            records = source.from_peer(missing).await.into_iter().map(Arc::new).collect();
+            records = source.peer_records(missing).await.into_iter().map(Arc::new).collect();
         }
         let asked = |record: &Arc<AuditRecord>| {
             (missing.first..=missing.last).contains(&record.number)
@@ -272,11 +272,11 @@ impl Inner {
             ranges.insert(record.number);
         }
         drop(ranges);
-        if let Some(wanted) = self.wanted().checked_sub(1).filter(|last| *last > 0) {
-            if self.ranges.lock().oldest().is_some_and(|oldest| oldest <= wanted) {
-                store.remove(0, wanted)?;
-                self.ranges.lock().remove(0, wanted);
-            }
+        let unwanted = self.wanted().saturating_sub(1);
+        let oldest = self.ranges.lock().oldest();
+        if oldest.is_some_and(|oldest| oldest <= unwanted) {
+            store.remove(0, unwanted)?;
+            self.ranges.lock().remove(0, unwanted);
         }
         Ok(())
     }
@@ -290,10 +290,10 @@ impl Inner {
             self.ranges.lock().remove(from, to);
             Ok::<(), StoreError>(())
         };
-        if let Found::Good(stored) = store.get(number)? {
-            if stored.hash != record.hash {
-                drop_range(number, u64::MAX)?;
-            }
+        if let Found::Good(stored) = store.get(number)?
+            && stored.hash != record.hash
+        {
+            drop_range(number, u64::MAX)?;
         }
         let links = |found: Found, fits: &dyn Fn(&AuditRecord) -> bool| match found {
             Found::Good(stored) => fits(&stored),
@@ -304,10 +304,10 @@ impl Inner {
         if number > 1 && !links(store.get(number - 1)?, &|s| hash_of(s) == record.before) {
             drop_range(number.saturating_sub(GIVE_UP).max(1), number - 1)?;
         }
-        if let Some(next) = number.checked_add(1) {
-            if !links(store.get(next)?, &|s| s.before == record.hash) {
-                drop_range(next, next.saturating_add(GIVE_UP))?;
-            }
+        if let Some(next) = number.checked_add(1)
+            && !links(store.get(next)?, &|s| s.before == record.hash)
+        {
+            drop_range(next, next.saturating_add(GIVE_UP))?;
         }
         Ok(())
     }

@@ -54,6 +54,9 @@ impl KeeperConfig {
     }
 }
 
+/// Hears of renewals of somebody else's session.
+pub type NoteRefused = dyn Fn(&Principal, SessionId) + Send + Sync;
+
 /// What the keeper is built from.
 pub struct KeeperParts {
     /// The replicated state, for owners and ttls.
@@ -63,7 +66,7 @@ pub struct KeeperParts {
     /// This machine's clocks.
     pub clock: Arc<dyn Clock>,
     /// Called for each renewal of a session that belongs to somebody else; only hands it on.
-    pub refused: Arc<dyn Fn(&Principal, SessionId) + Send + Sync>,
+    pub refused: Arc<NoteRefused>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }

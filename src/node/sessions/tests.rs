@@ -447,10 +447,8 @@ async fn a_batch_too_large_for_one_entry_is_split_and_answered_whole() {
         (1..=25_000).map(|id| core_renewal(SessionId(1_000_000 + id), 1)).collect();
     let outcomes = merger.submit(many, Duration::from_secs(10)).await.unwrap();
     assert_eq!(outcomes.len(), 25_000);
-    let batches = world.leader.batches.lock();
-    let sizes: Vec<usize> = batches.iter().map(Vec::len).collect();
+    let sizes: Vec<usize> = world.leader.batches.lock().iter().map(Vec::len).collect();
     assert_eq!(sizes, [10_000, 10_000, 5_000]);
-    drop(batches);
     let too_many = vec![core_renewal(SessionId(1), 1); 100_001];
     let refused = merger.submit(too_many, Duration::from_secs(1)).await;
     assert!(matches!(refused, Err(RenewError::NotProposed(_))));

@@ -93,10 +93,10 @@ impl Telemetry {
     /// Sends what is queued and stops. Blocks for at most two seconds: call it last, outside async
     /// code (`spawn_blocking`).
     pub fn shutdown(self) {
-        if let Some(provider) = self.provider {
-            if let Err(error) = provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
-                eprintln!("the last traces could not be delivered: {error}");
-            }
+        if let Some(provider) = self.provider
+            && let Err(error) = provider.shutdown_with_timeout(FLUSH_TIMEOUT)
+        {
+            eprintln!("the last traces could not be delivered: {error}");
         }
     }
 }

@@ -77,10 +77,10 @@ impl Stream for WatchStream {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         // A watcher that was cut off while it read its snapshot is told at once: the rest of the
         // snapshot is of no use to it.
-        if !self.watcher.has_ended() {
-            if let Some(bytes) = self.head.next() {
-                return Poll::Ready(Some(Ok(bytes)));
-            }
+        if !self.watcher.has_ended()
+            && let Some(bytes) = self.head.next()
+        {
+            return Poll::Ready(Some(Ok(bytes)));
         }
         self.watcher.register(cx.waker());
         match self.watcher.take() {
