@@ -4,7 +4,8 @@ use std::process::Command;
 
 use regent_core::id::Revision;
 use regent_rpc::client::{CampaignOptions, Seen, Session, SessionOptions};
-use regent_rpc::convert::common::{Freshness, From, ObserveScope};
+use regent_rpc::convert::common::{Freshness, From};
+use regent_rpc::convert::election::ObserveScope;
 
 use crate::cluster::{Cluster, election};
 
