@@ -10,6 +10,9 @@ use regent_rpc::pb::v1::{StatusRequest, StatusResponse};
 use regent_rpc::tls::{ExpectPeer, Tls, TlsError, TlsFiles};
 use serde::Serialize;
 use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::layout::{Certificates, Lab, LabNode, Pair};
 use crate::process::{Life, Usage};
@@ -46,6 +49,8 @@ pub struct NodeView {
     pub pid: Option<u32>,
     /// What the process does.
     pub life: Life,
+    /// Whether it would take requests: admitted to vote, a leader known, storage well.
+    pub ready: bool,
     /// What the node says it is; empty when it does not answer.
     pub role: String,
     /// Term it is in; 0 when it does not answer.
@@ -124,13 +129,27 @@ pub async fn view(lab: &Lab, connections: &Connections) -> View {
 }
 
 async fn look(node: LabNode, channel: Option<Channel>) -> NodeView {
-    let status = match channel {
+    let (status, ready) = match channel {
         Some(channel) => {
+            let mut health = HealthClient::new(channel.clone());
             let mut client = ClusterServiceClient::new(channel);
-            let answer = tokio::time::timeout(PATIENCE, client.status(StatusRequest {})).await;
-            answer.ok().and_then(Result::ok).map(tonic::Response::into_inner)
+            // Both at once: a node that does not answer costs the patience once.
+            let asked = tokio::time::timeout(PATIENCE, async {
+                tokio::join!(
+                    client.status(StatusRequest {}),
+                    health.check(HealthCheckRequest::default())
+                )
+            });
+            match asked.await {
+                Ok((status, health)) => {
+                    let serving = health
+                        .is_ok_and(|answer| answer.into_inner().status() == ServingStatus::Serving);
+                    (status.ok().map(tonic::Response::into_inner), serving)
+                }
+                Err(_) => (None, false),
+            }
         }
-        None => None,
+        None => (None, false),
     };
     // After the question: a node that died meanwhile must not be shown alive and silent.
     let life = node.process.as_ref().map_or(Life::Dead, |process| process.life());
@@ -145,6 +164,7 @@ async fn look(node: LabNode, channel: Option<Channel>) -> NodeView {
         http: node.http,
         pid,
         life,
+        ready,
         role: own.role,
         term: status.term,
         leader: status.leader,

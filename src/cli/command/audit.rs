@@ -95,7 +95,7 @@ async fn list(context: &Context, cluster: &Cluster, range: Range) -> Outcome {
             for record in &records {
                 table.row([
                     record.number.to_string(),
-                    text::instant(record.at_ms),
+                    when(record.at_ms),
                     record.who.clone(),
                     record.what.clone(),
                     record.resource.clone(),
@@ -107,6 +107,11 @@ async fn list(context: &Context, cluster: &Cluster, range: Range) -> Outcome {
         },
     );
     Ok(())
+}
+
+/// Changes of the membership are Raft's own entries and carry no wall clock.
+fn when(at_ms: u64) -> String {
+    if at_ms == 0 { String::new() } else { text::instant(at_ms) }
 }
 
 async fn export(context: &Context, cluster: &Cluster, from: u64, file: Option<PathBuf>) -> Outcome {

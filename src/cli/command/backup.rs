@@ -17,7 +17,7 @@ use crate::render::{Destination, json};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  regent backup -o regent-$(date +%F).backup
+  regent backup -o regent.backup
   regent backup --file regent.backup -o json
 
 The file holds everything, the audit chain too: keep it as you keep your secrets.

@@ -288,7 +288,8 @@ fn as_text(view: &View) -> String {
     ]);
     for node in &view.nodes {
         let life = match node.life {
-            Life::Running => "runs",
+            Life::Running if node.ready => "ready",
+            Life::Running => "runs, not ready",
             Life::Frozen => "FROZEN",
             Life::Dead => "DEAD",
         };
@@ -310,4 +311,54 @@ fn as_text(view: &View) -> String {
         leader => format!("node {leader} leads"),
     };
     format!("{table}{leader}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use regent_lab::LabNode;
+    use regent_lab::layout::LAB_VERSION;
+    use regent_node::config::NodeConfig;
+
+    fn node(id: u64) -> LabNode {
+        let home = PathBuf::from(format!("/lab/node-{id}"));
+        LabNode {
+            id,
+            zone: "a".to_owned(),
+            grpc: format!("127.0.0.1:{}", 20_000 + id),
+            http: format!("127.0.0.1:{}", 21_000 + id),
+            data_dir: home.join("data"),
+            config: home.join("node.toml"),
+            log: home.join("node.log"),
+            process: None,
+        }
+    }
+
+    #[test]
+    fn the_configuration_that_a_lab_writes_is_one_that_a_node_reads() {
+        for profile in [Profile::Lan, Profile::Fast, Profile::Wan] {
+            let lab = Lab {
+                version: LAB_VERSION,
+                dir: "/lab".into(),
+                binary: "/bin/regent".into(),
+                cluster: "lab".into(),
+                trust_domain: "lab.regent".into(),
+                profile,
+                nodes: (1..=3).map(node).collect(),
+            };
+            let text = regent_lab::config::text(&lab, &lab.nodes[1]).expect("plain data");
+            let config = NodeConfig::parse(&text).expect("the node reads it");
+            assert_eq!(config.node_id.0, 2);
+            assert_eq!(config.initial_members.len(), 3);
+            let name = format!("{:?}", config.profile).to_lowercase();
+            assert_eq!(name, profile.as_str());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_directory_without_a_lab_is_a_usage_error_that_says_how_to_make_one() {
+        let error = open(std::path::Path::new("/nonexistent-lab")).expect_err("there is none");
+        assert_eq!(error.kind.exit_code(), 2);
+        assert!(error.to_string().contains("regent lab up"), "{error}");
+    }
 }

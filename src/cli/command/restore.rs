@@ -1,13 +1,127 @@
-//! `regent restore`.
+//! `regent restore`: a backup becomes the first node of a new cluster. Says first what would be;
+//! only `--yes` writes.
+
+use std::path::PathBuf;
+
+use regent_core::authz::{Principal, Role};
+use regent_node::config::{ConfigError, NodeConfig};
+use regent_node::restore::{RestoreError, RestoreOptions, RestoreReport, restore};
+use serde_json::{Value, json};
 
 use super::Context;
 use crate::error::{CliError, Outcome};
+use crate::render::table::Table;
 
-/// Options.
+/// Options of `restore`.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(after_help = "\
+Examples:
+  regent restore --config node.toml --from regent.backup
+  regent restore --config node.toml --from regent.backup --yes
 
-/// Runs it.
-pub async fn run(_context: &Context, _args: Args) -> Outcome {
-    Err(CliError::internal("not built yet"))
+Without --yes it checks the backup and says what would happen. With --yes it writes the data
+directory of the node; start the node then, and add others with `regent members add`.
+
+A restore begins a new incarnation: every session, lease and watch of before is void, and every
+epoch granted from then on is higher than any before. If anything may have seen a later life of
+this cluster than the backup knows, give its incarnation with --above-incarnation.
+")]
+pub struct Args {
+    /// Configuration of the node that begins the new cluster; its data directory must be empty
+    #[arg(long, value_name = "NODE.TOML")]
+    pub config: PathBuf,
+    /// The backup
+    #[arg(long, value_name = "FILE")]
+    pub from: PathBuf,
+    /// Highest incarnation counter heard of anywhere since the backup
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    pub above_incarnation: u64,
+    /// Why; goes into the audit chain
+    #[arg(long, default_value = "restored from a backup")]
+    pub reason: String,
+    /// Write it
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Checks, and writes if told to.
+pub async fn run(context: &Context, args: Args) -> Outcome {
+    let options = RestoreOptions {
+        backup: args.from.clone(),
+        config: load(&args.config)?,
+        above: args.above_incarnation,
+        reason: args.reason,
+        by: local_user(),
+        dry_run: !args.yes,
+    };
+    let report = restore(&options).await.map_err(from_restore)?;
+    context.out.value(|| as_json(&report), || as_text(&report));
+    Ok(())
+}
+
+/// Reads a node's configuration for a verb that works on its data directory.
+pub fn load(path: &std::path::Path) -> Outcome<NodeConfig> {
+    NodeConfig::load(path).map_err(|error| unusable(path, error))
+}
+
+/// Every problem of a configuration, each with its fix.
+pub fn unusable(path: &std::path::Path, error: ConfigError) -> CliError {
+    let base = CliError::usage(format!("cannot use {}", path.display()));
+    match error {
+        ConfigError::Problems(problems) => {
+            problems.iter().fold(base, |base, problem| base.because(problem.to_string()))
+        }
+        error => base.caused_by(error),
+    }
+}
+
+/// Who does it, for the audit chain: there is no certificate here, only the machine's own user.
+pub fn local_user() -> Principal {
+    let user = ["SUDO_USER", "LOGNAME", "USER"].iter().find_map(|name| std::env::var(name).ok());
+    Principal::new(Role::Admin, format!("local/{}", user.as_deref().unwrap_or("unknown")))
+}
+
+fn from_restore(error: RestoreError) -> CliError {
+    let what = "cannot restore";
+    let base = match &error {
+        RestoreError::Read { .. } | RestoreError::Damaged { .. } => CliError::usage(what)
+            .hint("`regent backup` makes backups; one that is damaged is of no use"),
+        RestoreError::OtherCluster { .. } | RestoreError::UsedId { .. } => CliError::refused(what),
+        RestoreError::NotEmpty(_) => {
+            CliError::refused(what).hint("move the old data directory away; do not delete it yet")
+        }
+        RestoreError::Identity(_) | RestoreError::Write(_) => CliError::internal(what)
+            .hint("remove the data directory that was begun, then try again"),
+    };
+    base.caused_by(error)
+}
+
+fn as_json(report: &RestoreReport) -> Value {
+    json!({
+        "cluster": report.cluster,
+        "revision": report.revision.0,
+        "incarnation": report.from.to_string(),
+        "new_incarnation": report.to.to_string(),
+        "node": report.node.0,
+        "services_unadopted": report.services,
+        "sessions_void": report.sessions,
+        "held_elections_void": report.held_elections,
+        "written": report.written,
+    })
+}
+
+fn as_text(report: &RestoreReport) -> String {
+    let mut table = Table::pairs();
+    table.pair("cluster", &report.cluster);
+    table.pair("up to revision", report.revision);
+    table.pair("incarnation", format!("{} becomes {}", report.from, report.to));
+    table.pair("first node", report.node);
+    table.pair("sessions void", report.sessions);
+    table.pair("leaders void", report.held_elections);
+    table.pair("services to adopt", report.services.join(", "));
+    let end = match report.written {
+        true => "restored; start the node: regent server --config ...",
+        false => "nothing was written; add --yes to do it",
+    };
+    format!("{table}\n{end}")
 }

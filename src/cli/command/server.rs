@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use regent_node::config::{ConfigError, LogFormat, NodeConfig};
+use regent_node::config::{LogFormat, NodeConfig};
 use regent_node::run::RunError;
 use regent_node::telemetry::{self, TelemetryConfig};
 use regent_rpc::tls::{Tls, TlsFiles};
 use serde_json::json;
 
+use super::restore::{load, unusable};
 use super::{Context, Stop};
 use crate::error::{CliError, Outcome};
 
@@ -61,16 +62,7 @@ pub struct Args {
 impl Args {
     /// The file with the flags over it.
     fn resolve(&self) -> Outcome<NodeConfig> {
-        let unusable = |error: ConfigError| {
-            let base = CliError::usage(format!("cannot use {}", self.config.display()));
-            match error {
-                ConfigError::Problems(problems) => {
-                    problems.iter().fold(base, |base, problem| base.because(problem.to_string()))
-                }
-                error => base.caused_by(error),
-            }
-        };
-        let mut config = NodeConfig::load(&self.config).map_err(unusable)?;
+        let mut config = load(&self.config)?;
         if let Some(listen) = &self.listen_grpc {
             config.listen.grpc.clone_from(listen);
         }
@@ -80,7 +72,7 @@ impl Args {
         if let Some(dir) = &self.data_dir {
             config.data_dir.clone_from(dir);
         }
-        config.check().map_err(unusable)?;
+        config.check().map_err(|error| unusable(&self.config, error))?;
         Ok(config)
     }
 }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use regent_rpc::convert::topology;
+use regent_rpc::limits::MAX_ANSWER_BYTES;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::topology_service_client::TopologyServiceClient;
 use regent_rpc::pb::v1::watch_services_response::Event;
@@ -177,6 +178,7 @@ async fn list(context: &Context, read: Read) -> Outcome {
     let answer = cluster
         .ask("list the services", |channel| async move {
             TopologyServiceClient::new(channel)
+                .max_decoding_message_size(MAX_ANSWER_BYTES)
                 .list_services(v1::ListServicesRequest { read })
                 .await
         })
@@ -350,11 +352,14 @@ async fn watch(context: &Context, name: String) -> Outcome {
 }
 
 fn print(context: &Context, change: &v1::ServiceChange, snapshot: bool) {
+    // A row of the snapshot is no change: what counts is when it last was one.
+    let changed = change.service.as_ref().map_or(0, |row| row.changed);
+    let revision = if change.revision == 0 { changed } else { change.revision };
     context.out.value(
         || {
             json!({
                 "event": if snapshot { "snapshot" } else { "change" },
-                "revision": change.revision,
+                "revision": revision,
                 "name": change.name,
                 "service": change.service.as_ref().map(json::service),
             })
@@ -371,7 +376,7 @@ fn print(context: &Context, change: &v1::ServiceChange, snapshot: bool) {
                     }
                 },
             };
-            format!("{mark} r{} {}: {what}", change.revision, change.name)
+            format!("{mark} r{revision} {}: {what}", change.name)
         },
     );
 }

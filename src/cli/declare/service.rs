@@ -239,6 +239,8 @@ mod tests {
         let spec = parse("template.toml", TEMPLATE).expect("good");
         assert_eq!(spec.name.as_str(), "orders");
         assert_eq!(spec.instances.len(), 3);
+        let defaults = Policy { survive: Survive::Zone, ..Policy::default_for(Mode::Quorum) };
+        assert_eq!(spec.policy, defaults, "the template says that it shows the defaults");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::sync::Mutex;
 
 use super::Common;
 use super::renewer::Renewer;
-use super::report::{Report, latencies, ms};
+use super::report::{Report, latencies, ms, note};
 use super::setup::{self, Holder};
 use super::target::{Target, connections};
 use crate::command::Context;
@@ -177,7 +177,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         let gap = round(&mut lab, &to_nodes, &successes, args.fault, leases.ttl).await?;
         match gap {
             Some(gap) => {
-                gaps.saturating_record(gap.as_micros() as u64);
+                note(&mut gaps, gap);
                 list.push(json!((gap.as_micros() as f64) / 1_000.0));
             }
             None => {
@@ -212,9 +212,9 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         extra,
     }
     .print(context);
-    leases.close().await;
+    let mut elections = leases.close().await;
     let sessions = cleanup.iter().map(|(session, nonce, _)| (*session, *nonce)).collect();
-    let elections = cleanup.into_iter().map(|(_, _, election)| election).collect();
+    elections.extend(cleanup.into_iter().map(|(_, _, election)| election));
     setup::clean_up(&target, sessions, elections).await;
     Ok(())
 }
@@ -338,12 +338,14 @@ impl Leases {
         self.lost.load(Ordering::Relaxed).max(not_held)
     }
 
-    async fn close(mut self) {
+    /// Ends them, and names the elections they were of.
+    async fn close(mut self) -> Vec<String> {
         self.watchers.shutdown().await;
-        self.held.clear();
+        let elections = self.held.drain(..).map(|lease| lease.election().to_string()).collect();
         for session in self.sessions {
             // Best effort: what is not closed lapses.
             let _ = session.close().await;
         }
+        elections
     }
 }

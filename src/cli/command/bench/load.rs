@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Status;
 
-use super::report::{Latencies, latencies};
+use super::report::{Latencies, latencies, note};
 
 /// Before measuring: connections, caches and the allocator settle.
 pub const WARM_UP: Duration = Duration::from_secs(1);
@@ -58,8 +58,7 @@ where
                 }
                 match result {
                     Ok(()) => {
-                        let us = (done - sent).as_micros();
-                        own.0.saturating_record(u64::try_from(us).unwrap_or(u64::MAX));
+                        note(&mut own.0, done - sent);
                     }
                     Err(status) => {
                         own.1 += 1;

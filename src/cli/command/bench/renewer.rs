@@ -16,7 +16,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use super::report::{Latencies, latencies};
+use super::report::{Latencies, latencies, note};
 
 /// Renewals in one message; the nodes take 1,000.
 const MOST_PER_MESSAGE: usize = 1_000;
@@ -234,8 +234,7 @@ impl Stream {
                     slot.acked = slot.acked.max(renewed.number);
                     slot.kept.grant = slot.kept.grant.max(renewed.grant);
                     if renewed.number == slot.number {
-                        let us = now.duration_since(slot.sent).as_micros();
-                        self.own.saturating_record(u64::try_from(us).unwrap_or(u64::MAX));
+                        note(&mut self.own, now.duration_since(slot.sent));
                         let ttl = Duration::from_millis(slot.kept.ttl_ms);
                         if now.duration_since(slot.lease_from) > ttl {
                             self.counts.overdue.fetch_add(1, Ordering::Relaxed);

@@ -1,5 +1,7 @@
 //! What a measurement says: one JSON object, or a few lines.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
@@ -16,6 +18,11 @@ const LONGEST_US: u64 = 600_000_000;
 /// An empty histogram: three significant digits, up to ten minutes.
 pub fn latencies() -> Latencies {
     Histogram::new_with_bounds(1, LONGEST_US, 3).expect("the bounds are in order")
+}
+
+/// Adds one latency.
+pub fn note(latencies: &mut Latencies, took: Duration) {
+    latencies.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
 }
 
 /// Microseconds as milliseconds with three decimals.
@@ -77,7 +84,7 @@ mod tests {
     #[test]
     fn a_latency_of_a_minute_is_kept_as_a_minute() {
         let mut latencies = latencies();
-        latencies.saturating_record(60_000_000);
+        note(&mut latencies, Duration::from_secs(60));
         assert!(latencies.equivalent(latencies.max(), 60_000_000));
     }
 }

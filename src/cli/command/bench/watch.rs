@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use super::load::PATIENCE;
 use super::renewer::Renewer;
-use super::report::{Report, latencies};
+use super::report::{Report, latencies, note};
 use super::target::{Target, usage_json};
 use super::{Common, setup};
 use crate::command::Context;
@@ -82,9 +82,9 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
             tokio::time::sleep(args.interval).await;
             continue;
         }
-        writes.saturating_record(sent.elapsed().as_micros() as u64);
+        note(&mut writes, sent.elapsed());
         if tokio::time::timeout(PATIENCE, everybody).await.is_ok() {
-            last.saturating_record(sent.elapsed().as_micros() as u64);
+            note(&mut last, sent.elapsed());
         } else {
             errors += round.missing.load(Ordering::Acquire) as u64;
             sample_error.get_or_insert_with(|| format!("some watchers missed change {number}"));

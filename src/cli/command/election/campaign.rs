@@ -252,31 +252,40 @@ async fn hold(
         }
     };
     event(context, "held", args, Some(&lease), &session, "");
-    let done = if args.exec.is_empty() {
+    let ending = if args.exec.is_empty() {
         tokio::select! {
-            () = lease.lost() => Err(lost(args, &session)),
-            () = stop.told() => Ok(()),
+            () = lease.lost() => Ending::Lost,
+            () = stop.told() => Ending::Over(Ok(())),
         }
     } else {
         run_while_held(args, &lease, &session, &mut stop).await
     };
-    match done {
-        Ok(()) => {
-            event(context, "resigned", args, Some(&lease), &session, "");
+    match ending {
+        Ending::Over(result) => {
+            let why = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            event(context, "resigned", args, Some(&lease), &session, &why);
             if let Err(error) = lease.resign().await {
                 tracing::warn!(%error, "the cluster may not know yet; the lease lapses by itself");
             }
             end(session).await;
-            Ok(())
+            result
         }
-        Err(error) => {
-            let why = error.causes.join("; ");
-            event(context, "lost", args, Some(&lease), &session, &why);
+        Ending::Lost => {
+            let error = lost(args, &session);
+            event(context, "lost", args, Some(&lease), &session, &error.causes.join("; "));
             drop(lease);
             end(session).await;
             Err(error)
         }
     }
+}
+
+/// Why the lease is not held any more. In both cases nothing acts on it any more either.
+enum Ending {
+    /// It was taken away, or ran out.
+    Lost,
+    /// It is not needed any more.
+    Over(Outcome),
 }
 
 async fn end(session: Session) {
@@ -335,7 +344,9 @@ fn event(
         || match (name, epoch) {
             ("held", Some(epoch)) => format!("{} is led under epoch {epoch}", args.election),
             ("lost", Some(epoch)) => format!("{} is lost (epoch {epoch}): {why}", args.election),
-            ("resigned", Some(epoch)) => format!("{} is given up (epoch {epoch})", args.election),
+            ("resigned", Some(epoch)) => {
+                format!("{} is given up (epoch {epoch})", args.election)
+            }
             _ => format!("waiting for {} with session {}", args.election, session.id()),
         },
     );
@@ -343,10 +354,10 @@ fn event(
 
 /// Runs the command until it ends, the lease is lost, or we are told to stop. In every case the
 /// command's process group is gone when this returns, so that resigning afterwards is safe.
-async fn run_while_held(args: &Args, lease: &Lease, session: &Session, stop: &mut Stop) -> Outcome {
+async fn run_while_held(args: &Args, lease: &Lease, session: &Session, stop: &mut Stop) -> Ending {
     let mut words = args.exec.iter();
     let program = words.next().expect("clap asks for at least one word");
-    let mut child = Command::new(program)
+    let started = Command::new(program)
         .args(words)
         .env("REGENT_ELECTION", &args.election)
         .env("REGENT_EPOCH", lease.epoch().to_string())
@@ -354,24 +365,31 @@ async fn run_while_held(args: &Args, lease: &Lease, session: &Session, stop: &mu
         .process_group(0)
         .kill_on_drop(true)
         .spawn()
-        .or_usage(|| format!("cannot run {program:?}"))?;
+        .or_usage(|| format!("cannot run {program:?}"));
+    let mut child = match started {
+        Ok(child) => child,
+        Err(error) => return Ending::Over(Err(error)),
+    };
+    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     tokio::select! {
         status = child.wait() => {
-            let status = status.or_internal(|| format!("cannot wait for {program:?}"))?;
-            finished(program, status)
+            // The command has ended; what it left running in its group must not act on.
+            kill_group(group);
+            let status = status.or_internal(|| format!("cannot wait for {program:?}"));
+            Ending::Over(status.and_then(|status| finished(program, status)))
         }
         () = lease.lost() => {
             // Half of the budget to end by itself; the other half is for the kill.
-            end_group(&mut child, args.fence_budget / 2).await;
-            Err(lost(args, session))
+            end_group(&mut child, group, args.fence_budget / 2).await;
+            Ending::Lost
         }
         () = stop.told() => {
             // The lease is still held and renewed: the command may take its time.
             tokio::select! {
-                () = end_group(&mut child, Duration::from_secs(10)) => Ok(()),
+                () = end_group(&mut child, group, Duration::from_secs(10)) => Ending::Over(Ok(())),
                 () = lease.lost() => {
-                    end_group(&mut child, Duration::ZERO).await;
-                    Err(lost(args, session))
+                    end_group(&mut child, group, Duration::ZERO).await;
+                    Ending::Lost
                 }
             }
         }
@@ -386,16 +404,24 @@ fn finished(program: &str, status: ExitStatus) -> Outcome {
 }
 
 /// Ends the command and everything it started in its group: SIGTERM, then SIGKILL after `grace`.
-async fn end_group(child: &mut Child, grace: Duration) {
-    let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    let Some(group) = group else { return };
-    // An error means that the group is gone already.
-    let _ = kill_process_group(group, Signal::TERM);
+async fn end_group(child: &mut Child, group: Option<Pid>, grace: Duration) {
+    if let Some(group) = group {
+        // An error means that the group is gone already.
+        let _ = kill_process_group(group, Signal::TERM);
+    }
     let ended = tokio::time::timeout(grace, child.wait()).await.is_ok();
     // Even when the command itself has ended: its children may not have.
-    let _ = kill_process_group(group, Signal::KILL);
+    kill_group(group);
     if !ended {
         let _ = child.wait().await;
+    }
+}
+
+/// SIGKILL for what is left of the group. Its number cannot be somebody else's by now: pids are
+/// handed out in a circle, and the command was collected this instant.
+fn kill_group(group: Option<Pid>) {
+    if let Some(group) = group {
+        let _ = kill_process_group(group, Signal::KILL);
     }
 }
 

@@ -3,6 +3,7 @@
 mod campaign;
 mod observe;
 
+use regent_rpc::limits::MAX_ANSWER_BYTES;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
 use serde_json::json;
@@ -228,7 +229,12 @@ async fn list(context: &Context, prefix: String, read: Read) -> Outcome {
     let answer = cluster
         .ask("list the elections", |channel| {
             let request = request.clone();
-            async move { ElectionServiceClient::new(channel).list_elections(request).await }
+            async move {
+                ElectionServiceClient::new(channel)
+                    .max_decoding_message_size(MAX_ANSWER_BYTES)
+                    .list_elections(request)
+                    .await
+            }
         })
         .await?;
     context.out.table(

@@ -84,6 +84,9 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
 }
 
 fn print(context: &Context, change: &v1::ElectionChange, snapshot: bool) {
+    // A row of the snapshot is no change: what counts is when it last was one.
+    let changed = change.election.as_ref().map_or(0, |row| row.changed);
+    let revision = if change.revision == 0 { changed } else { change.revision };
     let at_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
@@ -92,7 +95,7 @@ fn print(context: &Context, change: &v1::ElectionChange, snapshot: bool) {
             json!({
                 "event": if snapshot { "snapshot" } else { "change" },
                 "seen_at_ms": at_ms,
-                "revision": change.revision,
+                "revision": revision,
                 "name": change.name,
                 "election": change.election.as_ref().map(json::election),
             })
@@ -113,7 +116,7 @@ fn print(context: &Context, change: &v1::ElectionChange, snapshot: bool) {
                 },
             };
             let mark = if snapshot { "=" } else { ">" };
-            format!("{at} {mark} r{} {}: {what}", change.revision, change.name)
+            format!("{at} {mark} r{revision} {}: {what}", change.name)
         },
     );
 }
