@@ -72,8 +72,13 @@ impl Cluster {
 
     /// The same, of some of the nodes.
     pub fn client_of(&self, identity: &str, endpoints: &[String]) -> Client {
+        self.client_with(self.tls(identity), endpoints)
+    }
+
+    /// The same, with files that the test reloads itself.
+    pub fn client_with(&self, tls: Arc<Tls>, endpoints: &[String]) -> Client {
         let options = ClientOptions { timeout: PATIENCE, ..ClientOptions::default() };
-        Client::new(endpoints, self.tls(identity), options).unwrap()
+        Client::new(endpoints, tls, options).unwrap()
     }
 
     pub fn tls(&self, identity: &str) -> Arc<Tls> {

@@ -1,90 +1,178 @@
-//! Backup and restore: epochs rise, incarnations differ, what was held before is void (S3, G).
+//! Backup, restore and quorum-loss recovery: epochs rise, incarnations differ, what was held before
+//! is void (S3, PROTOCOL.md G).
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Output};
 
+use regent_core::authz::Role;
 use regent_core::id::Epoch;
-use regent_lab::process::Fault;
-use regent_rpc::client::{CampaignOptions, Session, SessionOptions};
+use regent_rpc::client::{CampaignOptions, Client, Session, SessionOptions};
 
-use crate::cluster::{Cluster, PATIENCE, REGENT, election, mark, marks};
+use crate::cluster::{Cluster, PATIENCE, REGENT, election, mark, marks, until};
 
-/// Ends every node, replaces the data of all by a restore of `backup`, and starts them again.
-async fn restore(cluster: &mut Cluster, backup: &Path) {
-    for node in &cluster.lab.nodes {
-        regent_lab::signal(node, Fault::Kill).unwrap();
-    }
-    for node in &cluster.lab.nodes {
-        assert!(node.process.as_ref().unwrap().wait_gone(PATIENCE).await);
-    }
-    let ids: Vec<_> = cluster.lab.nodes.iter().map(|n| n.id).collect();
-    for id in &ids {
-        let node = cluster.lab.node(*id).unwrap();
-        std::fs::rename(&node.data_dir, node.data_dir.with_extension(unique())).unwrap();
-        // One node is restored; the others begin empty and are sent the snapshot.
-        if *id == ids[0] {
-            let out = Command::new(REGENT)
-                .args(["restore", "--config"])
-                .arg(&node.config)
-                .arg("--from")
-                .arg(backup)
-                .arg("--yes")
-                .output()
-                .unwrap();
-            let text = String::from_utf8_lossy(&out.stderr).into_owned();
-            assert!(out.status.success(), "restore: {text}");
-        }
-    }
-    for id in ids {
-        cluster.restart(id);
-    }
-    cluster.ready().await;
+/// A node started beside the lab; ended when dropped.
+struct Alone {
+    process: Child,
+    client: Client,
 }
 
-fn unique() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    format!("old{}", NEXT.fetch_add(1, Ordering::Relaxed))
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
 }
 
-async fn incarnation(cluster: &Cluster) -> (u64, u64) {
-    let stamp = cluster.connections.status(1).await.unwrap().stamp.unwrap();
+fn run(args: &[&str]) -> Output {
+    Command::new(REGENT).args(args).output().unwrap()
+}
+
+fn succeed(args: &[&str]) -> String {
+    let out = run(args);
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{args:?}: {said}");
+    String::from_utf8(out.stdout).unwrap()
+}
+
+async fn start(cluster: &Cluster, config: &Path, endpoint: String) -> Alone {
+    let log = std::fs::File::create(config.with_extension("log")).unwrap();
+    let process = Command::new(REGENT)
+        .args(["server", "--config", config.to_str().unwrap()])
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let client = cluster.client_of("admin", &[endpoint]);
+    let alone = Alone { process, client };
+    until("the node to lead alone", async || {
+        let quick = alone.client.with_timeout(std::time::Duration::from_millis(500));
+        quick.status().await.is_ok_and(|status| status.leader != 0)
+    })
+    .await;
+    alone
+}
+
+/// A configuration for a node the old cluster never knew: other id, ports, data, certificate.
+fn new_config(cluster: &Cluster, id: u64) -> (PathBuf, String) {
+    let pki = cluster.lab.pki_dir();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let request =
+        regent_rpc::pki::Request { names, ..regent_rpc::pki::Request::new(Role::Node, id.to_string()) };
+    regent_rpc::pki::issue(&pki, &request).unwrap();
+    let ports = regent_lab::ports::free(2).unwrap();
+    let endpoint = format!("127.0.0.1:{}", ports[0]);
+    let dir = cluster.scratch.path().join(format!("restored-{id}"));
+    std::fs::create_dir_all(&dir).unwrap();
+    let text = format!(
+        r#"node_id = {id}
+cluster = "{cluster}"
+data_dir = "{data}"
+
+[listen]
+grpc = "{endpoint}"
+http = "127.0.0.1:{http}"
+
+[tls]
+cert = "{pki}/node-{id}.crt"
+key = "{pki}/node-{id}.key"
+ca = "{pki}/bundle.crt"
+trust_domain = "{trust}"
+"#,
+        cluster = cluster.lab.cluster,
+        data = dir.join("data").display(),
+        http = ports[1],
+        pki = pki.display(),
+        trust = cluster.lab.trust_domain,
+    );
+    let path = dir.join("node.toml");
+    std::fs::write(&path, text).unwrap();
+    (path, endpoint)
+}
+
+async fn incarnation(client: &Client) -> (u64, u64) {
+    let stamp = client.status().await.unwrap().stamp.unwrap();
     (stamp.incarnation, stamp.incarnation_id)
 }
 
-async fn campaign(cluster: &Cluster) -> (Session, Epoch) {
-    let session = Session::open(&cluster.client("client"), SessionOptions::default()).await.unwrap();
-    let lease = session
-        .campaign(&election("job"), b"v", CampaignOptions::default())
-        .await
-        .unwrap();
+async fn campaign(client: &Client) -> (Session, Epoch) {
+    let session = Session::open(client, SessionOptions::default()).await.unwrap();
+    let lease =
+        session.campaign(&election("job"), b"v", CampaignOptions::default()).await.unwrap();
     let epoch = lease.epoch();
+    // Held until the cluster ends: dropping it would resign.
     std::mem::forget(lease);
     (session, epoch)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_restores_of_one_backup_raise_epochs_differ_and_void_what_was_held() {
-    let mut cluster = Cluster::up("restore", 3).await;
-    mark(&cluster.client("admin"), "mark/before").await.unwrap();
-    let (session, first) = campaign(&cluster).await;
-    let backup: PathBuf = cluster.scratch.path().join("backup.regent");
-    let out = cluster.verb(&["backup", "-o", backup.to_str().unwrap()]);
+    let cluster = Cluster::up("restore", 3).await;
+    let admin = cluster.client("admin");
+    mark(&admin, "mark/before").await.unwrap();
+    let (_session, first) = campaign(&admin).await;
+    let backup: PathBuf = cluster.scratch.path().join("cluster.backup");
+    let file = backup.to_str().unwrap();
+    let out = cluster.verb(&["backup", "-f", file]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    mark(&cluster.client("admin"), "mark/after").await.unwrap();
-    let life = incarnation(&cluster).await;
+    mark(&admin, "mark/after").await.unwrap();
+    let life = incarnation(&admin).await;
 
-    restore(&mut cluster, &backup).await;
-    let second_life = incarnation(&cluster).await;
-    assert!(second_life.0 > life.0, "{life:?} -> {second_life:?}");
-    assert!(!session.is_live(), "a session outlived a restore");
-    assert_eq!(marks(&cluster.client("admin"), "mark/").await, ["mark/before"]);
-    let (_, second) = campaign(&cluster).await;
-    assert!(second > first, "S3 over a restore: {first} -> {second}");
+    let mut lives = vec![life];
+    for id in [1_000, 1_001] {
+        let (config, endpoint) = new_config(&cluster, id);
+        let config_text = config.to_str().unwrap();
+        // The dry run writes nothing.
+        succeed(&["restore", "--config", config_text, "--from", file]);
+        assert!(!config.with_file_name("data").join("raft").exists());
+        succeed(&["restore", "--config", config_text, "--from", file, "--yes"]);
+        let alone = start(&cluster, &config, endpoint).await;
+        assert_eq!(marks(&alone.client, "mark/").await, ["mark/before"]);
+        lives.push(incarnation(&alone.client).await);
+        // What the backup's holder held is void: the election is free, under a higher epoch.
+        let (_, epoch) = campaign(&alone.client).await;
+        assert!(epoch > first, "S3 over a restore: {first} -> {epoch}");
+    }
+    assert!(lives[1].0 > life.0 && lives[2].0 > life.0, "{lives:?}");
+    assert_ne!(lives[1].1, lives[2].1, "two restores of one backup look alike");
+}
 
-    restore(&mut cluster, &backup).await;
-    let third_life = incarnation(&cluster).await;
-    assert_ne!(third_life.1, second_life.1, "two restores of one backup look alike");
-    let (_, third) = campaign(&cluster).await;
-    assert!(third > first);
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_backup_is_refused_and_changes_nothing() {
+    let cluster = Cluster::up("damaged", 1).await;
+    let backup = cluster.scratch.path().join("cluster.backup");
+    let file = backup.to_str().unwrap();
+    assert!(cluster.verb(&["backup", "-f", file]).status.success());
+    let mut bytes = std::fs::read(&backup).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&backup, bytes).unwrap();
+    let (config, _) = new_config(&cluster, 1_000);
+    let out = run(&["restore", "--config", config.to_str().unwrap(), "--from", file, "--yes"]);
+    assert!(!out.status.success());
+    assert!(String::from_utf8_lossy(&out.stderr).contains("backup"), "{out:?}");
+    assert!(!config.with_file_name("data").join("raft").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_survivor_of_a_lost_majority_goes_on_in_a_new_incarnation() {
+    let cluster = Cluster::up("recover", 3).await;
+    let admin = cluster.client("admin");
+    mark(&admin, "mark/kept").await.unwrap();
+    let (_session, first) = campaign(&admin).await;
+    let life = incarnation(&admin).await;
+    let survivor = cluster.lab.nodes[0].clone();
+    let config = survivor.config.to_str().unwrap().to_owned();
+    // While the others answer, it is refused.
+    cluster.kill(survivor.id).await;
+    let refused = run(&["recover", "--config", &config, "--yes"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    for node in &cluster.lab.nodes[1..] {
+        cluster.kill(node.id).await;
+    }
+    succeed(&["recover", "--config", &config]);
+    succeed(&["recover", "--config", &config, "--reason", "burnt", "--yes"]);
+    let alone = start(&cluster, &survivor.config, survivor.grpc.clone()).await;
+    assert!(incarnation(&alone.client).await.0 > life.0);
+    assert_eq!(marks(&alone.client, "mark/").await, ["mark/kept"]);
+    let (_, epoch) = tokio::time::timeout(PATIENCE, campaign(&alone.client)).await.unwrap();
+    assert!(epoch > first, "S3 over a recovery: {first} -> {epoch}");
 }

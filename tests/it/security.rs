@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use regent_core::command::Expect;
 use regent_core::id::Locality;
@@ -33,8 +32,11 @@ async fn the_authority_is_rotated_under_load_without_a_failed_call() {
     let cluster = Cluster::up("rotate", 3).await;
     let stop = Arc::new(AtomicBool::new(false));
     let done = Arc::new(AtomicU64::new(0));
+    let files = cluster.tls("admin");
+    let mut steps = 0;
     let load = {
-        let (client, stop, done) = (cluster.client("admin"), Arc::clone(&stop), Arc::clone(&done));
+        let client = cluster.client_with(Arc::clone(&files), &cluster.lab.endpoints());
+        let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
         tokio::spawn(async move {
             let mut failed = Vec::new();
             for number in 0_u64.. {
@@ -53,15 +55,23 @@ async fn the_authority_is_rotated_under_load_without_a_failed_call() {
         })
     };
     let pki = cluster.lab.pki_dir();
-    for step in ["add", "issue", "drop"] {
+    for step in ["begin", "switch", "finish"] {
         let before = done.load(Ordering::Relaxed);
         let out = std::process::Command::new(REGENT)
-            .args(["pki", "rotate", "--dir", pki.to_str().unwrap(), "--step", step])
+            .args(["pki", "rotate", step, "--dir", pki.to_str().unwrap()])
             .output()
             .unwrap();
         assert!(out.status.success(), "{step}: {}", String::from_utf8_lossy(&out.stderr));
-        // Every process looks at its files every few seconds; a step is done when all have.
-        tokio::time::sleep(Duration::from_secs(6)).await;
+        // Each process says that it has read its files again; a step is done when all have.
+        steps += 1;
+        until("every node to read its files again", async || {
+            cluster.lab.nodes.iter().all(|node| {
+                let log = std::fs::read_to_string(&node.log).unwrap();
+                log.matches("certificates were reloaded").count() >= steps
+            })
+        })
+        .await;
+        files.reload().unwrap();
         until("progress under rotation", async || done.load(Ordering::Relaxed) > before + 20).await;
     }
     stop.store(true, Ordering::Relaxed);

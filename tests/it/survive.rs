@@ -145,7 +145,7 @@ async fn a_drained_node_hands_leadership_over_before_it_ends() {
     assert!(process.wait_gone(crate::cluster::PATIENCE).await, "SIGTERM did not end the node");
     writers.progress(50).await;
     let text = std::fs::read_to_string(&cluster.lab.node(old).unwrap().log).unwrap();
-    assert!(text.contains("transfer"), "the log says nothing of a transfer: {text}");
+    assert!(text.contains("leadership handed over"), "nothing was handed over: {text}");
     let acknowledged = writers.finish().await;
     assert_all_there(&cluster, &acknowledged).await;
 }
