@@ -16,12 +16,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
-use regent_core::id::NodeId;
+use regent_core::id::{Incarnation, NodeId};
 use regent_core::state::State;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 
-use crate::start::Start;
+use crate::start::{Start, life_from_metadata};
 
 /// Nodes whose starts are remembered; far above any real cluster, so that it bounds only nonsense.
 const MAX_HEARD: usize = 1024;
@@ -150,7 +150,28 @@ impl Admission {
     pub fn judge_metadata(&self, node: NodeId, metadata: &MetadataMap) -> Result<(), String> {
         let start = Start::from_metadata(metadata)
             .ok_or_else(|| format!("node {node} did not say which start it is"))?;
+        self.judge_life(node, metadata)?;
         self.judge(node, start)
+    }
+
+    /// After a recovery the old majority may come back: it is another life of the cluster, and its
+    /// entries and votes must not mix with this one's. A node that has no state yet has no life.
+    ///
+    /// # Errors
+    /// Says which life each belongs to.
+    pub fn judge_life(&self, node: NodeId, metadata: &MetadataMap) -> Result<(), String> {
+        let theirs = life_from_metadata(metadata).unwrap_or_default();
+        let ours = self.life();
+        if theirs.counter == 0 || ours.counter == 0 || theirs == ours {
+            return Ok(());
+        }
+        Err(format!("node {node} belongs to incarnation {theirs}, this one to {ours}"))
+    }
+
+    /// The incarnation of this node's state; counter 0 while there is none.
+    pub fn life(&self) -> Incarnation {
+        let state = self.state.lock().clone();
+        state.map(|state| state.read().incarnation()).unwrap_or_default()
     }
 
     /// Looks at this node's own record: the log may know a later start of this very node than the

@@ -236,7 +236,11 @@ impl Shell {
                 self.consensus.set_votes_allowed(false);
                 return;
             }
-            let others = self.voters_to_ask();
+            let Some(others) = self.voters_to_ask() else {
+                // A node that was told to join has nobody to ask until the cluster speaks to it.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
             let voters = others.len() + 1;
             let asked = others.iter().map(|(id, address)| self.hello(*id, address));
             let answers = futures::future::join_all(asked).await;
@@ -250,9 +254,7 @@ impl Shell {
                     Err(why) => tracing::debug!(node = %id, why, "no hello yet"),
                 }
             }
-            // A node that was told to join has nobody to ask until the cluster speaks to it.
-            let knows_voters = !others.is_empty() || !self.config.join;
-            if knows_voters && content > voters / 2 && self.admission.admit() {
+            if content > voters / 2 && self.admission.admit() {
                 self.consensus.set_votes_allowed(true);
                 tracing::info!(content, voters, "admitted: this node votes");
                 return;
@@ -262,8 +264,9 @@ impl Shell {
         }
     }
 
-    /// The other voters by membership; before there is one, those of the configuration.
-    fn voters_to_ask(&self) -> Vec<(NodeId, String)> {
+    /// The other voters by membership; before there is one, those of the configuration. `None`:
+    /// there is neither.
+    fn voters_to_ask(&self) -> Option<Vec<(NodeId, String)>> {
         let status = self.leadership.status();
         let members = status.members.iter().filter(|(_, _, voter)| *voter);
         let mut voters: Vec<_> =
@@ -272,7 +275,8 @@ impl Shell {
             let initial = self.config.initial_members.iter();
             voters = initial.map(|m| (m.id, m.address.clone())).collect();
         }
+        let known = !voters.is_empty();
         voters.retain(|(id, _)| *id != self.node);
-        voters
+        known.then_some(voters)
     }
 }

@@ -7,17 +7,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
-use regent_core::id::NodeId;
+use regent_core::id::{Incarnation, NodeId};
 use regent_rpc::channel::{BadAddress, ChannelOptions, connect_lazy};
 use regent_rpc::pb::raft::peer_service_client::PeerServiceClient;
 use regent_rpc::pb::raft::raft_service_client::RaftServiceClient;
 use regent_rpc::tls::{ExpectPeer, Tls};
 use tonic::Request;
-use tonic::metadata::{Ascii, MetadataValue};
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 
-use crate::start::{HEADER, Start};
+use crate::start::{HEADER, LIFE_HEADER, Start, life_header};
 
 /// Largest message among nodes.
 pub const MAX_MESSAGE_BYTES: usize = regent_rpc::limits::MAX_PEER_MESSAGE_BYTES;
@@ -40,13 +41,15 @@ pub struct Peers {
     tls: Arc<Tls>,
     start: Start,
     header: MetadataValue<Ascii>,
+    life: ArcSwapOption<MetadataValue<Ascii>>,
     channels: Mutex<HashMap<(NodeId, Lane), (String, Channel)>>,
 }
 
 impl Peers {
     /// No channel yet; `start` is shown in every call.
     pub fn new(tls: Arc<Tls>, start: Start) -> Self {
-        Self { tls, start, header: start.header(), channels: Mutex::default() }
+        let (header, life) = (start.header(), ArcSwapOption::empty());
+        Self { tls, start, header, life, channels: Mutex::default() }
     }
 
     /// This process's start.
@@ -64,8 +67,21 @@ impl Peers {
     /// A request for a stream, which has no deadline as a whole.
     pub fn stream_request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert(HEADER, self.header.clone());
+        self.sign(request.metadata_mut());
         request
+    }
+
+    /// Shows this process's start, and the life of the cluster its state belongs to.
+    pub fn sign(&self, metadata: &mut MetadataMap) {
+        metadata.insert(HEADER, self.header.clone());
+        if let Some(life) = self.life.load().as_deref() {
+            metadata.insert(LIFE_HEADER, life.clone());
+        }
+    }
+
+    /// The state belongs to this life of the cluster from now on.
+    pub fn set_life(&self, life: Incarnation) {
+        self.life.store((life.counter > 0).then(|| Arc::new(life_header(life))));
     }
 
     /// The Raft service of node `to` at `address`.

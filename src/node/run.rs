@@ -24,14 +24,16 @@ use regent_raft::{Consensus, ConsensusConfig, StartError};
 use regent_rpc::clock::{Clock, SystemClock};
 use regent_rpc::tls::{Tls, TlsError, TlsFiles, WATCH_INTERVAL};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Standing};
+use crate::audit::Window;
 use crate::clocks::{NodeBelief, NodeClocks};
 use crate::compare::Comparison;
 use crate::config::{ConfigError, NodeConfig};
+use crate::history::{History, HistoryConfig};
 use crate::http::process::watch_process;
 use crate::http::server::Plaintext;
 use crate::http::{Health, Metrics};
@@ -108,6 +110,7 @@ pub struct Node {
     stop: watch::Sender<bool>,
     fatal: watch::Receiver<Option<String>>,
     server: JoinHandle<()>,
+    http_server: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
     _identity: Identity,
 }
@@ -166,12 +169,12 @@ impl Node {
         let metrics = shell.metrics.clone();
         let health = shell.health.clone();
         let http_stop = stopped.clone();
-        tasks.push(tokio::spawn(async move {
+        let http = tokio::spawn(async move {
             let served = crate::http::server::serve(http, Plaintext, metrics, health, http_stop);
             if let Err(error) = served.await {
                 tracing::error!(%error, "the HTTP port is lost");
             }
-        }));
+        });
         let (reporter, grpc_health) = tonic_health::server::health_reporter();
         let watched = shell.clone();
         tasks.push(tokio::spawn(async move {
@@ -190,6 +193,7 @@ impl Node {
             shell,
             grpc: grpc_addr,
             http: http_addr,
+            http_server: http,
             stop,
             fatal,
             server,
@@ -273,6 +277,9 @@ impl Node {
         // Streams of nodes and watchers never end by themselves.
         let _ = tokio::time::timeout(grace, &mut self.server).await;
         self.server.abort();
+        // It closes its port itself; cut off, it would leave the listener to a task of its own.
+        let _ = tokio::time::timeout(CUT_AFTER, &mut self.http_server).await;
+        self.http_server.abort();
         for task in &self.tasks {
             task.abort();
         }
@@ -294,7 +301,7 @@ fn local(listener: &TcpListener) -> Result<SocketAddr, RunError> {
 }
 
 /// Reads the certificates and makes sure that they are this node's.
-fn load_tls(config: &NodeConfig) -> Result<Arc<Tls>, RunError> {
+pub(crate) fn load_tls(config: &NodeConfig) -> Result<Arc<Tls>, RunError> {
     let tls = Tls::load(TlsFiles {
         cert: config.tls.cert.clone(),
         key: config.tls.key.clone(),
@@ -326,6 +333,10 @@ async fn assemble(
     let clocks = Arc::new(NodeClocks::new(clock.clone()));
     let belief = Arc::new(NodeBelief { clocks: clocks.clone(), age: Default::default() });
     let hub = Hub::start(HubConfig::for_node(node), belief.clone(), metrics.clone());
+    let history = History::open(
+        HistoryConfig { dir: config.history_dir(), keep_records: None },
+        metrics.clone(),
+    );
     let comparison = Arc::new(Comparison::default());
     let expiry = Arc::new(Mutex::new(Expiry::new()));
     let peers = Arc::new(Peers::new(tls.clone(), start));
@@ -336,7 +347,8 @@ async fn assemble(
         expiry: expiry.clone(),
         comparison: comparison.clone(),
         hub: hub.clone(),
-        cluster_changed: Arc::new(Notify::new()),
+        history: history.clone(),
+        peers: peers.clone(),
     };
     let mut settings = ConsensusConfig::new(node, config.raft_dir(), timing);
     settings.votes_allowed = false;
@@ -405,13 +417,16 @@ async fn assemble(
         keeper,
         merger,
         hub,
+        history,
         expiry,
         metrics,
         health,
         stopping: AtomicBool::new(false),
         config,
     };
-    Ok((Arc::new(shell), watch::Sender::new(None)))
+    let shell = Arc::new(shell);
+    crate::figures::show(&shell);
+    Ok((shell, watch::Sender::new(None)))
 }
 
 /// Set when the node must not go on.
@@ -428,6 +443,7 @@ fn duties(shell: &Arc<Shell>, fatal: &Fatal) -> Vec<JoinHandle<()>> {
         tokio::spawn(shell.clone().believe_forever()),
         tokio::spawn(shell.clone().flush_refusals_forever()),
         tokio::spawn(shell.tls.clone().watch_files(WATCH_INTERVAL)),
+        tokio::spawn(shell.history.clone().fill_forever(Arc::new(Window(shell.state.clone())))),
         tokio::spawn(async move {
             let why = compared.clone().compare_forever().await;
             tracing::error!(

@@ -18,6 +18,7 @@ use crate::admission::Admission;
 use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
 use crate::config::NodeConfig;
+use crate::history::History;
 use crate::http::{Health, Metrics};
 use crate::leadership::Leadership;
 use crate::members::Additions;
@@ -73,6 +74,8 @@ pub struct Shell {
     pub merger: Merger,
     /// Watches.
     pub hub: Hub,
+    /// Audit records beyond the replicated window.
+    pub history: History,
     /// The leader's memory of unconfirmed grants.
     pub expiry: Arc<Mutex<Expiry>>,
     /// Figures.

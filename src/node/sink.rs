@@ -10,10 +10,11 @@ use regent_core::effect::{Applied, Change};
 use regent_core::state::State;
 use regent_raft::api::Sink;
 use regent_rpc::clock::Clock;
-use tokio::sync::Notify;
 
 use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
+use crate::history::History;
+use crate::peers::Peers;
 use crate::watch::Hub;
 
 /// Hands on what was applied.
@@ -28,8 +29,10 @@ pub struct FanOut {
     pub comparison: Arc<Comparison>,
     /// Watches.
     pub hub: Hub,
-    /// Rung when the cluster row changed.
-    pub cluster_changed: Arc<Notify>,
+    /// Audit records.
+    pub history: History,
+    /// Told which life of the cluster the state belongs to.
+    pub peers: Arc<Peers>,
 }
 
 impl Sink for FanOut {
@@ -39,8 +42,9 @@ impl Sink for FanOut {
         self.expiry.lock().observe(applied, self.clock.now());
         self.comparison.applied(state);
         self.hub.publish(state, applied);
+        self.history.record(&applied.audit);
         if applied.changes.iter().any(|c| matches!(c, Change::Cluster | Change::Incarnation)) {
-            self.cluster_changed.notify_waiters();
+            self.peers.set_life(state.incarnation());
         }
     }
 
@@ -48,6 +52,7 @@ impl Sink for FanOut {
         self.clocks.installed(state);
         self.comparison.installed(state);
         self.hub.installed(state);
-        self.cluster_changed.notify_waiters();
+        self.history.set_head(state.audit().head().number);
+        self.peers.set_life(state.incarnation());
     }
 }

@@ -2,12 +2,26 @@
 
 use std::fmt;
 
-use regent_core::id::Nonce;
+use regent_core::id::{Incarnation, Nonce};
 use regent_core::state::cluster::NodeBoot;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 /// Metadata key, in requests and in answers.
 pub const HEADER: &str = "regent-start";
+
+/// Metadata key of the life of the cluster that a node belongs to.
+pub const LIFE_HEADER: &str = "regent-life";
+
+/// An incarnation as it goes into metadata.
+pub fn life_header(life: Incarnation) -> MetadataValue<Ascii> {
+    format!("{}.{:016x}", life.counter, life.id).parse().expect("digits and dots are ASCII")
+}
+
+/// Reads it; `None` when it is missing or malformed.
+pub fn life_from_metadata(metadata: &MetadataMap) -> Option<Incarnation> {
+    let (counter, id) = metadata.get(LIFE_HEADER)?.to_str().ok()?.split_once('.')?;
+    Some(Incarnation { counter: counter.parse().ok()?, id: u64::from_str_radix(id, 16).ok()? })
+}
 
 /// Disk, boot counter and nonce of a node's process (PROTOCOL.md B).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

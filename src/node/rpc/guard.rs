@@ -84,6 +84,11 @@ impl Shell {
         if self.is_stopping() {
             return Err(status::unavailable(rule::NOT_READY, "this node is stopping", RETRY_AFTER));
         }
+        // Its state may lack what was acknowledged, and no leader takes a proposal from it.
+        if let Some(why) = self.admission.quarantine() {
+            let why = format!("this node is quarantined: {why}");
+            return Err(status::unavailable(rule::NOT_READY, why, RETRY_AFTER));
+        }
         let place = self
             .inflight
             .enter()

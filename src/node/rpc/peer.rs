@@ -32,11 +32,15 @@ impl PeerService for PeerHandler {
     ) -> Result<Response<HelloResponse>, Status> {
         // Not `authorize_node`: the judgement is the answer, not an error.
         let principal = self.0.authorize(&request, regent_core::authz::Verb::Internal, "hello")?;
+        let from = NodeId(request.get_ref().node);
+        let other_life = self.0.admission.judge_life(from, request.metadata());
         let hello = request.into_inner();
         let refused = if principal.name != hello.node.to_string() {
             format!("the certificate is of {principal}, not of node {}", hello.node)
         } else if hello.cluster != self.0.config.cluster {
             format!("this is cluster {:?}, not {:?}", self.0.config.cluster, hello.cluster)
+        } else if let Err(why) = other_life {
+            why
         } else {
             let start = Start { disk: hello.disk, boot: hello.boot, nonce: Nonce(hello.nonce) };
             self.0.admission.judge(NodeId(hello.node), start).err().unwrap_or_default()

@@ -14,7 +14,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::refuse::RETRY_AFTER;
 use crate::shell::Shell;
-use crate::start::HEADER;
 
 /// Largest snapshot that is taken in: a million sessions and a full audit window are far below.
 const MAX_SNAPSHOT_BYTES: usize = 4 * 1024 * 1024 * 1024;
@@ -26,7 +25,7 @@ impl RaftHandler {
     /// An answer that shows which start of this node gave it.
     fn signed<T>(&self, message: T) -> Response<T> {
         let mut response = Response::new(message);
-        response.metadata_mut().insert(HEADER, self.0.peers.start().header());
+        self.0.peers.sign(response.metadata_mut());
         response
     }
 

@@ -121,10 +121,7 @@ async fn a_node_on_an_old_image_of_its_disk_gets_no_vote() {
 async fn a_bounded_stale_read_says_how_old_it_is_and_works_without_a_leader() {
     let mut rig = Rig::start(3).await;
     let operator = rig.client(Role::Operator);
-    operator
-        .put_election(&election("old"), &Default::default(), Default::default())
-        .await
-        .unwrap();
+    operator.put_election(&election("old"), &Default::default(), Default::default()).await.unwrap();
     let survivor = 3;
     let observer = rig.client_of(Role::Observer, &[rig.address(survivor)]);
     let fresh = observer.list_elections("", Freshness::Linearizable).await.unwrap();

@@ -2,4 +2,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod lives;
+mod members;
 mod rig;

@@ -136,6 +136,11 @@ impl Rig {
         self.configs[id as usize - 1].listen.grpc.clone()
     }
 
+    /// The configuration of node `id` of the beginning.
+    pub fn config_of(&self, id: u64) -> NodeConfig {
+        self.configs[id as usize - 1].clone()
+    }
+
     /// The running node `id`.
     pub fn node(&self, id: u64) -> &Node {
         self.nodes[id as usize - 1].as_ref().expect("it runs")
@@ -213,4 +218,3 @@ pub fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
         }
     }
 }
-

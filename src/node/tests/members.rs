@@ -1,0 +1,47 @@
+//! Changing who is a member.
+
+use regent_core::authz::Role;
+use regent_core::id::NodeId;
+use regent_rpc::convert::cluster::NewMember;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+use super::rig::{PATIENCE, Rig, eventually};
+use crate::config::NodeConfig;
+use crate::run::Node;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_new_node_is_added_once_it_answers_promoted_and_removed_again() {
+    let rig = Rig::start(1).await;
+    let admin = rig.client(Role::Admin);
+    let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (grpc_at, http_at) =
+        (grpc.local_addr().unwrap().to_string(), http.local_addr().unwrap().to_string());
+    let member = NewMember {
+        address: grpc_at.clone(),
+        http_address: http_at.clone(),
+        locality: Default::default(),
+        label: "second".into(),
+    };
+    let id = admin.add_member(&member).await.unwrap().node;
+    assert!(id > NodeId(1), "an id of its own");
+    assert_eq!(admin.list_members().await.unwrap().members.len(), 1, "it does not answer yet");
+
+    rig.issue_node(id);
+    let config = NodeConfig { join: true, ..rig.config(id, &grpc_at, &http_at) };
+    let node = Node::start_on(config, grpc, http).await.unwrap();
+    let shell = rig.node(1).shell().clone();
+    eventually("the new node is a learner", || shell.leadership.status().members.len() == 2).await;
+    node.ready(PATIENCE).await.unwrap();
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = admin.promote_member(id).await {
+        assert!(Instant::now() < until, "never caught up: {error}");
+    }
+    let members = admin.list_members().await.unwrap().members;
+    assert!(members.iter().all(|m| m.voter));
+    assert_eq!(admin.transfer_leader(Some(id)).await.unwrap(), id);
+    admin.transfer_leader(Some(NodeId(1))).await.unwrap();
+    admin.remove_member(id).await.unwrap();
+    assert_eq!(admin.list_members().await.unwrap().members.len(), 1);
+}
