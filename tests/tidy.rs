@@ -178,9 +178,9 @@ fn no_name_says_nothing() {
     let mut found = Vec::new();
     for source in sources() {
         for (at, line) in source.product() {
-            let mut words = line.split_whitespace().skip_while(|w| {
-                !matches!(*w, "struct" | "enum" | "trait" | "mod" | "type")
-            });
+            let mut words = line
+                .split_whitespace()
+                .skip_while(|w| !matches!(*w, "struct" | "enum" | "trait" | "mod" | "type"));
             let (Some(_), Some(name)) = (words.next(), words.next()) else { continue };
             if line.trim_start().starts_with("//") {
                 continue;

@@ -11,8 +11,7 @@ use crate::cluster::{Cluster, election, until};
 
 async fn short_session(cluster: &Cluster) -> Session {
     let least = cluster.connections.status(1).await.unwrap().least_ttl_ms;
-    let options =
-        SessionOptions { ttl: Duration::from_millis(least), ..SessionOptions::default() };
+    let options = SessionOptions { ttl: Duration::from_millis(least), ..SessionOptions::default() };
     Session::open(&cluster.client("client"), options).await.unwrap()
 }
 
@@ -20,10 +19,8 @@ async fn short_session(cluster: &Cluster) -> Session {
 async fn a_lease_at_the_smallest_ttl_survives_the_death_of_the_leader() {
     let mut cluster = Cluster::up("lease-kill", 3).await;
     let session = short_session(&cluster).await;
-    let lease = session
-        .campaign(&election("job"), b"me", CampaignOptions::default())
-        .await
-        .unwrap();
+    let lease =
+        session.campaign(&election("job"), b"me", CampaignOptions::default()).await.unwrap();
     for _ in 0..3 {
         let leader = cluster.leader().await;
         cluster.kill(leader).await;
@@ -38,10 +35,8 @@ async fn a_lease_at_the_smallest_ttl_survives_the_death_of_the_leader() {
 async fn a_lease_at_the_smallest_ttl_survives_the_freeze_of_the_leader() {
     let cluster = Cluster::up("lease-freeze", 3).await;
     let session = short_session(&cluster).await;
-    let lease = session
-        .campaign(&election("job"), b"me", CampaignOptions::default())
-        .await
-        .unwrap();
+    let lease =
+        session.campaign(&election("job"), b"me", CampaignOptions::default()).await.unwrap();
     let leader = cluster.leader().await;
     cluster.signal(leader, Fault::Freeze);
     until("another leader", async || cluster.leader().await != leader).await;
@@ -64,25 +59,14 @@ async fn nothing_of_a_frozen_leaders_term_takes_effect_after_its_leases_ran_out(
     let ttl = Duration::from_millis(least);
     let options = SessionOptions { ttl, ..SessionOptions::default() };
     let old = Session::open(&old_client, options.clone()).await.unwrap();
-    let held = old
-        .campaign(&election("job"), b"old", CampaignOptions::default())
-        .await
-        .unwrap();
+    let held = old.campaign(&election("job"), b"old", CampaignOptions::default()).await.unwrap();
 
     cluster.signal(leader, Fault::Freeze);
-    let others: Vec<_> = cluster
-        .lab
-        .nodes
-        .iter()
-        .filter(|n| n.id != leader)
-        .map(|n| n.grpc.clone())
-        .collect();
+    let others: Vec<_> =
+        cluster.lab.nodes.iter().filter(|n| n.id != leader).map(|n| n.grpc.clone()).collect();
     let new_client = cluster.client_of("client", &others);
     let new = Session::open(&new_client, options).await.unwrap();
-    let won = new
-        .campaign(&election("job"), b"new", CampaignOptions::default())
-        .await
-        .unwrap();
+    let won = new.campaign(&election("job"), b"new", CampaignOptions::default()).await.unwrap();
     // S5, seen from outside: the old one knew that it was over before the new one was told.
     assert!(!held.is_held(), "two holders at once");
     assert!(won.epoch() > held.epoch(), "S3");

@@ -40,11 +40,9 @@ async fn a_node_brought_back_from_an_old_disk_image_is_quarantined() {
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&image, &data).unwrap();
     cluster.restart(victim);
-    until("quarantine of the old disk", async || {
-        match cluster.connections.status(victim).await {
-            Some(status) => status.node.is_some_and(|n| n.role == "quarantined"),
-            None => false,
-        }
+    until("quarantine of the old disk", async || match cluster.connections.status(victim).await {
+        Some(status) => status.node.is_some_and(|n| n.role == "quarantined"),
+        None => false,
     })
     .await;
     // With the third node gone too there is no honest majority: nobody may be elected by its vote.

@@ -55,8 +55,10 @@ async fn start(cluster: &Cluster, config: &Path, endpoint: String) -> Alone {
 fn new_config(cluster: &Cluster, id: u64) -> (PathBuf, String) {
     let pki = cluster.lab.pki_dir();
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let request =
-        regent_rpc::pki::Request { names, ..regent_rpc::pki::Request::new(Role::Node, id.to_string()) };
+    let request = regent_rpc::pki::Request {
+        names,
+        ..regent_rpc::pki::Request::new(Role::Node, id.to_string())
+    };
     regent_rpc::pki::issue(&pki, &request).unwrap();
     let ports = regent_lab::ports::free(2).unwrap();
     let endpoint = format!("127.0.0.1:{}", ports[0]);
@@ -76,6 +78,11 @@ cert = "{pki}/node-{id}.crt"
 key = "{pki}/node-{id}.key"
 ca = "{pki}/bundle.crt"
 trust_domain = "{trust}"
+
+[[initial_members]]
+id = {id}
+address = "{endpoint}"
+http_address = "127.0.0.1:{http}"
 "#,
         cluster = cluster.lab.cluster,
         data = dir.join("data").display(),
@@ -95,8 +102,7 @@ async fn incarnation(client: &Client) -> (u64, u64) {
 
 async fn campaign(client: &Client) -> (Session, Epoch) {
     let session = Session::open(client, SessionOptions::default()).await.unwrap();
-    let lease =
-        session.campaign(&election("job"), b"v", CampaignOptions::default()).await.unwrap();
+    let lease = session.campaign(&election("job"), b"v", CampaignOptions::default()).await.unwrap();
     let epoch = lease.epoch();
     // Held until the cluster ends: dropping it would resign.
     std::mem::forget(lease);
