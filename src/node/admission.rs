@@ -119,8 +119,7 @@ impl Admission {
     /// The newest start of `node` in the log.
     pub fn recorded(&self, node: NodeId) -> Option<Start> {
         let state = self.state.lock().clone()?;
-        let boot = state.read().cluster().boots.get(&node).map(Start::from);
-        boot
+        state.read().cluster().boots.get(&node).map(Start::from)
     }
 
     /// Whether a process that says it is `start` of `node` may speak for it; remembers it if so.
