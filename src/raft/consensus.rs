@@ -92,7 +92,10 @@ fn engine_config(config: &ConsensusConfig) -> Result<openraft::Config, StartErro
 }
 
 /// Opens the log and starts its driver.
-pub(crate) fn open_log(config: &ConsensusConfig, vfs: &Arc<dyn Vfs>) -> Result<LogStore, StartError> {
+pub(crate) fn open_log(
+    config: &ConsensusConfig,
+    vfs: &Arc<dyn Vfs>,
+) -> Result<LogStore, StartError> {
     let storage = |e: String| StartError::Storage(e);
     let options =
         WalOptions { segment_bytes: config.segment_bytes, salt: Rt::thread_rng().next_u64() };

@@ -123,11 +123,14 @@ impl LogStore {
     /// # Errors
     /// A record that this version cannot read; the text names it.
     pub(crate) fn new(writer: Writer, recovered: Recovered) -> io::Result<Self> {
-        let mut log = Log::default();
-        log.vote = recovered.vote.map(|b| decode("the vote", &b)).transpose()?;
-        log.committed =
-            recovered.committed.map(|b| decode("the committed mark", &b)).transpose()?;
-        log.purged = recovered.purged.map(|(_, b)| decode("the purge mark", &b)).transpose()?;
+        let committed = recovered.committed.map(|b| decode("the committed mark", &b));
+        let purged = recovered.purged.map(|(_, b)| decode("the purge mark", &b));
+        let mut log = Log {
+            vote: recovered.vote.map(|b| decode("the vote", &b)).transpose()?,
+            committed: committed.transpose()?,
+            purged: purged.transpose()?,
+            ..Log::default()
+        };
         for (index, bytes) in recovered.entries {
             let entry: Entry = decode(&format!("entry {index}"), &bytes)?;
             log.push(entry, bytes.len() as u64 + ENTRY_OVERHEAD);

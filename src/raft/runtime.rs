@@ -239,17 +239,15 @@ impl AsyncRuntime for Rt {
         self.0.block_on(future)
     }
 
-    fn spawn_blocking<F, T>(f: F) -> impl Future<Output = Result<T, io::Error>> + Send
+    async fn spawn_blocking<F, T>(f: F) -> Result<T, io::Error>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        async move {
-            if SCOPE.try_with(|_| ()).is_ok() {
-                return Ok(f());
-            }
-            tokio::task::spawn_blocking(f).await.map_err(io::Error::other)
+        if SCOPE.try_with(|_| ()).is_ok() {
+            return Ok(f());
         }
+        tokio::task::spawn_blocking(f).await.map_err(io::Error::other)
     }
 }
 

@@ -4,6 +4,7 @@
 mod agents;
 mod nodes;
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -65,6 +66,7 @@ struct Sum {
     reads: u64,
     grants: u64,
     installs: u64,
+    faults: BTreeMap<&'static str, u64>,
 }
 
 fn main() -> ExitCode {
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         sum.installs,
         sum.hash
     );
+    println!("faults: {:?}", sum.faults);
     if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -154,6 +157,9 @@ fn one(seed: u64, args: &Args, options: &nodes::Options, sum: &Mutex<Sum>) {
             sum.reads += outcome.stats.reads;
             sum.grants += outcome.stats.grants;
             sum.installs += outcome.stats.installs;
+            for (name, count) in &outcome.stats.faults {
+                *sum.faults.entry(name).or_default() += count;
+            }
             if args.seeds == 1 {
                 println!("seed {seed}: {outcome:#?}");
             }

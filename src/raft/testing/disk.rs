@@ -89,3 +89,20 @@ async fn a_failed_flush_stops_the_node_for_good_and_the_others_go_on() {
     assert!(matches!(error, ConsensusError::Storage(_) | ConsensusError::Stopped(_)), "{error}");
     until("another leads", || (1..=3).any(|id| id != leader && cluster.status(id).is_leader)).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_fails_where_nobody_waits_for_it_stops_the_node_too() {
+    let cluster = Cluster::of(1, |config| {
+        config.snapshot_after_entries = 20;
+        config.keep_entries = 1;
+    })
+    .await;
+    for i in 0..25 {
+        cluster.write(&format!("{i}")).await;
+    }
+    until("a snapshot", || cluster.status(1).snapshot.0 > 0).await;
+    // The next thing that is written is the purge mark, which nobody waits for.
+    cluster.disks[&1].fail_syncs(1);
+    until("it stops", || cluster.status(1).role == "stopped").await;
+    assert!(cluster.status(1).storage_problem.contains("log"), "{:?}", cluster.status(1));
+}
