@@ -171,11 +171,9 @@ async fn once(context: &Context, cluster: &Cluster, args: &Args) -> Outcome {
 /// acted on (C8).
 async fn confirm(cluster: &Cluster, session: u64, nonce: u64, epoch: &v1::Epoch) -> Outcome {
     let what = "confirm the lease";
-    let renewal = v1::Renewal { session, nonce, number: 1, acked: 0, known_grant: epoch.revision };
-    let mut number = 0;
+    let renewal = v1::Renewal { session, nonce, number: 0, acked: 0, known_grant: epoch.revision };
     // A renewal may be answered with "send a new one" (C5); twice is a sick link.
-    for _ in 0..3 {
-        number += 1;
+    for number in 1..=3 {
         let request = v1::KeepAliveRequest { renewals: vec![v1::Renewal { number, ..renewal }] };
         let mut stream = cluster
             .ask(what, |channel| {
