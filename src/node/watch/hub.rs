@@ -4,7 +4,7 @@
 //! the state locked and takes the feed alone, for an append; whatever walks over watchers runs in
 //! the pump, a task of its own, with the index locked.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use regent_core::effect::Applied;
-use regent_core::id::{ElectionName, Incarnation, NodeId, Revision, ServiceName};
+use regent_core::id::{Incarnation, NodeId, Revision};
 use regent_core::state::State;
 use regent_rpc::convert::common::{From, service_name, stamp_out, watch_from};
 use regent_rpc::convert::election::ObserveScope;
@@ -20,19 +20,16 @@ use regent_rpc::convert::status;
 use regent_rpc::pb::v1;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::belief::{Beliefs, Flip};
-use super::change::{Event, Row, Shown, mark};
-use super::feed::{Feed, Group, RingBounds, Unresumable, Work};
+use super::change::{Shown, mark};
+use super::feed::{Feed, Group, RingBounds, Work};
 use super::index::Index;
 use super::mailbox::{Ending, MailboxBounds, Watcher};
-use super::stream::{Head, WatchStream};
+use super::stream::WatchStream;
 use super::{Believes, Filter, Topic};
 use crate::http::metrics::{Kind, Metrics};
-
-/// Rows whose sessions are looked up under one lock of the state.
-const FACTS_CHUNK: usize = 1_000;
 
 /// Bounds and paces of a hub, each with its reason.
 #[derive(Clone, Copy, Debug)]
@@ -84,28 +81,29 @@ pub struct Hub {
 }
 
 pub(super) struct Shared {
-    config: HubConfig,
-    believes: Arc<dyn Believes>,
+    pub config: HubConfig,
+    pub believes: Arc<dyn Believes>,
     metrics: Arc<Metrics>,
-    feed: Mutex<Feed>,
-    inner: Mutex<Inner>,
-    wake: Notify,
+    pub feed: Mutex<Feed>,
+    pub inner: Mutex<Inner>,
+    pub wake: Notify,
     next_id: AtomicU64,
 }
 
+/// What the pump and whoever joins or leaves share.
 #[derive(Default)]
-struct Inner {
+pub(super) struct Inner {
     index: Index,
-    beliefs: Beliefs,
+    pub beliefs: Beliefs,
     incarnation: Incarnation,
     /// Everything up to here was handed out.
-    position: Revision,
+    pub position: Revision,
     /// Watches of earlier generations of the feed were ended.
-    generation: u64,
+    pub generation: u64,
     /// Ask for a sweep or bookmarks out of turn.
     sweep_now: bool,
     bookmark_now: bool,
-    closed: bool,
+    pub closed: bool,
 }
 
 impl Hub {
@@ -239,20 +237,6 @@ impl Hub {
     }
 }
 
-/// What a watcher is served before its mailbox.
-struct Joined {
-    /// Everything up to here is in `rows`, or was seen before.
-    at: Revision,
-    incarnation: Incarnation,
-    generation: u64,
-    /// Changes since the watcher left, each with whether more of its entry follow.
-    replay: Vec<(Arc<Event>, bool)>,
-    /// Rows as they are: of a snapshot, or those whose holder a resumed watcher must be told about
-    /// because another node told it last.
-    rows: Vec<Arc<Event>>,
-    is_snapshot: bool,
-}
-
 impl Shared {
     fn enter(&self, watcher: &Arc<Watcher>) -> Result<(), Status> {
         let mut inner = self.inner.lock();
@@ -292,96 +276,6 @@ impl Shared {
             self.metrics.watchers.get_or_create(&Kind { kind }).dec();
             self.metrics.watchers_cut_off.get_or_create(&Kind { kind: why.as_str() }).inc();
         }
-    }
-
-    fn snapshot(&self, state: &RwLock<State>, watcher: &Watcher) -> Joined {
-        let (at, incarnation, generation, rows) = {
-            let state = state.read();
-            let rows = Rows::collect(&state, watcher, None);
-            (state.revision(), state.incarnation(), self.feed.lock().generation(), rows)
-        };
-        let rows = rows.into_events(state);
-        Joined { at, incarnation, generation, replay: Vec::new(), rows, is_snapshot: true }
-    }
-
-    fn resume(
-        &self,
-        state: &RwLock<State>,
-        watcher: &Watcher,
-        incarnation: Incarnation,
-        revision: Revision,
-    ) -> Result<Joined, Status> {
-        let (groups, at, generation, rows) = {
-            let state = state.read();
-            let rows = Rows::collect(&state, watcher, Some(revision));
-            // Under the state's lock the feed stands exactly at its revision.
-            let feed = self.feed.lock();
-            let (groups, at) = feed.after(incarnation, revision).map_err(unresumable)?;
-            (groups, at, feed.generation(), rows)
-        };
-        let mut replay = Vec::new();
-        for group in &groups {
-            let seen = group.events.iter().filter(|event| {
-                event.topic() == watcher.topic && watcher.filter.covers(&event.name)
-            });
-            let seen: Vec<_> = seen.cloned().collect();
-            let last = seen.len().saturating_sub(1);
-            replay.extend(seen.into_iter().enumerate().map(|(i, event)| (event, i < last)));
-        }
-        let rows = rows.into_events(state);
-        Ok(Joined { at, incarnation, generation, replay, rows, is_snapshot: false })
-    }
-
-    /// Decides how everything served first is shown, and lets the mailbox begin behind it.
-    fn join(&self, watcher: &Arc<Watcher>, joined: Joined) -> Head {
-        let Joined { at, incarnation, generation, replay, rows, is_snapshot } = joined;
-        let mut masked: HashSet<Arc<str>> = HashSet::new();
-        let mut held: HashMap<Arc<str>, Arc<Event>> = HashMap::new();
-        let mut messages: Vec<(Arc<Event>, HeadShown)> = Vec::with_capacity(replay.len());
-        let mut show = |event: &Arc<Event>| {
-            held.remove(&event.name);
-            masked.remove(&event.name);
-            let Some(session) = event.holder() else { return false };
-            held.insert(event.name.clone(), event.clone());
-            let hide = !self.believes.believed_live(session);
-            if hide {
-                masked.insert(event.name.clone());
-            }
-            hide
-        };
-        for (event, more) in replay {
-            let masked = show(&event);
-            messages.push((event, HeadShown::Change(Shown { masked, more })));
-        }
-        // A snapshot can be gone on from only as a whole, so its rows carry no revision.
-        let label = if is_snapshot { Revision(0) } else { at };
-        for event in rows {
-            let masked = show(&event);
-            messages.push((event, HeadShown::Row { label, masked }));
-        }
-        let stamp = stamp_out(incarnation, at, self.config.node, self.believes.age_ms());
-        {
-            let mut inner = self.inner.lock();
-            watcher.join(at, generation);
-            if generation < inner.generation {
-                // What it was to be served has become void before it was in.
-                watcher.end(if inner.closed { Ending::Closing } else { Ending::Compacted });
-            }
-            let changed = if inner.position > at {
-                let since = self.feed.lock().after(incarnation, at);
-                let groups = since.map(|(groups, _)| groups).unwrap_or_default();
-                let events = groups.iter().flat_map(|group| &group.events);
-                events.map(|event| event.name.clone()).collect()
-            } else {
-                HashSet::new()
-            };
-            if !watcher.has_ended() {
-                let held = held.into_values().collect();
-                inner.beliefs.join(watcher.clone(), at, generation, held, masked, &changed);
-            }
-        }
-        self.wake.notify_one();
-        Head::new(messages, mark(watcher.topic, stamp, is_snapshot))
     }
 
     /// One round of the pump; returns whether belief must be looked at again soon.
@@ -493,101 +387,6 @@ impl Shared {
             let kind = Ending::Slow.as_str();
             self.metrics.watchers_cut_off.get_or_create(&Kind { kind }).inc();
             tracing::info!(filter = ?watcher.filter, "a watcher was too slow and is cut off");
-        }
-    }
-}
-
-/// How something served first is shown.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum HeadShown {
-    Change(Shown),
-    Row { label: Revision, masked: bool },
-}
-
-/// Rows picked under the state's lock, cheaply; what else they need is looked up in small bites, so
-/// that a snapshot of everything does not hold up `apply`.
-enum Rows {
-    Elections(Vec<(ElectionName, Arc<regent_core::state::election::Election>)>),
-    Services(Vec<Arc<Event>>),
-}
-
-impl Rows {
-    /// `seen`: for a resumed watch, the revision it has seen; then only held elections that have
-    /// not changed since are taken: belief in their holders is all that may differ from what the
-    /// watcher knows.
-    fn collect(state: &State, watcher: &Watcher, seen: Option<Revision>) -> Self {
-        match watcher.topic {
-            Topic::Elections => {
-                let rows = covered(state.elections(), &watcher.filter, ElectionName::as_str, |n| {
-                    ElectionName::parse(n).ok()
-                });
-                let rows = rows.filter(|(_, row)| {
-                    seen.is_none_or(|seen| row.changed <= seen && row.holder.is_some())
-                });
-                Self::Elections(rows.map(|(name, row)| (name.clone(), row.clone())).collect())
-            }
-            Topic::Services if seen.is_some() => Self::Services(Vec::new()),
-            Topic::Services => {
-                let rows = covered(state.services(), &watcher.filter, ServiceName::as_str, |n| {
-                    ServiceName::parse(n).ok()
-                });
-                let events = rows.map(|(name, row)| {
-                    let row = Row::service(state, name, row.clone());
-                    Arc::new(Event::new(name.as_str().into(), state.revision(), row))
-                });
-                Self::Services(events.collect())
-            }
-        }
-    }
-
-    fn into_events(self, state: &RwLock<State>) -> Vec<Arc<Event>> {
-        let rows = match self {
-            Self::Services(events) => return events,
-            Self::Elections(rows) => rows,
-        };
-        let mut events = Vec::with_capacity(rows.len());
-        for chunk in rows.chunks(FACTS_CHUNK) {
-            let state = state.read();
-            for (name, row) in chunk {
-                let changed = row.changed;
-                let row = Row::election(&state, name, row.clone());
-                events.push(Arc::new(Event::new(name.as_str().into(), changed, row)));
-            }
-        }
-        events
-    }
-}
-
-/// The rows of `table` that `filter` covers, found by its order.
-fn covered<'a, K: Ord, V>(
-    table: &'a std::collections::BTreeMap<K, V>,
-    filter: &'a Filter,
-    text: impl Fn(&K) -> &str + 'a,
-    parse: impl Fn(&str) -> Option<K>,
-) -> impl Iterator<Item = (&'a K, &'a V)> {
-    let first = match filter {
-        Filter::One(name) | Filter::Prefix(name) => parse(name),
-    };
-    let range = match first {
-        Some(first) => table.range(first..),
-        None => table.range(..),
-    };
-    // One name: the first row is it, or it is not there. A prefix: its rows stand together. No
-    // prefix is no name, so the whole table is looked at.
-    range.take_while(move |(name, _)| filter.covers(text(name)))
-}
-
-fn unresumable(why: Unresumable) -> Status {
-    match why {
-        Unresumable::Incarnation => Ending::Incarnation.status(),
-        Unresumable::Compacted { oldest } => status::compacted(format!(
-            "what came after this revision is no longer kept, the oldest is {oldest}: begin anew"
-        )),
-        Unresumable::Ahead { applied } => {
-            let mut refused = status::Refused::of("node_behind");
-            refused.hint = "try another node, or this one a little later".into();
-            let text = format!("this node has applied only up to revision {applied}");
-            refused.into_status(Code::Unavailable, text)
         }
     }
 }

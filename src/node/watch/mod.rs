@@ -16,6 +16,7 @@ mod change;
 mod feed;
 mod hub;
 mod index;
+mod join;
 mod mailbox;
 pub mod serve;
 mod stream;

@@ -12,7 +12,8 @@ use regent_rpc::pb::v1;
 use tonic::Status;
 
 use super::change::Event;
-use super::hub::{HeadShown, Shared};
+use super::hub::Shared;
+use super::join::HeadShown;
 use super::mailbox::{Found, Watcher};
 
 /// Served on joining, encoded when it is read: a large snapshot is never in memory twice.
