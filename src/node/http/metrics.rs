@@ -202,7 +202,7 @@ metrics! {
     elections_held: Gauge = "lease_elections_held", "count",
         "Elections with a holder this node believes live";
     renewals: Family<Kind, Counter> = "lease_renewals", "count",
-        "Renewals of clients of this node by outcome: extended, session_gone, nonce_stale, number_stale, resend, refused";
+        "Renewals of clients of this node by outcome";
     renewals_per_tick: RenewalHistogram = "lease_renewals_per_tick", "count",
         "Renewals that left this node in one tick";
     renewals_per_entry: RenewalHistogram = "lease_renewals_per_entry", "count",

@@ -17,7 +17,8 @@ const QUIET: [&str; 6] = ["h2", "hyper", "hyper_util", "rustls", "tower", "openr
 /// A directive cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{directive:?} is no log directive: use a level (off, error, warn, info, debug, trace) or target=level, separated by commas"
+    "{directive:?} is no log directive: use a level (off, error, warn, info, debug, trace) or \
+     target=level, separated by commas"
 )]
 pub struct FilterError {
     /// The part that is wrong.

@@ -1,3 +1,5 @@
+//! Conversions: round trips, and damaged or hostile bytes.
+
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;

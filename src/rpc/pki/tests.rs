@@ -1,3 +1,5 @@
+//! The authority: round trips, no key overwritten, the steps of a rotation.
+
 #![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::PermissionsExt;

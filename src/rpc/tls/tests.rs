@@ -1,3 +1,5 @@
+//! Who gets in and who does not, with real certificates and connections.
+
 #![allow(clippy::unwrap_used)]
 
 use std::io;

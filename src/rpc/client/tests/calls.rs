@@ -1,3 +1,5 @@
+//! Calls against fake nodes: hints followed, deadlines kept, retries that do a thing once.
+
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 

@@ -1,3 +1,5 @@
+//! Leases against fake nodes and a fake clock: held exactly as long as C1 allows.
+
 use std::time::Duration;
 
 use regent_core::id::ElectionName;

@@ -1,3 +1,5 @@
+//! The client against fake nodes, over real TLS and gRPC.
+
 #![allow(clippy::unwrap_used)]
 
 mod calls;

@@ -1,3 +1,5 @@
+//! Watches against fake nodes: resumed, each change told once.
+
 use regent_core::id::Revision;
 use tonic::Status;
 
