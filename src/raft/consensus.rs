@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use crate::api::{ConsensusError, ConsensusStatus, Sink, Transport};
 use crate::config::{ConsensusConfig, RunMode, StartError};
 use crate::log_store::LogStore;
-use crate::machine::{Machine, Shared};
+use crate::machine::{Machine, Shared, Snapshots};
 use crate::network::Links;
 use crate::reads::{self, Reader};
 use crate::runtime::Rt;
@@ -152,7 +152,7 @@ fn open_machine(
         state: Arc::new(RwLock::new(state)),
         sink,
         applied,
-        snapshots: Mutex::new(snapshots),
+        snapshots: Mutex::new(Snapshots { dir: snapshots, newest: last }),
         stopped: Mutex::default(),
         problem: Mutex::default(),
     };

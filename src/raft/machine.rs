@@ -9,7 +9,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::entry::RaftEntry as _;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -36,6 +35,26 @@ pub(crate) struct SnapshotData {
     pub state: Option<State>,
 }
 
+/// The snapshots on disk, and what the newest of them covers.
+pub(crate) struct Snapshots {
+    pub dir: SnapshotDir,
+    pub newest: Option<LogId>,
+}
+
+impl Snapshots {
+    /// Saves a snapshot unless a newer one is there. One that is built here and one that another
+    /// node sends can be under way together; the log is purged by the newer one as soon as that is
+    /// saved, so the older one must not take its place as the newest file.
+    fn save(&mut self, meta: &SnapshotMeta, data: &[u8]) -> io::Result<()> {
+        if meta.last_log_id < self.newest {
+            return Ok(());
+        }
+        self.dir.save(&wire::encode(meta), data)?;
+        self.newest = meta.last_log_id;
+        Ok(())
+    }
+}
+
 /// How long a full disk is left alone before a snapshot is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -44,7 +63,7 @@ pub(crate) struct Shared {
     pub state: Arc<RwLock<State>>,
     pub sink: Arc<dyn Sink>,
     pub applied: watch::Sender<Revision>,
-    pub snapshots: Mutex<SnapshotDir>,
+    pub snapshots: Mutex<Snapshots>,
     /// Why applying stopped for good; empty while it goes on.
     pub stopped: Mutex<String>,
     /// What is wrong with the snapshot directory; empty when all is well.
@@ -54,11 +73,11 @@ pub(crate) struct Shared {
 impl Shared {
     /// Saves a snapshot durably. A full disk is waited out: an error here would stop the node,
     /// which has nothing wrong with it.
-    async fn save(self: &Arc<Self>, head: Bytes, data: Arc<Vec<u8>>) -> io::Result<()> {
+    pub async fn save(self: &Arc<Self>, meta: &SnapshotMeta, data: Arc<Vec<u8>>) -> io::Result<()> {
         loop {
-            let (shared, head, data) = (self.clone(), head.clone(), data.clone());
+            let (shared, meta, data) = (self.clone(), meta.clone(), data.clone());
             let saved =
-                Rt::spawn_blocking(move || shared.snapshots.lock().save(&head, &data)).await?;
+                Rt::spawn_blocking(move || shared.snapshots.lock().save(&meta, &data)).await?;
             match saved {
                 Err(error) if is_full(&error) => {
                     *self.problem.lock() = format!("no space left for a snapshot: {error}");
@@ -188,7 +207,7 @@ impl RaftStateMachine<Types> for Machine {
                 .await?
                 .map_err(io::Error::other)?,
         };
-        self.shared.save(wire::encode(meta), bytes).await?;
+        self.shared.save(meta, bytes).await?;
         self.last = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         let mut current = self.shared.state.write();
@@ -200,7 +219,8 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let shared = self.shared.clone();
-        let loaded = Rt::spawn_blocking(move || shared.snapshots.lock().load_newest()).await??;
+        let loaded =
+            Rt::spawn_blocking(move || shared.snapshots.lock().dir.load_newest()).await??;
         let Some(stored) = loaded.newest else { return Ok(None) };
         let meta = wire::decode(&stored.meta).map_err(io::Error::other)?;
         let snapshot = SnapshotData { bytes: Arc::new(stored.data.into()), state: None };
@@ -222,7 +242,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
         let gone = io::Error::other("this snapshot was already built");
         let state = std::mem::replace(&mut self.state, Err(gone))?;
         let bytes = Arc::new(Rt::spawn_blocking(move || state.encode_snapshot()).await?);
-        self.shared.save(wire::encode(&self.meta), bytes.clone()).await?;
+        self.shared.save(&self.meta, bytes.clone()).await?;
         Ok(Snapshot { meta: self.meta.clone(), snapshot: SnapshotData { bytes, state: None } })
     }
 }

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use openraft::StorageError;
 use openraft::async_runtime::AsyncRuntime as _;
+use openraft::impls::leader_id_adv::LeaderId;
 use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::vote::RaftLeaderId as _;
 use parking_lot::{Mutex, RwLock};
 use regent_core::id::Revision;
 use regent_core::state::State;
 
 use super::mesh::Heard;
 use crate::log_store::LogStore;
-use crate::machine::{Machine, Shared};
+use crate::machine::{Machine, Shared, Snapshots};
 use crate::runtime::Rt;
 use crate::store::sim_disk::SimDisk;
 use crate::store::snapshot::SnapshotDir;
 use crate::store::wal::{Wal, WalOptions};
 use crate::store::writer::Writer;
-use crate::types::Types;
+use crate::types::{LogId, SnapshotMeta, Types};
 
 struct Builder;
 
@@ -35,7 +37,7 @@ impl StoreBuilder<Types, LogStore, Machine> for Builder {
             state: Arc::new(RwLock::new(State::default())),
             sink: Arc::new(Heard::default()),
             applied: tokio::sync::watch::Sender::new(Revision(0)),
-            snapshots: Mutex::new(snapshots),
+            snapshots: Mutex::new(Snapshots { dir: snapshots, newest: None }),
             stopped: Mutex::default(),
             problem: Mutex::default(),
         };
@@ -48,4 +50,19 @@ impl StoreBuilder<Types, LogStore, Machine> for Builder {
 #[test]
 fn the_log_store_passes_the_suite_of_its_engine() {
     Rt::run(Suite::test_all(Builder)).expect("the suite passes");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_is_ready_late_does_not_replace_a_newer_one() {
+    let ((), _log, machine) = Builder.build().await.expect("an empty disk");
+    let meta = |index| SnapshotMeta {
+        last_log_id: Some(LogId::new(LeaderId::new(1, 1), index)),
+        ..SnapshotMeta::default()
+    };
+    for (index, text) in [(10, "ten"), (7, "seven")] {
+        let data = Arc::new(text.as_bytes().to_vec());
+        machine.shared.save(&meta(index), data).await.expect("there is space");
+    }
+    let loaded = machine.shared.snapshots.lock().dir.load_newest().expect("readable");
+    assert_eq!(loaded.newest.expect("one was saved").data, "ten");
 }

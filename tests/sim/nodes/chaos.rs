@@ -1,6 +1,8 @@
 //! What goes wrong, when, and that it ends: the driver of a run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use regent_core::command::Command;
@@ -8,6 +10,8 @@ use regent_core::id::{Incarnation, NodeId, Revision};
 use regent_core::state::election::Holder;
 use regent_raft::api::Member;
 use regent_raft::store::sim_disk::SimDisk;
+use regent_raft::store::snapshot::SnapshotDir;
+use regent_raft::store::vfs::Vfs as _;
 use tokio::time::Instant;
 
 use super::client::{self, Client};
@@ -99,6 +103,11 @@ impl Site {
         self.world.note(format!("start node {id}"));
         if let Err(error) = node::start(&self.world, id, &disk).await {
             self.world.violation(format!("node {id} does not start: {error}"));
+            let dir = Path::new("/data/snapshots");
+            let files = disk.list(dir).unwrap_or_default();
+            let found = SnapshotDir::open(Arc::new(disk), dir).and_then(|dir| dir.load_newest());
+            let refused = found.map(|found| found.refused);
+            self.world.note(format!("snapshots of node {id}: {files:?}, damaged: {refused:?}"));
         }
     }
 
@@ -211,6 +220,9 @@ impl Site {
 
     fn crash(&mut self, id: u64) {
         let Some(node) = self.world.running(id) else { return };
+        let status = node.consensus.status().borrow().clone();
+        let (log, snapshot) = (status.last_log, status.snapshot);
+        self.world.note(format!("crash node {id}: log {log}, snapshot {snapshot}"));
         node.life.kill();
         self.world.set_running(id, None);
         self.frozen.remove(&id);
