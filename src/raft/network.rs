@@ -103,7 +103,10 @@ impl Link {
 /// Sending times of the requests that are not answered yet, oldest first.
 type Waiting = Arc<Mutex<VecDeque<Instant>>>;
 
-/// Passes answers on, and ends the stream when the oldest request has waited for `stall`.
+/// Passes answers on, and ends the stream with an error when the oldest request has waited for
+/// `stall`, or when the stream ended with requests unanswered. A quiet end would not do: openraft
+/// then resumes by itself with the command it had last, though it has meanwhile given that up,
+/// purged the log and begun to send a snapshot; it would send entries with a hole before them.
 fn watched(
     answers: BoxStream<'static, Result<bytes::Bytes, TransportError>>,
     waiting: Waiting,
@@ -115,7 +118,11 @@ fn watched(
             let oldest = waiting.lock().front().copied();
             let until = oldest.unwrap_or_else(Instant::now) + stall;
             match tokio::time::timeout_at(until, answers.next()).await {
-                Ok(None) => return None,
+                Ok(None) if waiting.lock().is_empty() => return None,
+                Ok(None) => {
+                    let error = unreachable("replication: the stream ended without an answer");
+                    return Some((Err(error), None));
+                }
                 Ok(Some(answer)) => {
                     waiting.lock().pop_front();
                     let answer: Rpc<StreamAppendResult<Types>> =

@@ -43,6 +43,9 @@ struct Args {
     /// Print every event.
     #[arg(long)]
     trace: bool,
+    /// Print what the consensus engine says of itself, too; for a single seed.
+    #[arg(long)]
+    trace_engine: bool,
     /// Break the system on purpose; one of lying-disk, old-disk, local-reads, eager-expiry,
     /// loose-holder, diverging (depth agents has its own). The seeds are then expected to fail.
     #[arg(long)]
@@ -71,6 +74,10 @@ struct Sum {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.trace_engine {
+        let level = tracing::Level::DEBUG;
+        tracing_subscriber::fmt().with_max_level(level).without_time().with_ansi(false).init();
+    }
     if args.depth == Depth::Agents {
         return run_agents(&args);
     }

@@ -12,6 +12,8 @@ pub mod options;
 mod tests;
 mod world;
 
+use std::cell::RefCell;
+use std::sync::Once;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, RngSeed};
@@ -37,6 +39,25 @@ pub struct Outcome {
     pub stats: Stats,
 }
 
+thread_local! {
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Makes panics of tasks known: tokio catches them, and a node whose replication task died of one
+/// would only look slow.
+fn hear_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            // At the end of a thread there is nobody left to tell.
+            let _ = PANICS.try_with(|panics| panics.borrow_mut().push(panic.to_string()));
+            before(panic);
+        }));
+    });
+    PANICS.with(|panics| panics.borrow_mut().clear());
+}
+
 /// Runs one seed.
 pub fn run(seed: u64, options: &Options) -> Outcome {
     let runtime = Builder::new_current_thread()
@@ -45,6 +66,7 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
         .rng_seed(RngSeed::from_bytes(&seed.to_be_bytes()))
         .build()
         .expect("a runtime without threads");
+    hear_panics();
     runtime.block_on(async {
         let world = World::new(seed, options.clone());
         world.note(format!("seed {seed}, within A1: {}", world.within_a1()));
@@ -52,6 +74,9 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
         site.rage(Duration::from_secs(options.seconds)).await;
         if world.checker().violation().is_none() {
             site.settle().await;
+        }
+        if let Some(panic) = PANICS.with(|panics| panics.borrow().first().cloned()) {
+            world.violation(format!("a task panicked: {panic}"));
         }
         let (hash, events) = world.trace_hash();
         let checker = world.checker();
