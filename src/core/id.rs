@@ -1,6 +1,6 @@
 //! The names of things: newtypes, so that a session is never passed where a revision is meant.
 //!
-//! Names are checked once, where text enters ([`Name::parse`]); after that a name is valid.
+//! Names are checked once, where text enters (`Name::parse`); after that a name is valid.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use regent_core::authz::Principal;
 use regent_core::id::{Incarnation, NodeId, Revision};
 use regent_raft::offline::{self, Holding};
+use regent_raft::store::identity::{NAME, belongs, read_identity};
 use regent_raft::store::real_disk::RealDisk;
 use regent_raft::{ConsensusConfig, StartError};
 use regent_rpc::tls::{ExpectPeer, Tls};
@@ -112,12 +113,14 @@ pub async fn recover(options: &RecoverOptions) -> Result<RecoverReport, RecoverE
     let config = &options.config;
     let dir = config.data_dir.clone();
     let tls = load_tls(config)?;
-    let record = identity::read(&dir)?.ok_or_else(|| RecoverError::Nothing(dir.clone()))?;
-    if record.node != config.node_id || record.cluster != config.cluster {
-        let (node, cluster) = (record.node, record.cluster);
-        return Err(IdentityError::Foreign { dir, node, cluster }.into());
+    if !dir.exists() {
+        return Err(RecoverError::Nothing(dir));
     }
     let _lock = identity::lock(&dir)?;
+    let found = read_identity(&RealDisk, &dir).map_err(IdentityError::from)?;
+    let record = found.ok_or_else(|| RecoverError::Nothing(dir.clone()))?;
+    belongs(&record, &dir.join(NAME), &config.cluster, config.node_id)
+        .map_err(IdentityError::from)?;
     let settings = ConsensusConfig::new(config.node_id, config.raft_dir(), config.timing());
     let held = offline::read(&settings, Arc::new(RealDisk)).await?;
     if !held.state.cluster().is_bootstrapped() {

@@ -20,7 +20,7 @@ use regent_raft::{ConsensusConfig, StartError};
 use regent_rpc::clock::{Clock as _, SystemClock};
 
 use crate::config::NodeConfig;
-use crate::identity::{self, DiskRecord, IdentityError, random};
+use crate::identity::{self, IdentityError, random};
 
 /// What to restore, and as what.
 #[derive(Clone, Debug)]
@@ -156,10 +156,8 @@ pub async fn restore(options: &RestoreOptions) -> Result<RestoreReport, RestoreE
     let life = new_life(config, to, &options.reason, &options.by);
     let timing = row.timing;
     // Identity first: a directory with a log but no identity would never start.
-    std::fs::create_dir_all(&config.data_dir)
-        .map_err(|source| RestoreError::Read { path: config.data_dir.clone(), source })?;
     let _lock = identity::lock(&config.data_dir)?;
-    identity::write(&config.data_dir, &DiskRecord::new(config.node_id, &config.cluster))?;
+    identity::establish(&config.data_dir, config.node_id, &config.cluster)?;
     let settings = ConsensusConfig::new(config.node_id, config.raft_dir(), timing);
     Holding::of_backup(state).begin(&life, &settings, Arc::new(RealDisk)).await?;
     report.written = true;

@@ -35,7 +35,7 @@ use crate::compare::Comparison;
 use crate::config::{ConfigError, NodeConfig};
 use crate::history::{History, HistoryConfig};
 use crate::http::process::watch_process;
-use crate::http::server::Plaintext;
+use crate::http::server::{Plaintext, PlaintextExposed, Verified, refuse_plaintext, serve};
 use crate::http::{Health, Metrics};
 use crate::identity::{Identity, IdentityError};
 use crate::leadership::Leadership;
@@ -94,6 +94,9 @@ pub enum RunError {
         #[source]
         source: std::io::Error,
     },
+    /// The HTTP port would answer in plaintext to others than this machine.
+    #[error(transparent)]
+    Plaintext(#[from] PlaintextExposed),
     /// Consensus did not start.
     #[error("consensus did not start")]
     Consensus(#[from] StartError),
@@ -155,13 +158,16 @@ impl Node {
         grpc: TcpListener,
         http: TcpListener,
     ) -> Result<Self, RunError> {
+        refuse_plaintext(local(&http)?, config.listen.http_plaintext)?;
         let tls = load_tls(&config)?;
-        let identity = Identity::open(&config.data_dir, config.node_id, &config.cluster)?;
+        let mut identity = Identity::open(&config.data_dir, config.node_id, &config.cluster)?;
         tracing::info!(
             node = %config.node_id, cluster = config.cluster, boot = identity.boot,
             disk = format!("{:016x}", identity.disk), "starting"
         );
         let (shell, fatal) = assemble(config, &identity, tls).await?;
+        // Votes are not allowed yet; see `come_up`.
+        identity.note_log()?;
         let grpc_addr = local(&grpc)?;
         let http_addr = local(&http)?;
         let (stop, stopped) = watch::channel(false);
@@ -169,9 +175,15 @@ impl Node {
         let metrics = shell.metrics.clone();
         let health = shell.health.clone();
         let http_stop = stopped.clone();
+        let plaintext = shell.config.listen.http_plaintext;
+        let verified = Verified(shell.tls.clone());
         let http = tokio::spawn(async move {
-            let served = crate::http::server::serve(http, Plaintext, metrics, health, http_stop);
-            if let Err(error) = served.await {
+            let served = if plaintext {
+                serve(http, Plaintext, metrics, health, http_stop).await
+            } else {
+                serve(http, verified, metrics, health, http_stop).await
+            };
+            if let Err(error) = served {
                 tracing::error!(%error, "the HTTP port is lost");
             }
         });

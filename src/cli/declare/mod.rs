@@ -1,4 +1,4 @@
-//! Service declarations in TOML: from a file to a checked [`ServiceSpec`], every problem at once.
+//! Service declarations in TOML: from a file to a checked `ServiceSpec`, every problem at once.
 //!
 //! ```toml
 //! name = "orders"
@@ -14,7 +14,7 @@
 //! priority = 100
 //! locality = { region = "eu", zone = "a", host = "db1" }
 //! ```
-//! Whether a declaration makes sense is judged by the core ([`ServiceSpec::validate`]), here before
+//! Whether a declaration makes sense is judged by the core (`ServiceSpec::validate`), here before
 //! anything is sent and by `apply` again. What is judged here is only what the core cannot see:
 //! keys that do not exist and values of another type.
 

@@ -1,7 +1,7 @@
 //! The clocks of leases: what a holder may believe (C1), what a node may take away (C2) or name
 //! (C3), which renewals count (C5), and when a clock is not to be trusted (C9).
 //!
-//! Nothing here reads a clock: shells hand in [`Reading`](crate::time::Reading)s. Nothing here
+//! Nothing here reads a clock: shells hand in [`Reading`]s. Nothing here
 //! is replicated: these are the local halves of PROTOCOL.md C, and `apply` never sees them.
 //!
 //! ```text

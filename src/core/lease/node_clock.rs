@@ -224,7 +224,7 @@ impl NodeClock {
     }
 
     /// At most `limit` sessions whose expiry may be proposed at `now`. One that was named is named
-    /// again after [`REPORT_AGAIN`] at the earliest, as long as it is there and not renewed.
+    /// again after `REPORT_AGAIN` at the earliest, as long as it is there and not renewed.
     pub fn due(&mut self, now: Reading, limit: usize) -> Vec<SessionId> {
         let mut due = Vec::new();
         for _ in 0..MAX_LOOKS {

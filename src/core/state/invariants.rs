@@ -4,7 +4,7 @@
 //! service, that service is quarantined (PROTOCOL.md G). The texts here end up in replicated rows,
 //! so they hold nothing that two builds could print differently.
 //!
-//! [`check_touched`] costs what was touched; [`check_all`] looks at everything, for tests, the
+//! `check_touched` costs what was touched; `check_all` looks at everything, for tests, the
 //! simulator and a deep check of a node.
 
 use std::collections::BTreeSet;

@@ -23,6 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Sleep;
 
+use regent_rpc::tls::{Connection, Tls};
+
 use super::health::Health;
 use super::metrics::{Kind, Metrics};
 
@@ -46,7 +48,7 @@ pub trait Secure: Send + Sync + 'static {
 }
 
 /// No TLS, for scrapers that cannot speak it (kubelets, old Prometheus). Only on loopback: a
-/// sidecar proxy or `ssh -L` must stand in front. [`bind`] refuses any other address.
+/// sidecar proxy or `ssh -L` must stand in front. [`refuse_plaintext`] refuses any other address.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Plaintext;
 
@@ -70,32 +72,45 @@ impl Secure for Plaintext {
     }
 }
 
-/// The HTTP port cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum BindError {
-    /// `http_plaintext` with an address that others can reach.
-    #[error("http_plaintext is allowed on loopback only, and {0} is not: use 127.0.0.1 or mTLS")]
-    PlaintextNotLoopback(SocketAddr),
-    /// The kernel refused.
-    #[error("cannot listen on {addr}")]
-    Listen {
-        /// Where.
-        addr: SocketAddr,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+/// Mutual TLS, as on the gRPC port: whoever the trust domain knows may look at health and metrics
+/// (every role has `status.read`).
+#[derive(Clone, Debug)]
+pub struct Verified(pub Arc<Tls>);
+
+impl Secure for Verified {
+    type Io = Connection;
+    fn secure(
+        &self,
+        stream: TcpStream,
+        from: SocketAddr,
+    ) -> BoxFuture<'static, io::Result<Connection>> {
+        let tls = Arc::clone(&self.0);
+        Box::pin(async move {
+            let connection = tls.accept_http(stream, from).await?;
+            match &connection.peer().principal {
+                Ok(_) => Ok(connection),
+                Err(problem) => {
+                    Err(io::Error::new(io::ErrorKind::PermissionDenied, problem.to_string()))
+                }
+            }
+        })
+    }
 }
 
-/// Opens the HTTP port.
+/// `http_plaintext` with an address that others can reach.
+#[derive(Debug, thiserror::Error)]
+#[error("http_plaintext is allowed on loopback only, and {0} is not: use 127.0.0.1 or mTLS")]
+pub struct PlaintextExposed(pub SocketAddr);
+
+/// Refuses plaintext elsewhere than on loopback.
 ///
 /// # Errors
-/// [`BindError`]; plaintext elsewhere than on loopback is refused here.
-pub async fn bind(addr: SocketAddr, plaintext: bool) -> Result<TcpListener, BindError> {
+/// [`PlaintextExposed`].
+pub fn refuse_plaintext(addr: SocketAddr, plaintext: bool) -> Result<(), PlaintextExposed> {
     if plaintext && !addr.ip().is_loopback() {
-        return Err(BindError::PlaintextNotLoopback(addr));
+        return Err(PlaintextExposed(addr));
     }
-    TcpListener::bind(addr).await.map_err(|source| BindError::Listen { addr, source })
+    Ok(())
 }
 
 #[derive(Clone)]
@@ -307,7 +322,7 @@ mod tests {
     }
 
     async fn start<S: Secure>(secure: S, health: &Health) -> (SocketAddr, watch::Sender<bool>) {
-        let listener = bind("127.0.0.1:0".parse().expect("an address"), true).await.expect("binds");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let addr = listener.local_addr().expect("an address");
         let (stop, stopped) = watch::channel(false);
         let metrics = Arc::new(Metrics::new());
@@ -352,9 +367,16 @@ mod tests {
         assert_eq!(get_page(addr, "/livez").await.0, 200);
     }
 
-    #[tokio::test]
-    async fn plaintext_is_refused_on_an_address_others_can_reach() {
-        let refused = bind("0.0.0.0:0".parse().expect("an address"), true).await;
-        assert!(matches!(refused, Err(BindError::PlaintextNotLoopback(_))));
+    #[test]
+    fn plaintext_is_refused_on_an_address_others_can_reach() {
+        for (addr, plaintext, fine) in [
+            ("0.0.0.0:80", true, false),
+            ("10.0.0.1:80", true, false),
+            ("0.0.0.0:80", false, true),
+            ("127.0.0.1:80", true, true),
+        ] {
+            let got = refuse_plaintext(addr.parse().expect("an address"), plaintext);
+            assert_eq!(got.is_ok(), fine, "{addr} {plaintext}");
+        }
     }
 }

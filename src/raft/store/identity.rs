@@ -19,9 +19,18 @@ pub struct Identity {
     /// The node id, never given to another disk.
     pub node: NodeId,
     /// Random, made once with the directory.
-    pub disk_id: [u8; 16],
+    pub disk: u64,
     /// Starts so far, this one included; durable before it is told to anybody.
     pub boots: u64,
+    /// Whether a log was made: from then on, a start that finds none has forgotten its votes.
+    pub has_log: bool,
+}
+
+impl Identity {
+    /// The identity of a directory that never started.
+    pub fn new(cluster: &str, node: NodeId, disk: u64) -> Self {
+        Self { cluster: cluster.to_string(), node, disk, boots: 0, has_log: false }
+    }
 }
 
 /// Why the identity could not be read or written.
@@ -37,7 +46,7 @@ pub enum IdentityError {
         /// What was configured.
         expected: String,
     },
-    /// Damaged, or missing beside a log.
+    /// Damaged, or log and identity are not both there.
     #[error("{path}: {what}")]
     Corrupt {
         /// The identity file.
@@ -58,80 +67,130 @@ pub enum IdentityError {
     },
 }
 
-const NAME: &str = "identity";
+/// Name of the file in the data directory.
+pub const NAME: &str = "identity";
 const TEMPORARY_NAME: &str = "identity.tmp";
 const TITLE: &str = "regent node identity 1";
 
+/// What to do with a disk that cannot be trusted.
+const START_OVER: &str = "Keep the directory for analysis, remove the node from the cluster, and add \
+                          it again empty under a new node id";
+
 /// Reads the identity in the data directory `dir` and counts this start; makes one with
-/// `fresh_disk_id` if the directory is new. A log or snapshots without an identity are refused:
-/// whose votes they hold is unknown. Call it once per start, while nobody else has the directory.
+/// `fresh_disk` if the directory is new. `log` is where the log and the snapshots lie. A log
+/// without an identity is refused, because whose votes it holds is unknown; an identity that had a
+/// log and lost it as well, because this node has forgotten how it voted. Call it once per start,
+/// while nobody else has the directory.
+///
+/// # Errors
+/// [`IdentityError`]; nothing may start then.
 pub fn open_identity(
     vfs: &dyn Vfs,
     dir: &Path,
+    log: &Path,
     cluster: &str,
     node: NodeId,
-    fresh_disk_id: [u8; 16],
+    fresh_disk: u64,
 ) -> Result<Identity, IdentityError> {
-    let path = dir.join(NAME);
     vfs.create_dir_all(dir).map_err(cannot("make", dir))?;
-    let mut identity = match vfs.read(&path) {
-        Ok(bytes) => decode(&bytes).map_err(|what| IdentityError::Corrupt {
-            path: path.clone(),
-            what: format!(
-                "{what}. Keep the directory for analysis, remove the node from the cluster, and \
-                 add it again empty under a new node id"
-            ),
-        })?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            refuse_orphans(vfs, dir, &path)?;
-            Identity { cluster: cluster.to_string(), node, disk_id: fresh_disk_id, boots: 0 }
+    let there = has_log(vfs, log)?;
+    let mut identity = match read_identity(vfs, dir)? {
+        Some(identity) => identity,
+        None if there => {
+            return Err(corrupt(
+                &dir.join(NAME),
+                format!(
+                    "the file is missing, but {} is not empty: whose data this is cannot be told. \
+                 Bring the file back, or start with an empty directory under a new node id",
+                    log.display()
+                ),
+            ));
         }
-        Err(error) => return Err(cannot("read", &path)(error)),
+        None => Identity::new(cluster, node, fresh_disk),
     };
-    if identity.cluster != cluster || identity.node != node {
-        return Err(IdentityError::Foreign {
-            path,
-            found: format!("node {} of cluster {:?}", identity.node.0, identity.cluster),
-            expected: format!("node {} of cluster {cluster:?}", node.0),
-        });
+    belongs(&identity, &dir.join(NAME), cluster, node)?;
+    if identity.has_log && !there {
+        return Err(corrupt(
+            log,
+            format!(
+                "the log is missing, but this node had one, and its votes with it. Put it back if \
+                 it was moved. Otherwise: {START_OVER}"
+            ),
+        ));
     }
     identity.boots += 1;
-    write(vfs, dir, &path, &identity)?;
+    write_identity(vfs, dir, &identity)?;
     Ok(identity)
 }
 
-fn refuse_orphans(vfs: &dyn Vfs, dir: &Path, path: &Path) -> Result<(), IdentityError> {
-    for name in [LOG_DIR, SNAPSHOT_DIR] {
-        let part = dir.join(name);
-        let names = match vfs.list(&part) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(cannot("list", &part)(error)),
-        };
-        if !names.is_empty() {
-            return Err(IdentityError::Corrupt {
-                path: path.to_path_buf(),
-                what: format!(
-                    "the file is missing, but {} is not empty: whose data this is cannot be told. \
-                     Bring the file back, or start with an empty directory under a new node id",
-                    part.display()
-                ),
-            });
+/// Reads the identity in `dir`, counting nothing; `None` when there is none.
+///
+/// # Errors
+/// When it cannot be read, or is damaged.
+pub fn read_identity(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Identity>, IdentityError> {
+    let path = dir.join(NAME);
+    match vfs.read(&path) {
+        Ok(bytes) => {
+            decode(&bytes).map(Some).map_err(|what| corrupt(&path, format!("{what}. {START_OVER}")))
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(cannot("read", &path)(error)),
     }
-    Ok(())
 }
 
-fn write(vfs: &dyn Vfs, dir: &Path, path: &Path, identity: &Identity) -> Result<(), IdentityError> {
+/// Refuses an identity of another cluster or node.
+///
+/// # Errors
+/// [`IdentityError::Foreign`].
+pub fn belongs(
+    identity: &Identity,
+    path: &Path,
+    cluster: &str,
+    node: NodeId,
+) -> Result<(), IdentityError> {
+    if identity.cluster == cluster && identity.node == node {
+        return Ok(());
+    }
+    Err(IdentityError::Foreign {
+        path: path.to_path_buf(),
+        found: format!("node {} of cluster {:?}", identity.node.0, identity.cluster),
+        expected: format!("node {} of cluster {cluster:?}", node.0),
+    })
+}
+
+/// Whether something lies below `log`, the directory of log and snapshots.
+fn has_log(vfs: &dyn Vfs, log: &Path) -> Result<bool, IdentityError> {
+    for name in [LOG_DIR, SNAPSHOT_DIR] {
+        let part = log.join(name);
+        match vfs.list(&part) {
+            Ok(names) if names.is_empty() => {}
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(cannot("list", &part)(error)),
+        }
+    }
+    Ok(false)
+}
+
+fn corrupt(path: &Path, what: String) -> IdentityError {
+    IdentityError::Corrupt { path: path.to_path_buf(), what }
+}
+
+/// Writes the identity so that a power cut leaves the old or the new one, never half of it.
+///
+/// # Errors
+/// What the disk said; the caller must not go on then.
+pub fn write_identity(vfs: &dyn Vfs, dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
+    let path = dir.join(NAME);
     let temporary = dir.join(TEMPORARY_NAME);
     let work = || -> io::Result<()> {
         let mut file = vfs.open(&temporary, OpenMode::Create)?;
         file.write_all_at(encode(identity).as_bytes(), 0)?;
         file.sync_data()?;
-        vfs.rename(&temporary, path)?;
+        vfs.rename(&temporary, &path)?;
         vfs.sync_dir(dir)
     };
-    work().map_err(cannot("write", path))
+    work().map_err(cannot("write", &path))
 }
 
 fn cannot<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> IdentityError + 'a {
@@ -140,10 +199,11 @@ fn cannot<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Iden
 
 /// Text, so that it can be read at 3 a.m.; the checksum keeps it from being edited in passing.
 fn encode(identity: &Identity) -> String {
-    let disk: String = identity.disk_id.iter().map(|b| format!("{b:02x}")).collect();
+    let Identity { cluster, node, disk, boots, has_log } = identity;
+    let log = if *has_log { "made" } else { "none" };
     let body = format!(
-        "{TITLE}\ncluster {}\nnode {}\ndisk {disk}\nboots {}\n",
-        identity.cluster, identity.node.0, identity.boots
+        "{TITLE}\ncluster {cluster}\nnode {}\ndisk {disk:016x}\nboots {boots}\nlog {log}\n",
+        node.0
     );
     let crc = crc32c::crc32c(body.as_bytes());
     format!("{body}crc32c {crc:08x}\n")
@@ -171,14 +231,15 @@ fn decode(bytes: &[u8]) -> Result<Identity, String> {
     };
     let cluster = field("cluster")?;
     let node = NodeId(number("node", &field("node")?)?);
-    let disk_id = parse_disk_id(&field("disk")?).ok_or("the disk id is not 32 hex digits")?;
+    let disk = u64::from_str_radix(&field("disk")?, 16)
+        .ok()
+        .filter(|disk| *disk != 0)
+        .ok_or("the disk id is not a number in hex")?;
     let boots = number("boots", &field("boots")?)?;
-    Ok(Identity { cluster, node, disk_id, boots })
-}
-
-fn parse_disk_id(hex: &str) -> Option<[u8; 16]> {
-    if hex.len() != 32 || !hex.is_ascii() {
-        return None;
-    }
-    u128::from_str_radix(hex, 16).ok().map(u128::to_be_bytes)
+    let has_log = match field("log")?.as_str() {
+        "made" => true,
+        "none" => false,
+        other => return Err(format!("log is neither made nor none: {other:?}")),
+    };
+    Ok(Identity { cluster, node, disk, boots, has_log })
 }

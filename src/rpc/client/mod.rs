@@ -3,7 +3,7 @@
 //! - A call has a deadline ([`ClientOptions::timeout`]) and tries nodes until then: jittered,
 //!   exponential pauses, or what the node advises; a leader hint is followed at once.
 //! - A *read* may be asked anywhere, again and again.
-//! - A *write* carries a request id ([`lane`]): every attempt of it the same, so that the cluster
+//! - A *write* carries a request id (`lane`): every attempt of it the same, so that the cluster
 //!   answers a second attempt with the first one's outcome.
 //! - An *act* without a request id (membership) is tried again only after an answer that says it
 //!   was not done.

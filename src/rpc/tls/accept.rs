@@ -87,6 +87,22 @@ impl Tls {
         ReceiverStream::new(rx)
     }
 
+    /// One handshake on a connection that somebody else accepted, for HTTP/1.1: the same
+    /// certificates, rules and registry of open connections as on the gRPC port.
+    ///
+    /// # Errors
+    /// The handshake failed, or the certificate is not accepted.
+    pub async fn accept_http(
+        self: Arc<Self>,
+        tcp: TcpStream,
+        addr: SocketAddr,
+    ) -> io::Result<Connection> {
+        let mut config = (*self.current().server).clone();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(tcp).await?;
+        self.admit(TlsStream::from(stream), addr, None)
+    }
+
     /// Dials `address` (`host:port`) and makes sure that `expect` answers.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 //! connection ever sees half of a reload. Session resumption is off: a resumed session would skip
 //! the check of the certificate.
 //!
-//! A reload must also reach connections that are open ([`registry`]): one whose certificate is no
+//! A reload must also reach connections that are open (`registry`): one whose certificate is no
 //! longer accepted is ended. Otherwise a revoked identity would live as long as its TCP connection.
 
 mod accept;

@@ -64,7 +64,7 @@ Example:
         /// The session that holds it
         #[arg(long)]
         session: u64,
-        /// Its epoch: <incarnation>.<revision>
+        /// Its epoch, as INCARNATION.REVISION
         #[arg(long, value_parser = parse_epoch)]
         epoch: v1::Epoch,
         /// What to publish
