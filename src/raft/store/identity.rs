@@ -100,7 +100,7 @@ pub fn open_identity(
             return Err(corrupt(
                 &dir.join(NAME),
                 format!(
-                    "the file is missing, but {} is not empty: whose data this is cannot be told. \
+                    "the file is missing, but {} holds a log: whose data this is cannot be told. \
                  Bring the file back, or start with an empty directory under a new node id",
                     log.display()
                 ),
