@@ -10,6 +10,7 @@ pub mod clocks;
 pub mod compare;
 pub mod config;
 pub mod figures;
+pub mod forward;
 pub mod history;
 pub mod http;
 pub mod identity;

@@ -6,7 +6,6 @@
 //! new leader at once; one without an id is never sent again after it may have arrived.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use regent_core::authz::Principal;
@@ -16,10 +15,10 @@ use regent_core::reply::Reply;
 use regent_raft::Consensus;
 use regent_rpc::clock::Clock;
 use regent_rpc::convert::status::{self, Leader};
-use regent_rpc::pb::raft::ProposeRequest;
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::forward::{Forwarded, Forwarder};
 use crate::leadership::Leadership;
 use crate::peers::Peers;
 use crate::refuse;
@@ -32,7 +31,7 @@ const MAX_TRIES: usize = 3;
 pub struct Proposer {
     consensus: Consensus,
     leadership: Leadership,
-    peers: Arc<Peers>,
+    forwarder: Arc<Forwarder>,
     clock: Arc<dyn Clock>,
 }
 
@@ -53,7 +52,7 @@ impl Proposer {
         peers: Arc<Peers>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { consensus, leadership, peers, clock }
+        Self { consensus, leadership, forwarder: Arc::new(Forwarder::new(peers)), clock }
     }
 
     /// Proposes `command` in the name of `by`; answers when it was applied.
@@ -155,18 +154,10 @@ impl Proposer {
     }
 
     async fn there(&self, leader: &Leader, entry: Bytes, again: bool, until: Instant) -> Try {
-        let mut client = match self.peers.peer(leader.node, &leader.address) {
-            Ok(client) => client,
-            Err(bad) => return Try::Answer(Err(Status::internal(bad.to_string()))),
-        };
-        let left = until.saturating_duration_since(Instant::now());
-        // The leader answers a little earlier than the caller gives up, so that its reason arrives.
-        let ttl = left.saturating_sub(Duration::from_millis(5)).max(Duration::from_millis(1));
-        let request = self.peers.request(ProposeRequest { entry }, ttl);
-        let call = tokio::time::timeout_at(until, client.propose(request));
-        let answer = if again {
+        let call = self.forwarder.hand_over(leader, entry, until);
+        let outcome = if again {
             tokio::select! {
-                answer = call => answer,
+                outcome = call => outcome,
                 () = self.leadership.moved_from(leader.node) => {
                     return Try::NotLeader(self.leadership.now());
                 }
@@ -174,22 +165,17 @@ impl Proposer {
         } else {
             call.await
         };
-        let lost =
-            || status::outcome_unknown("the leader did not answer; it may still take effect");
-        match answer {
-            Err(_) => Try::Answer(Err(lost())),
-            Ok(Ok(answer)) => match postcard::from_bytes(&answer.get_ref().reply) {
-                Ok(reply) => Try::Answer(Ok(reply)),
-                Err(_) => Try::Answer(Err(Status::internal("the leader's reply is unreadable"))),
-            },
-            Ok(Err(status)) => match refuse::not_leader(&status) {
+        match outcome {
+            Forwarded::Answer(Ok(reply)) => Try::Answer(Ok(reply)),
+            Forwarded::Answer(Err(status)) => match refuse::not_leader(&status) {
                 Some(hint) => Try::NotLeader(hint),
-                None if refuse::is_answer(&status) => Try::Answer(Err(status)),
-                None => {
-                    tracing::debug!(leader = %leader.node, %status, "forwarding failed");
-                    Try::Lost(lost())
-                }
+                None => Try::Answer(Err(status)),
             },
+            Forwarded::NotSent => Try::NotLeader(None),
+            Forwarded::Lost => {
+                let what = "the leader did not answer; it may still take effect";
+                Try::Lost(status::outcome_unknown(what))
+            }
         }
     }
 }

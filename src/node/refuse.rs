@@ -51,8 +51,3 @@ pub fn not_leader(status: &Status) -> Option<Option<Leader>> {
     let refused = Refused::from_status(status)?;
     (refused.rule == rule::NOT_LEADER).then_some(refused.leader)
 }
-
-/// Whether `status` is an answer of a node, and not a broken connection.
-pub fn is_answer(status: &Status) -> bool {
-    Refused::from_status(status).is_some()
-}

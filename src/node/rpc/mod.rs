@@ -4,6 +4,7 @@
 pub mod audit;
 pub mod cluster;
 pub mod election;
+pub mod forwarded;
 pub mod guard;
 pub mod peer;
 pub mod raft;

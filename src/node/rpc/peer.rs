@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 
-use regent_core::command::{Entry, Renewal};
+use futures::stream::BoxStream;
+use regent_core::command::Renewal;
 use regent_core::id::{NodeId, Nonce};
-use regent_core::limits::{MAX_ENTRY_BYTES, MAX_RENEWALS_PER_ENTRY};
+use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::state::version::FEATURE_LEVEL;
 use regent_rpc::convert::status::{self, rule};
 use regent_rpc::pb::raft::peer_service_server::PeerService;
 use regent_rpc::pb::raft::{
-    CompareRequest, CompareResponse, HelloRequest, HelloResponse, ProposeRequest, ProposeResponse,
+    CompareRequest, CompareResponse, ForwardAnswers, ForwardBatch, HelloRequest, HelloResponse,
     ReadIndexRequest, ReadIndexResponse, RenewRequest, RenewResponse,
 };
-use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::forwarded;
 use super::guard::deadline;
 use crate::refuse;
 use crate::sessions::RenewError;
@@ -57,21 +58,14 @@ impl PeerService for PeerHandler {
         }))
     }
 
-    async fn propose(
+    type ForwardStream = BoxStream<'static, Result<ForwardAnswers, Status>>;
+
+    async fn forward(
         &self,
-        request: Request<ProposeRequest>,
-    ) -> Result<Response<ProposeResponse>, Status> {
+        request: Request<Streaming<ForwardBatch>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
         let from = self.0.authorize_node(&request)?;
-        let until = Instant::now() + deadline(request.metadata());
-        let entry = request.into_inner().entry;
-        // The sender has checked it; a damaged one must not get into the log all the same.
-        if entry.len() > MAX_ENTRY_BYTES || Entry::decode(&entry).is_err() {
-            tracing::error!(%from, bytes = entry.len(), "a node forwarded an unreadable entry");
-            return Err(Status::invalid_argument("the entry cannot be read"));
-        }
-        let reply = self.0.proposer.as_leader(entry, until).await?;
-        let reply = postcard::to_stdvec(&reply).expect("a reply has no type postcard refuses");
-        Ok(Response::new(ProposeResponse { reply: reply.into() }))
+        Ok(Response::new(forwarded::serve(&self.0, from, request.into_inner())))
     }
 
     async fn read_index(
