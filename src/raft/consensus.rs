@@ -29,6 +29,7 @@ use crate::machine::{Machine, Shared, Snapshots};
 use crate::network::Links;
 use crate::reads::{self, Reader};
 use crate::runtime::Rt;
+use crate::store::figures::LogFigures;
 use crate::store::snapshot::SnapshotDir;
 use crate::store::vfs::Vfs;
 use crate::store::wal::{Wal, WalOptions};
@@ -218,6 +219,11 @@ impl Consensus {
     /// once; the rest within 100 ms.
     pub fn status(&self) -> watch::Receiver<ConsensusStatus> {
         self.inner.status.clone()
+    }
+
+    /// What the log has done since the node started.
+    pub fn log_figures(&self) -> LogFigures {
+        self.inner.log.figures()
     }
 
     /// The last applied revision, current at once.

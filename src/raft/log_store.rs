@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use crate::store::figures::LogFigures;
 use crate::store::record::Record;
 use crate::store::wal::Recovered;
 use crate::store::writer::Writer;
@@ -162,6 +163,11 @@ impl LogStore {
     /// What is wrong with the disk; empty when it is well.
     pub(crate) fn problem(&self) -> String {
         self.0.writer.problem()
+    }
+
+    /// What the log has done since it was opened.
+    pub(crate) fn figures(&self) -> LogFigures {
+        self.0.writer.figures()
     }
 
     /// Why nothing will ever be written again; empty while the log works or may heal.

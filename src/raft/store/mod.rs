@@ -13,10 +13,11 @@
 //! | `recover` | reads it back; tells a torn write from damage |
 //! | `outcome` | settings, answers, errors |
 //! | [`wal`] | the log itself: one write and one fdatasync per group |
-//! | [`writer`] | group commit on a thread, or inline for the simulator |
+//! | [`writer`], [`figures`] | group commit on a thread, or inline for the simulator; its figures |
 //! | [`snapshot`], [`identity`] | snapshot files; who this disk belongs to |
 
 mod cursor;
+pub mod figures;
 mod frame;
 pub mod identity;
 mod outcome;

@@ -59,6 +59,8 @@ pub struct Wal {
     header: SegmentHeader,
     capacity: u64,
     position: u64,
+    /// Bytes of all groups synced since the log was opened.
+    written: u64,
     next_group: u64,
     /// A failed write may have left something up to here; it is zeroed before the next one.
     dirty_until: u64,
@@ -121,6 +123,7 @@ impl Wal {
             header: found.header,
             capacity: found.capacity,
             position: found.position,
+            written: 0,
             next_group: found.next_group,
             dirty_until: found.dirty_until,
             cursor: found.cursor,
@@ -187,6 +190,7 @@ impl Wal {
             return Err(self.fail(&format!("cannot sync the log: {error}")));
         }
         self.position += pending.bytes;
+        self.written += pending.bytes;
         self.next_group += 1;
         self.cursor = pending.cursor;
         self.state = pending.state;
@@ -200,6 +204,11 @@ impl Wal {
     /// The last durable entry, or the purge mark if that is higher.
     pub fn last_index(&self) -> Option<u64> {
         self.cursor.last
+    }
+
+    /// Bytes of all groups made durable since the log was opened.
+    pub fn written_bytes(&self) -> u64 {
+        self.written
     }
 
     /// What is wrong but does not stop the log, such as an old file that cannot be removed.

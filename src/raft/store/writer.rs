@@ -12,15 +12,16 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 
+use super::figures::{Counters, LogFigures};
 use super::record::{self, Record};
 use super::segment::{Preparation, ZeroedFile};
 use super::wal::{Wal, WalError};
@@ -67,7 +68,7 @@ impl Drop for Handle {
 #[derive(Default)]
 struct Shared {
     queued: AtomicUsize,
-    groups: AtomicU64,
+    counters: Counters,
     problem: Mutex<String>,
 }
 
@@ -148,9 +149,9 @@ impl Writer {
         self.0.shared.queued.load(Ordering::Relaxed)
     }
 
-    /// Groups made durable so far: with the count of requests, how well they share their syncs.
-    pub fn groups(&self) -> u64 {
-        self.0.shared.groups.load(Ordering::Relaxed)
+    /// What was done so far: requests against flushes says how well they share them.
+    pub fn figures(&self) -> LogFigures {
+        self.0.shared.counters.read()
     }
 
     /// What is wrong with the disk, for people; empty when all is well.
@@ -277,13 +278,16 @@ impl Driver {
             let outcome = match wal.write_group(&records) {
                 Ok(()) => {
                     pause(Pause::Sync).await;
-                    wal.sync_group()
+                    let begun = Instant::now();
+                    let synced = wal.sync_group();
+                    self.shared.counters.flushed(begun.elapsed());
+                    synced
                 }
                 Err(error) => Err(error),
             };
             match outcome {
                 Ok(()) => {
-                    self.shared.groups.fetch_add(1, Ordering::Relaxed);
+                    self.shared.counters.durable(batch.len(), wal.written_bytes());
                     self.set_problem(wal.trouble().unwrap_or_default());
                     for request in batch {
                         self.complete(request, Ok(()));
@@ -339,6 +343,7 @@ impl Driver {
                     at += 1;
                     continue;
                 }
+                self.shared.counters.durable(1, wal.written_bytes());
                 if let Some(request) = held.remove(at) {
                     self.shared.queued.fetch_sub(1, Ordering::Relaxed);
                     (request.done)(Ok(()));

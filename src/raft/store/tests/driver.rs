@@ -57,7 +57,11 @@ fn callbacks_run_in_order_and_only_after_the_sync() {
     synced.store(true, Ordering::SeqCst);
     assert!(!drive(&mut task));
     assert_eq!(*log.lock(), (0..5).map(|n| (n, true)).collect::<Vec<_>>());
-    assert_eq!((writer.queued(), writer.groups()), (0, 1), "five requests share one sync");
+    assert_eq!(
+        (writer.queued(), writer.figures().flush_count()),
+        (0, 1),
+        "five requests share one sync"
+    );
 }
 
 #[test]
