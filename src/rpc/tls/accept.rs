@@ -42,19 +42,26 @@ impl Default for AcceptLimits {
     }
 }
 
-/// Counters of the accept path.
+/// Counters of one process's TLS, for metrics.
 #[derive(Debug, Default)]
-pub struct AcceptStats {
+pub struct TlsStats {
     accepted: AtomicU64,
+    open: Arc<AtomicU64>,
     failed: AtomicU64,
     over_limit: AtomicU64,
     revoked: AtomicU64,
+    reloads: AtomicU64,
+    failed_reloads: AtomicU64,
 }
 
-impl AcceptStats {
+impl TlsStats {
     /// Connections let in.
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
+    }
+    /// Of those, the ones that are open now.
+    pub fn open(&self) -> u64 {
+        self.open.load(Ordering::Relaxed)
     }
     /// Handshakes that failed or took too long.
     pub fn failed(&self) -> u64 {
@@ -68,8 +75,44 @@ impl AcceptStats {
     pub fn revoked(&self) -> u64 {
         self.revoked.load(Ordering::Relaxed)
     }
+    /// Reloads that brought new certificates into force.
+    pub fn reloads(&self) -> u64 {
+        self.reloads.load(Ordering::Relaxed)
+    }
+    /// Looks at files that were not usable; the old ones stayed in force.
+    pub fn failed_reloads(&self) -> u64 {
+        self.failed_reloads.load(Ordering::Relaxed)
+    }
+    pub(super) fn count_reload<E>(&self, outcome: &Result<bool, E>) {
+        let counter = match outcome {
+            Ok(true) => &self.reloads,
+            Ok(false) => return,
+            Err(_) => &self.failed_reloads,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
     pub(super) fn count_revoked(&self, count: u64) {
         self.revoked.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// A connection's place among those of its port, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    open: Arc<AtomicU64>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn take(stats: &TlsStats, permit: OwnedSemaphorePermit) -> Self {
+        stats.open.fetch_add(1, Ordering::Relaxed);
+        Self { open: Arc::clone(&stats.open), _permit: permit }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -147,7 +190,8 @@ impl Tls {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
         }
         let peer = facts.peer(&material.trust, addr);
-        Ok(Connection::new(stream, peer, registered, permit))
+        let place = permit.map(|permit| Place::take(&self.stats, permit));
+        Ok(Connection::new(stream, peer, registered, place))
     }
 }
 

@@ -10,10 +10,10 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::accept::Place;
 use super::identity::PeerIdentity;
 use super::registry::Registered;
 
@@ -49,7 +49,7 @@ pub struct Connection {
     peer: PeerIdentity,
     kill: Arc<Kill>,
     _registered: Registered,
-    _permit: Option<OwnedSemaphorePermit>,
+    _place: Option<Place>,
 }
 
 impl Connection {
@@ -57,10 +57,10 @@ impl Connection {
         stream: TlsStream<TcpStream>,
         peer: PeerIdentity,
         registered: Registered,
-        permit: Option<OwnedSemaphorePermit>,
+        place: Option<Place>,
     ) -> Self {
         let kill = registered.kill();
-        Self { stream, peer, kill, _registered: registered, _permit: permit }
+        Self { stream, peer, kill, _registered: registered, _place: place }
     }
 
     /// Who is at the other end.

@@ -29,7 +29,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use regent_core::authz::Principal;
 
-pub use accept::{AcceptLimits, AcceptStats};
+pub use accept::{AcceptLimits, TlsStats};
 pub use connection::Connection;
 pub use identity::{IdentityError, PeerIdentity};
 pub use verify::ExpectPeer;
@@ -106,7 +106,7 @@ pub struct Tls {
     files: TlsFiles,
     material: ArcSwap<Material>,
     registry: Registry,
-    stats: AcceptStats,
+    stats: TlsStats,
 }
 
 impl Tls {
@@ -120,7 +120,7 @@ impl Tls {
             files,
             material: ArcSwap::from_pointee(material),
             registry: Registry::default(),
-            stats: AcceptStats::default(),
+            stats: TlsStats::default(),
         }))
     }
 
@@ -131,6 +131,12 @@ impl Tls {
     /// # Errors
     /// The files are not usable now; everything stays as it was.
     pub fn reload(&self) -> Result<bool, TlsError> {
+        let outcome = self.take_files();
+        self.stats.count_reload(&outcome);
+        outcome
+    }
+
+    fn take_files(&self) -> Result<bool, TlsError> {
         let read = Material::read(&self.files);
         let changed = match &read {
             Ok(new) => new.digest != self.material.load().digest,
@@ -205,8 +211,8 @@ impl Tls {
         self.registry.len()
     }
 
-    /// Counters of the accept path, for metrics.
-    pub fn stats(&self) -> &AcceptStats {
+    /// Counters of accepting and reloading, for metrics.
+    pub fn stats(&self) -> &TlsStats {
         &self.stats
     }
 

@@ -90,6 +90,7 @@ async fn a_client_of_the_same_ca_is_let_in_and_named() {
     assert_eq!(&*peer.spiffe, format!("spiffe://{TRUST}/client/app"));
     assert_eq!(peer.fingerprint.len(), 64);
     assert_eq!(node.stats().accepted(), 1);
+    eventually("it is closed", || node.stats().open() == 0).await;
 }
 
 #[tokio::test]
@@ -255,6 +256,7 @@ async fn a_rotation_refuses_no_call_and_then_ends_connections_of_the_old_ca() {
     assert!(echo(&mut old).await.is_err(), "it was let in by a CA that is gone");
     talk(&client, addr, &ExpectPeer::AnyNode).await.unwrap();
     assert!(!node.reload().unwrap(), "nothing changed since");
+    assert_eq!((node.stats().reloads(), node.stats().failed_reloads()), (3, 0));
 }
 
 #[tokio::test]
@@ -315,6 +317,7 @@ async fn files_that_cannot_be_used_change_nothing() {
     assert!(matches!(node.reload(), Err(TlsError::Unusable { .. })));
     std::fs::write(&files.key, before).unwrap();
     assert!(!node.reload().unwrap());
+    assert_eq!((node.stats().reloads(), node.stats().failed_reloads()), (0, 5));
     std::fs::remove_file(&files.ca).unwrap();
     let problem = Tls::load(files).unwrap_err();
     assert!(problem.to_string().contains("bundle.crt"), "{problem}");
