@@ -7,13 +7,14 @@
 //! - [`tls`]: who is at the other end, and hot reload; [`pki`]: a small CA for people without one.
 //! - [`channel`]: dialling one node. [`client`]: talking to the cluster: leader hints, retries,
 //!   watches, sessions and leases.
-//! - [`clock`]: the only place that reads a clock. [`limits`]: the bounds of the wire.
+//! - [`codec`]: how messages get onto the wire. [`clock`]: the only place that reads a clock. [`limits`]: the bounds of the wire.
 //!
 //! Nothing here decides: what a request may do, and what becomes of it, is the core's business.
 
 pub mod channel;
 pub mod client;
 pub mod clock;
+pub mod codec;
 pub mod convert;
 pub mod limits;
 pub mod pb;
