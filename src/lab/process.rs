@@ -31,7 +31,7 @@ pub enum Life {
     Running,
     /// It was stopped by a signal (SIGSTOP) and does nothing.
     Frozen,
-    /// It is gone, or a zombie that nobody collected.
+    /// It is gone with all its threads, or a zombie that nobody collected.
     Dead,
 }
 
@@ -65,6 +65,9 @@ impl Process {
             return Life::Dead;
         }
         match stat.state {
+            // A leader of a thread group is a zombie as soon as it has ended itself. Threads that
+            // still end hold its files: its ports and its lock on the data directory.
+            'Z' if stat.threads > 1 => Life::Running,
             'Z' | 'X' | 'x' => Life::Dead,
             'T' | 't' => Life::Frozen,
             _ => Life::Running,
@@ -168,6 +171,7 @@ const TICKS_PER_SECOND: u64 = 100;
 struct Stat {
     state: char,
     cpu_ticks: u64,
+    threads: u64,
     start_ticks: u64,
 }
 
@@ -182,11 +186,13 @@ fn read_stat(pid: u32) -> io::Result<Stat> {
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    // `fields[0]` is field 3 of proc(5): utime and stime are 14 and 15, starttime is 22.
+    // `fields[0]` is field 3 of proc(5): utime and stime are 14 and 15, num_threads is 20,
+    // starttime is 22.
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     Some(Stat {
         state: fields.first()?.chars().next()?,
         cpu_ticks: number(14)? + number(15)?,
+        threads: number(20)?,
         start_ticks: number(22)?,
     })
 }
@@ -226,6 +232,32 @@ mod tests {
         process.end(Duration::from_secs(5)).await.expect("it ends");
         assert_eq!(process.life(), Life::Dead);
         child.wait().expect("collected");
+    }
+
+    #[test]
+    fn a_process_whose_first_thread_has_ended_is_alive_while_another_one_runs() {
+        // The number of exit(2), which ends one thread, where Linux runs on these.
+        let number = if cfg!(target_arch = "x86_64") { 60 } else { 93 };
+        let program = format!(
+            "import ctypes, threading, time\n\
+             threading.Thread(target=lambda: time.sleep(60)).start()\n\
+             ctypes.CDLL(None).syscall({number}, 0)"
+        );
+        let mut child = Command::new("python3")
+            .args(["-c", &program])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("python3 exists");
+        let process = Process::identify(child.id()).expect("it runs");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while read_stat(child.id()).is_ok_and(|stat| stat.state != 'Z') {
+            assert!(Instant::now() < deadline, "its first thread does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(process.life(), Life::Running, "its files are open still");
+        child.kill().expect("ours");
+        child.wait().expect("collected");
+        assert_eq!(process.life(), Life::Dead);
     }
 
     #[test]

@@ -27,10 +27,15 @@ fn run(args: &[&str]) -> Output {
     Command::new(REGENT).args(args).output().unwrap()
 }
 
+/// Everything a verb printed: the report says what it saw, the error why it stopped.
+fn both(out: &Output) -> String {
+    let (said, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    format!("{}\n{said}{why}", out.status)
+}
+
 fn succeed(args: &[&str]) -> String {
     let out = run(args);
-    let said = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(out.status.success(), "{args:?}: {said}");
+    assert!(out.status.success(), "{args:?}: {}", both(&out));
     String::from_utf8(out.stdout).unwrap()
 }
 
@@ -170,7 +175,9 @@ async fn the_survivor_of_a_lost_majority_goes_on_in_a_new_incarnation() {
     // While the others answer, it is refused.
     cluster.kill(survivor.id).await;
     let refused = run(&["recover", "--config", &config, "--yes"]);
-    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(1), "{}", both(&refused));
+    let why = both(&refused);
+    assert!(why.contains("node 2, 3 still answers"), "{why}");
     for node in &cluster.lab.nodes[1..] {
         cluster.kill(node.id).await;
     }
