@@ -26,6 +26,8 @@ pub enum Reply {
     Expired { count: u32, revision: Revision },
     /// Nothing was changed.
     Rejected(Rejection),
+    /// It was so already, since `revision`; nothing was changed, and nothing is wrong.
+    Unchanged { revision: Revision },
 }
 
 /// What became of one renewal.
@@ -167,10 +169,11 @@ impl Rejection {
 }
 
 impl Reply {
-    /// The revision at which the command took effect, if it did.
+    /// The revision at which the command, or an equal one before it, took effect, if it did.
     pub fn revision(&self) -> Option<Revision> {
         match self {
             Self::Done { revision }
+            | Self::Unchanged { revision }
             | Self::SessionOpened { revision, .. }
             | Self::Renewed { revision, .. }
             | Self::Granted { revision, .. }

@@ -337,7 +337,7 @@ pub(super) fn put(
         return Err(quota("elections", MAX_ELECTIONS));
     }
     if let Some(old) = old.as_ref().filter(|row| row.preferred == preferred) {
-        return Ok(Reply::Done { revision: old.changed });
+        return Ok(Reply::Unchanged { revision: old.changed });
     }
     let mut row = old.as_deref().cloned().unwrap_or_else(|| Election::new(draft.revision));
     let outcome = format!("preferred {preferred}");

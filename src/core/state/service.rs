@@ -80,7 +80,7 @@ pub(super) fn put(
     };
     check_expect("service", name.as_str(), old.as_ref().map(|row| row.changed), expect)?;
     if let Some(old) = old.as_ref().filter(|old| old.spec == spec) {
-        return Ok(Reply::Done { revision: old.changed });
+        return Ok(Reply::Unchanged { revision: old.changed });
     }
     if old.is_none() && draft.rows().services().len() >= MAX_SERVICES {
         let what = "services".to_owned();

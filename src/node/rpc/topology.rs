@@ -124,13 +124,14 @@ impl TopologyService for TopologyHandler {
         let command = Command::PutService { spec: Box::new(spec), expect };
         let reply = self.write(caller, request.request, &command).await?;
         let Some(revision) = reply.revision() else { return Err(odd(&reply)) };
+        let changed = !matches!(reply, Reply::Unchanged { .. });
         // This node may have forwarded and not applied it yet; the answer shows the row it made.
         self.0.reads.applied(revision, until).await?;
         let state = self.0.state.read();
         let row = state.services().get(&name);
         Ok(Response::new(ApplyServiceResponse {
             stamp: Some(self.0.stamp(&state, 0)),
-            changed: row.is_some_and(|row| row.changed == revision),
+            changed,
             service: row.map(|row| service_view(&state, &name, row)),
         }))
     }

@@ -329,6 +329,7 @@ fn render(applied: &Applied) -> String {
     let mut out = format!("{}: ", applied.revision);
     match &applied.reply {
         Reply::Done { revision } => write!(out, "done at {revision}"),
+        Reply::Unchanged { revision } => write!(out, "unchanged since {revision}"),
         Reply::SessionOpened { session, .. } => write!(out, "session {session}"),
         Reply::Renewed { outcomes, .. } => write!(out, "{outcomes:?}"),
         Reply::Granted { epoch, .. } => write!(out, "granted {epoch}"),
