@@ -6,6 +6,7 @@ use regent_core::limits::{MAX_ENTRY_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES};
 use regent_core::spec::Problem;
 
 use super::{ConfigError, NodeConfig, Profile};
+use crate::http::server::refuse_plaintext;
 
 /// Voters beyond this only slow every write down.
 const MAX_INITIAL_MEMBERS: usize = 9;
@@ -49,6 +50,11 @@ impl NodeConfig {
             if text.parse::<std::net::SocketAddr>().is_err() {
                 bad(field, format!("{text:?} is no address"), "use ip:port, as 127.0.0.1:7400");
             }
+        }
+        if let Ok(http) = self.listen.http.parse()
+            && let Err(exposed) = refuse_plaintext(http, self.listen.http_plaintext)
+        {
+            bad("listen.http_plaintext", exposed.to_string(), "remove it, or listen on 127.0.0.1");
         }
         let advertised =
             [("advertise.grpc", &self.advertise.grpc), ("advertise.http", &self.advertise.http)];
@@ -233,6 +239,14 @@ mod tests {
         );
         let got = problems(&text);
         assert!(got.contains("timing.election_min_ms"), "{got}");
+    }
+
+    #[test]
+    fn plaintext_where_others_could_read_it_is_refused_before_anything_starts() {
+        let text = GOOD.replace("[listen]", "[listen]\nhttp_plaintext = true");
+        NodeConfig::parse(&text).expect("on loopback it is allowed");
+        let got = problems(&text.replace("127.0.0.1:7401", "0.0.0.0:7401"));
+        assert!(got.contains("listen.http_plaintext") && got.contains("loopback"), "{got}");
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Secure for Verified {
 
 /// `http_plaintext` with an address that others can reach.
 #[derive(Debug, thiserror::Error)]
-#[error("http_plaintext is allowed on loopback only, and {0} is not: use 127.0.0.1 or mTLS")]
+#[error("http_plaintext is allowed on loopback only, and {0} is not")]
 pub struct PlaintextExposed(pub SocketAddr);
 
 /// Refuses plaintext elsewhere than on loopback.
