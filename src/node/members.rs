@@ -13,11 +13,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use regent_core::authz::{Principal, Verb};
 use regent_core::command::{Command, Request as RequestId};
-use regent_core::id::NodeId;
+use regent_core::id::{NodeId, Revision};
 use regent_core::reply::Reply;
 use regent_core::state::version::FEATURE_LEVEL;
-use regent_raft::api::{ConsensusError, Member};
+use regent_raft::api::{ConsensusError, ConsensusStatus, Member};
+use regent_rpc::channel::{ChannelOptions, connect_lazy};
 use regent_rpc::pb::raft::HelloRequest;
+use regent_rpc::pb::v1::ListMembersRequest;
+use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
+use regent_rpc::tls::ExpectPeer;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -32,6 +36,13 @@ const MAX_ADDITIONS: usize = 16;
 pub const ADDITION_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for one hello, dialling included.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Subject of readiness under which a removed node says so.
+pub const MEMBERSHIP: &str = "membership";
+/// How often a node looks whether the cluster goes on without it.
+const REMOVAL_LOOK: Duration = Duration::from_secs(1);
+/// Longest time between two questions of a node to which nothing new comes: an idle cluster.
+const REMOVAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Nodes with an id that are not members yet.
 #[derive(Default)]
@@ -199,6 +210,53 @@ impl Shell {
         if let Err(error) = self.proposer.command(by.clone(), None, &command, until).await {
             tracing::warn!(%error, %verb, resource, "an act could not be recorded");
         }
+    }
+
+    /// Finds out that this node was removed, and says so. Nobody tells it: the entry that removes a
+    /// member is not sent to it any more. So it asks while nothing new comes, and rarely when that
+    /// is because nothing happens.
+    pub async fn notice_removal(self: Arc<Self>) {
+        let (mut pause, mut ask_at, mut applied) = (REMOVAL_LOOK, Instant::now(), Revision(0));
+        loop {
+            tokio::time::sleep(REMOVAL_LOOK).await;
+            let status = self.leadership.status();
+            if status.is_leader || status.applied != applied {
+                (pause, ask_at, applied) = (REMOVAL_LOOK, Instant::now(), status.applied);
+                continue;
+            }
+            if Instant::now() < ask_at {
+                continue;
+            }
+            if self.is_removed(&status).await {
+                break;
+            }
+            ask_at = Instant::now() + pause;
+            pause = (pause * 2).min(REMOVAL_PAUSE_MAX);
+        }
+        // It would ask for votes for ever, and ids are never used again.
+        self.consensus.set_votes_allowed(false);
+        let why =
+            format!("node {} is no member of the cluster any more: it was removed", self.node);
+        tracing::error!(why, "REMOVED: stop this node; its data directory is of no more use");
+        self.health.set(MEMBERSHIP, Some(&why));
+    }
+
+    /// Whether a member that this node knows of says, after a round among a quorum, that this node
+    /// is none. Silence says nothing.
+    async fn is_removed(&self, status: &ConsensusStatus) -> bool {
+        for (node, member, _) in status.members.iter().filter(|(id, _, _)| *id != self.node) {
+            let (tls, expect) = (self.tls.clone(), ExpectPeer::Node(*node));
+            let options = ChannelOptions::default();
+            let Ok(channel) = connect_lazy(&member.address, tls, expect, options) else { continue };
+            let mut client = ClusterServiceClient::new(channel);
+            let asked =
+                client.list_members(self.peers.request(ListMembersRequest {}, HELLO_TIMEOUT));
+            if let Ok(Ok(answer)) = tokio::time::timeout(HELLO_TIMEOUT, asked).await {
+                let members = answer.into_inner().members;
+                return !members.is_empty() && members.iter().all(|m| m.id != self.node.0);
+            }
+        }
+        false
     }
 
     /// Shows this node's start to another one.

@@ -454,6 +454,7 @@ fn duties(shell: &Arc<Shell>, fatal: &Fatal) -> Vec<JoinHandle<()>> {
         tokio::spawn(shell.clone().lead_forever()),
         tokio::spawn(shell.clone().believe_forever()),
         tokio::spawn(shell.clone().flush_refusals_forever()),
+        tokio::spawn(shell.clone().notice_removal()),
         tokio::spawn(shell.tls.clone().watch_files(WATCH_INTERVAL)),
         tokio::spawn(shell.history.clone().fill_forever(Arc::new(Window(shell.state.clone())))),
         tokio::spawn(async move {

@@ -179,6 +179,9 @@ fn warnings(best: &v1::StatusResponse, views: &[View]) -> Vec<String> {
                 if !node.storage_problem.is_empty() {
                     warnings.push(format!("node {id}: storage: {}", node.storage_problem));
                 }
+                if node.role == "removed" {
+                    warnings.push(format!("node {id} is no member any more: stop it"));
+                }
                 if node.role == "quarantined" {
                     warnings.push(format!(
                         "node {id} is quarantined (its disk went back in time): remove it and add \

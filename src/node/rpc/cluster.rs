@@ -22,6 +22,7 @@ use regent_rpc::pb::v1::{
 };
 use tonic::{Request, Response, Status};
 
+use crate::members::MEMBERSHIP;
 use crate::shell::Shell;
 
 /// Serves the cluster's own matters.
@@ -58,11 +59,17 @@ impl ClusterHandler {
 
     fn node_status(&self, status: &ConsensusStatus) -> NodeStatus {
         let expiry = self.0.tls.expires_in();
-        let quarantined = self.0.admission.quarantine().is_some();
+        let role = if self.0.health.get().against.contains_key(MEMBERSHIP) {
+            "removed"
+        } else if self.0.admission.quarantine().is_some() {
+            "quarantined"
+        } else {
+            status.role
+        };
         NodeStatus {
             id: self.0.node.0,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            role: if quarantined { "quarantined" } else { status.role }.to_owned(),
+            role: role.to_owned(),
             last_log: status.last_log.0,
             applied: status.applied.0,
             snapshot: status.snapshot.0,
