@@ -3,6 +3,7 @@
 //! [`Cluster::ask`] tries the nodes in turn until one answers or the time is up. A write carries a
 //! request id, so asking a second node after a lost answer cannot do a thing twice.
 
+use std::error::Error as _;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use regent_rpc::convert::status::{Refused, rule};
 use regent_rpc::pb::v1;
 use regent_rpc::tls::{ExpectPeer, Tls, TlsFiles};
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, ConnectError, Response, Status};
 
 use crate::args::Globals;
 use crate::config::ClientFile;
@@ -89,6 +90,8 @@ impl Settings {
 pub struct Cluster {
     settings: Settings,
     nodes: Vec<(String, Channel)>,
+    /// For nodes that only a hint names.
+    dialer: Dialer,
     /// Which node to ask first: the one that answered last.
     first: AtomicUsize,
     lane: u64,
@@ -117,7 +120,19 @@ impl Cluster {
             .collect::<Outcome<Vec<_>>>()?;
         // A random lane: two runs of this program must never share one.
         let lane = rand::rng().random();
-        Ok(Self { settings, nodes, first: AtomicUsize::new(0), lane, serial: AtomicU64::new(0) })
+        let (first, serial) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Ok(Self { settings, nodes, dialer, first, lane, serial })
+    }
+
+    /// The node at this address, whether it was given or only named by another one.
+    ///
+    /// # Errors
+    /// It is no `host:port`.
+    pub fn node_at(&self, address: &str) -> Outcome<(String, Channel)> {
+        match self.nodes.iter().find(|(endpoint, _)| endpoint == address) {
+            Some(known) => Ok(known.clone()),
+            None => Ok((address.to_owned(), self.dialer.channel(address)?)),
+        }
     }
 
     /// The client library's handle on the same cluster, for leases.
@@ -194,27 +209,41 @@ impl Cluster {
         loop {
             for _ in 0..self.nodes.len() {
                 let at = self.first.load(Ordering::Relaxed) % self.nodes.len();
-                let (endpoint, channel) = &self.nodes[at];
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(self.nobody_answered(what, last));
+                let mut asked = Some(self.nodes[at].clone());
+                // A hint is followed once: it may be as old as what its giver knows.
+                let mut hinted = false;
+                while let Some((endpoint, channel)) = asked.take() {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Err(self.nobody_answered(what, last));
+                    }
+                    let answer = tokio::time::timeout(left, call(channel)).await;
+                    let status = match answer {
+                        Ok(Ok(response)) => return Ok(response.into_inner()),
+                        Ok(Err(status)) => status,
+                        Err(_) => Status::deadline_exceeded("no answer in time"),
+                    };
+                    if !again(&status) {
+                        return Err(from_status(what, &endpoint, &status));
+                    }
+                    if !std::mem::replace(&mut hinted, true) {
+                        asked = self.leader_named_by(&status);
+                    }
+                    last = Some((endpoint, status));
                 }
-                let answer = tokio::time::timeout(left, call(channel.clone())).await;
-                let status = match answer {
-                    Ok(Ok(response)) => return Ok(response.into_inner()),
-                    Ok(Err(status)) => status,
-                    Err(_) => Status::deadline_exceeded("no answer in time"),
-                };
-                if !again(&status) {
-                    return Err(from_status(what, endpoint, &status));
-                }
-                last = Some((endpoint.clone(), status));
                 self.first.store(at + 1, Ordering::Relaxed);
             }
             let jitter = rand::rng().random_range(0.5..1.0);
             tokio::time::sleep(pause.mul_f64(jitter)).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// Where the leader is, if an answer says so: a node that was added later may be in no list of
+    /// endpoints.
+    fn leader_named_by(&self, status: &Status) -> Option<(String, Channel)> {
+        let leader = Refused::from_status(status)?.leader?;
+        self.node_at(&leader.address).ok()
     }
 
     fn nobody_answered(&self, what: &str, last: Option<(String, Status)>) -> CliError {
@@ -231,6 +260,7 @@ impl Cluster {
 }
 
 /// Makes channels with one identity.
+#[derive(Debug)]
 pub struct Dialer {
     tls: Arc<Tls>,
     options: ChannelOptions,
@@ -280,9 +310,23 @@ fn is_worth_another_try(status: &Status) -> bool {
     }
 }
 
-/// Whether the answer itself says that nothing was done: a node of ours refused, with its details.
+/// Whether nothing was done, for sure: a node of ours refused, with its details, or nobody was
+/// reached. A member is often removed because it is dead, and it may be the first one asked.
 fn was_not_done(status: &Status) -> bool {
-    status.code() == Code::Unavailable && Refused::from_status(status).is_some()
+    let refused = || Refused::from_status(status).is_some();
+    status.code() == Code::Unavailable && (never_connected(status) || refused())
+}
+
+/// Whether there was no connection on which anything could have been sent.
+fn never_connected(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// What a failed call of the client library means to a person.
@@ -410,5 +454,7 @@ mod tests {
         assert!(!was_not_done(&Status::deadline_exceeded("no answer")));
         let refused = Refused::of(rule::NOT_LEADER).into_status(Code::Unavailable, "not leader");
         assert!(was_not_done(&refused));
+        let unreached = ConnectError("connection refused".into());
+        assert!(was_not_done(&Status::from_error(Box::new(unreached))));
     }
 }

@@ -1,5 +1,7 @@
 //! `regent members ...`: which nodes make up the cluster.
 
+use std::time::Duration;
+
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
 use serde_json::json;
@@ -10,19 +12,26 @@ use crate::error::Outcome;
 use crate::render::table::Table;
 use crate::render::{json, text};
 
+/// How long the leader may take to add what it alone knows to a list.
+const LEADER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
     /// Show all members
     List,
-    /// Add a running node as a learner: it copies the state, but does not vote
+    /// Give out the id of a new node, which becomes a learner once it runs: it copies the state, but
+    /// does not vote
     #[command(after_help = "\
 Example: a fourth node
   regent members add --address db4:7400 --http-address db4:7480 --zone d
+  regent pki issue node 57 --dir pki
   regent members promote 57
 
-The node must run (`regent server` with an empty data directory). A node whose disk was lost or
-went back in time comes back under a new id: remove the old one, add the new one.
+The first line answers with the id, here 57. Issue a certificate for it, start the node with
+`join = true` and an empty data directory within half an hour, and promote it once it has caught up.
+A node whose disk was lost or went back in time comes back under a new id: remove the old one, add
+the new one.
 ")]
     Add(Add),
     /// Make a learner that has caught up a voter
@@ -112,11 +121,14 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
 }
 
 async fn list(context: &Context, cluster: &Cluster) -> Outcome {
-    let answer = cluster
+    let mut answer = cluster
         .ask("list the members", |channel| async move {
             ClusterServiceClient::new(channel).list_members(v1::ListMembersRequest {}).await
         })
         .await?;
+    if let Some(better) = from_the_leader(cluster, &answer).await {
+        answer = better;
+    }
     let members = &answer.members;
     context.out.table(
         || {
@@ -150,6 +162,23 @@ async fn list(context: &Context, cluster: &Cluster) -> Outcome {
     Ok(())
 }
 
+/// The same list with how far behind each member is, which the leader alone knows. Best effort: it
+/// may have an address that cannot be reached from here.
+async fn from_the_leader(
+    cluster: &Cluster,
+    answer: &v1::ListMembersResponse,
+) -> Option<v1::ListMembersResponse> {
+    if answer.members.iter().any(|member| member.behind.is_some()) {
+        return None;
+    }
+    let leader = answer.members.iter().find(|member| member.leader)?;
+    let (_, channel) = cluster.node_at(&leader.address).ok()?;
+    let mut client = ClusterServiceClient::new(channel);
+    let asked = client.list_members(v1::ListMembersRequest {});
+    let patience = cluster.settings().timeout.min(LEADER_PATIENCE);
+    Some(tokio::time::timeout(patience, asked).await.ok()?.ok()?.into_inner())
+}
+
 async fn add(context: &Context, cluster: &Cluster, add: Add) -> Outcome {
     let request = v1::AddMemberRequest {
         request: cluster.request(),
@@ -170,7 +199,8 @@ async fn add(context: &Context, cluster: &Cluster, add: Add) -> Outcome {
         || json!({ "node": node, "stamp": json::stamp(&answer.stamp) }),
         || {
             format!(
-                "node {node} at {} is a learner now\nonce it has caught up (`regent members list`): \
+                "node {node} is the id of the node at {}\nissue a certificate for it and start it with \
+                 `join = true`; it is a learner then\nonce it has caught up (`regent members list`): \
                  regent members promote {node}",
                 add.address
             )
