@@ -41,6 +41,7 @@ struct Tls {
     key: PathBuf,
     ca: PathBuf,
     trust_domain: String,
+    revoked: PathBuf,
 }
 
 #[derive(Serialize)]
@@ -86,6 +87,7 @@ pub fn text(lab: &Lab, node: &LabNode) -> Result<String, toml::ser::Error> {
             key: pki.join(format!("node-{}.key", node.id)),
             ca: pki.join("bundle.crt"),
             trust_domain: lab.trust_domain.clone(),
+            revoked: lab.revoked(),
         },
         initial_members: members.collect(),
     })

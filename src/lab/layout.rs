@@ -176,6 +176,11 @@ impl Lab {
         self.dir.join("pki")
     }
 
+    /// The list of certificates that the nodes refuse; it does not exist until somebody writes it.
+    pub fn revoked(&self) -> PathBuf {
+        self.pki_dir().join("revoked")
+    }
+
     /// The certificates of people and programs.
     pub fn certificates(&self) -> Certificates {
         let pki = self.pki_dir();
