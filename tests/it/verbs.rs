@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::cluster::{Cluster, REGENT};
+use crate::cluster::{Cluster, REGENT, Scratch};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_is_applied_listed_changed_by_compare_and_set_and_deleted() {
@@ -39,6 +39,26 @@ fn a_cluster_that_is_not_there_is_unreachable_and_says_what_to_do() {
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(matches!(out.status.code(), Some(2 | 3)), "{said}");
     assert!(said.contains("hint"), "{said}");
+}
+
+#[test]
+fn the_completion_script_is_one_that_bash_accepts_and_that_knows_the_verbs() {
+    let out = Command::new(REGENT).args(["completions", "bash"]).output().unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "{out:?}");
+    let mut script = String::from_utf8(out.stdout).unwrap();
+    // Bash itself completes the words it is given.
+    script.push_str("\nCOMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); COMP_LINE=\"$*\"\n");
+    script.push_str("_regent regent \"${!#}\"; echo ${COMPREPLY[*]}\n");
+    let scratch = Scratch::new("completions");
+    let file = scratch.path().join("regent.bash");
+    std::fs::write(&file, script).unwrap();
+    for (words, wanted) in
+        [(&["regent", "memb"][..], "members"), (&["regent", "members", "pro"], "promote")]
+    {
+        let out = Command::new("bash").arg("--norc").arg(&file).args(words).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert_eq!(said.trim(), wanted, "{}", String::from_utf8_lossy(&out.stderr));
+    }
 }
 
 #[test]
