@@ -131,7 +131,7 @@ impl Shell {
 
     async fn propose_as_cluster(&self, command: &Command) -> Option<Reply> {
         let until = Instant::now() + PROPOSE_TIMEOUT;
-        let reply = self.proposer.command(Principal::cluster(), None, command, until).await;
+        let reply = self.propose(Principal::cluster(), None, command, until).await;
         match reply {
             Ok(reply) => Some(reply),
             Err(error) => {
@@ -216,7 +216,7 @@ impl Shell {
             let until = Instant::now() + PROPOSE_TIMEOUT;
             let is_begun = self.state.read().cluster().is_bootstrapped();
             if is_begun {
-                match self.proposer.command(by.clone(), None, &command, until).await {
+                match self.propose(by.clone(), None, &command, until).await {
                     Ok(Reply::Rejected(why @ Rejection::DiskWentBack { .. })) => {
                         self.admission.quarantine_self(why.to_string());
                         self.consensus.set_votes_allowed(false);
@@ -241,7 +241,7 @@ impl Shell {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.refusals.flush(&self.proposer, &by).await;
+            self.refusals.flush(&self, &by).await;
         }
     }
 

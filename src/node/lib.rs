@@ -18,6 +18,7 @@ pub mod leader;
 pub mod leadership;
 pub mod members;
 pub mod peers;
+pub mod proposals;
 pub mod propose;
 pub mod reads;
 pub mod recover;

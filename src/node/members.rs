@@ -73,7 +73,7 @@ impl Shell {
             ));
         }
         let command = Command::AllocateNode { label: member.label.clone() };
-        let reply = self.proposer.accepted(by.clone(), request, &command, until).await?;
+        let reply = self.propose_accepted(by.clone(), request, &command, until).await?;
         let Reply::NodeAllocated { node, .. } = reply else {
             return Err(Status::internal(format!("an odd reply to AllocateNode: {reply:?}")));
         };
@@ -207,7 +207,7 @@ impl Shell {
             reason: reason.to_owned(),
         };
         let until = Instant::now() + Duration::from_secs(3);
-        if let Err(error) = self.proposer.command(by.clone(), None, &command, until).await {
+        if let Err(error) = self.propose(by.clone(), None, &command, until).await {
             tracing::warn!(%error, %verb, resource, "an act could not be recorded");
         }
     }

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::clocks::NodeClocks;
+use crate::http::Metrics;
 use crate::leadership::Leadership;
 use crate::peers::Peers;
 use crate::refuse;
@@ -50,6 +51,7 @@ pub struct Reads {
     state: Arc<RwLock<State>>,
     clock: Arc<dyn Clock>,
     leadership: Leadership,
+    metrics: Arc<Metrics>,
 }
 
 /// What the round task needs.
@@ -60,6 +62,7 @@ struct Rounds {
     clock: Arc<dyn Clock>,
     clocks: Arc<NodeClocks>,
     last: Arc<Mutex<Option<Round>>>,
+    metrics: Arc<Metrics>,
 }
 
 impl Reads {
@@ -70,6 +73,7 @@ impl Reads {
         peers: Arc<Peers>,
         clock: Arc<dyn Clock>,
         clocks: Arc<NodeClocks>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let (waiting, queue) = mpsc::channel(MAX_WAITING);
         let last = Arc::new(Mutex::new(None));
@@ -80,10 +84,11 @@ impl Reads {
             clock: clock.clone(),
             clocks,
             last: last.clone(),
+            metrics: metrics.clone(),
         };
         tokio::spawn(rounds.run(queue));
         let state = consensus.state();
-        Self { waiting, last, consensus, state, clock, leadership }
+        Self { waiting, last, consensus, state, clock, leadership, metrics }
     }
 
     /// Waits until the local state is as fresh as asked. Returns the age in milliseconds that this
@@ -116,6 +121,7 @@ impl Reads {
     /// # Errors
     /// UNAVAILABLE when no leader answers in time.
     pub async fn linearizable(&self, until: Instant) -> Result<Revision, Status> {
+        let begun = Instant::now();
         let give_up = self.leadership.give_up_at(until);
         loop {
             let (answer, answered) = oneshot::channel();
@@ -124,7 +130,12 @@ impl Reads {
             })?;
             let outcome = tokio::time::timeout_at(until, answered).await;
             let refused = match outcome {
-                Ok(Ok(Ok(index))) => return self.applied(index, until).await,
+                Ok(Ok(Ok(index))) => {
+                    self.applied(index, until).await?;
+                    self.metrics.read_index_reads.inc();
+                    self.metrics.read_index_seconds.observe(begun.elapsed().as_secs_f64());
+                    return Ok(index);
+                }
                 Ok(Ok(Err(status))) => status,
                 Ok(Err(_)) => return Err(status::not_leader(None, refuse::RETRY_AFTER)),
                 Err(_) => return Err(Status::deadline_exceeded("no read index in time")),
@@ -162,6 +173,7 @@ impl Rounds {
             let sent = self.clock.now();
             let outcome = self.round().await;
             if let Ok(answer) = outcome {
+                self.metrics.read_index_rounds.inc();
                 *self.last.lock() = Some(Round { sent, answer });
                 self.clocks.read_index_answered(sent, answer);
             }

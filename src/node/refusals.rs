@@ -13,7 +13,7 @@ use regent_core::command::{Command, Refusal};
 use regent_core::limits::MAX_REFUSALS_PER_ENTRY;
 use tokio::time::Instant;
 
-use crate::propose::Proposer;
+use crate::shell::Shell;
 
 /// How often what was collected is put into the log.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
@@ -87,14 +87,14 @@ impl Refusals {
     }
 
     /// Puts what was noted into the log. What could not be committed is kept for the next time.
-    pub async fn flush(&self, proposer: &Proposer, by: &Principal) {
+    pub async fn flush(&self, shell: &Shell, by: &Principal) {
         let refusals = self.take();
         if refusals.is_empty() {
             return;
         }
         let until = Instant::now() + PROPOSE_TIMEOUT;
         let command = Command::RecordRefusals { refusals: refusals.clone() };
-        if let Err(error) = proposer.command(by.clone(), None, &command, until).await {
+        if let Err(error) = shell.propose(by.clone(), None, &command, until).await {
             tracing::debug!(%error, "refused attempts could not be recorded yet");
             self.put_back(refusals);
         }

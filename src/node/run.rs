@@ -380,6 +380,7 @@ async fn assemble(
         peers.clone(),
         clock.clone(),
         clocks.clone(),
+        metrics.clone(),
     );
     let aged = reads.clone();
     // Set once, here.
@@ -455,6 +456,8 @@ fn duties(shell: &Arc<Shell>, fatal: &Fatal) -> Vec<JoinHandle<()>> {
         tokio::spawn(shell.clone().believe_forever()),
         tokio::spawn(shell.clone().flush_refusals_forever()),
         tokio::spawn(shell.clone().notice_removal()),
+        tokio::spawn(crate::figures::watch_leaders(shell.clone())),
+        tokio::spawn(crate::figures::count_held(shell.clone())),
         tokio::spawn(shell.tls.clone().watch_files(WATCH_INTERVAL)),
         tokio::spawn(shell.history.clone().fill_forever(Arc::new(Window(shell.state.clone())))),
         tokio::spawn(async move {

@@ -190,7 +190,7 @@ async fn accept_loop<S: Secure>(
         };
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, secure.secure(stream, from));
         let open = metrics.connections.get_or_create_owned(&Kind { kind: "http" });
-        let failed = metrics.tls_handshakes_failed.clone();
+        let failed = metrics.tls_handshakes_failed.get_or_create_owned(&Kind { kind: "http" });
         let ready = ready.clone();
         tokio::spawn(async move {
             let stream = match handshake.await {

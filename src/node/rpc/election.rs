@@ -8,7 +8,7 @@ use regent_core::authz::Verb;
 use regent_core::command::Command;
 use regent_core::limits::RHO_PPM;
 use regent_core::reply::Reply;
-use regent_rpc::convert::common::{election_name, epoch_out, freshness, request as request_id};
+use regent_rpc::convert::common::{election_name, epoch_out, freshness};
 use regent_rpc::convert::{election as convert, status};
 use regent_rpc::pb::v1::election_service_server::ElectionService;
 use regent_rpc::pb::v1::{
@@ -16,11 +16,10 @@ use regent_rpc::pb::v1::{
     DeleteElectionRequest, DeleteElectionResponse, KeepAliveRequest, KeepAliveResponse,
     LeaderRequest, LeaderResponse, ListElectionsRequest, ListElectionsResponse, ObserveRequest,
     ObserveResponse, OpenSessionRequest, OpenSessionResponse, ProclaimRequest, ProclaimResponse,
-    PutElectionRequest, PutElectionResponse, RequestId, ResignRequest, ResignResponse,
+    PutElectionRequest, PutElectionResponse, ResignRequest, ResignResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::guard::Caller;
 use super::watches::ObserveCall;
 use crate::shell::Shell;
 use crate::watch::election_view;
@@ -31,18 +30,6 @@ const MAX_LISTED: usize = 20_000;
 
 /// Serves elections.
 pub struct ElectionHandler(pub Arc<Shell>);
-
-impl ElectionHandler {
-    async fn write(
-        &self,
-        caller: Caller,
-        id: Option<RequestId>,
-        command: &Command,
-    ) -> Result<Reply, Status> {
-        let id = request_id("request", id)?;
-        self.0.proposer.accepted(caller.principal, id, command, caller.until).await
-    }
-}
 
 #[tonic::async_trait]
 impl ElectionService for ElectionHandler {
@@ -60,7 +47,7 @@ impl ElectionService for ElectionHandler {
         else {
             return Err(Status::internal("open_session made another command"));
         };
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         let Reply::SessionOpened { session, revision } = reply else {
             return Err(odd(&reply));
         };
@@ -81,7 +68,7 @@ impl ElectionService for ElectionHandler {
         let caller = self.0.admit(&request, Verb::Sessions, "session")?;
         let request = request.into_inner();
         let command = convert::close_session(&request)?;
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         Ok(Response::new(CloseSessionResponse { stamp: Some(self.0.stamp_at(reply.revision())) }))
     }
 
@@ -102,7 +89,7 @@ impl ElectionService for ElectionHandler {
         let caller = self.0.admit(&request, Verb::ElectionsLead, resource)?;
         let request = request.into_inner();
         let command = convert::campaign(&request)?;
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         let (epoch, ahead) = match reply {
             Reply::Granted { epoch, .. } => (Some(epoch_out(epoch)), 0),
             Reply::Queued { ahead, .. } => (None, ahead),
@@ -120,7 +107,7 @@ impl ElectionService for ElectionHandler {
         let caller = self.0.admit(&request, Verb::ElectionsLead, resource)?;
         let request = request.into_inner();
         let command = convert::resign(&request)?;
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         Ok(Response::new(ResignResponse { stamp: Some(self.0.stamp_at(reply.revision())) }))
     }
 
@@ -132,7 +119,7 @@ impl ElectionService for ElectionHandler {
         let caller = self.0.admit(&request, Verb::ElectionsLead, resource)?;
         let request = request.into_inner();
         let command = convert::proclaim(&request)?;
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         Ok(Response::new(ProclaimResponse { stamp: Some(self.0.stamp_at(reply.revision())) }))
     }
 
@@ -198,7 +185,7 @@ impl ElectionService for ElectionHandler {
         let caller = self.0.admit(&request, Verb::ElectionsWrite, resource)?;
         let request = request.into_inner();
         let command = convert::put_election(&request)?;
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         Ok(Response::new(PutElectionResponse { stamp: Some(self.0.stamp_at(reply.revision())) }))
     }
 
@@ -210,7 +197,7 @@ impl ElectionService for ElectionHandler {
         let caller = self.0.admit(&request, Verb::ElectionsWrite, resource)?;
         let request = request.into_inner();
         let command = convert::delete_election(&request)?;
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         Ok(Response::new(DeleteElectionResponse { stamp: Some(self.0.stamp_at(reply.revision())) }))
     }
 }

@@ -12,8 +12,7 @@ use regent_core::spec::ServiceSpec;
 use regent_core::state::State;
 use regent_core::state::service::{Life, Service};
 use regent_rpc::convert::common::{
-    epoch, epoch_out, expect, freshness, instance_name, partition_name, request as request_id,
-    service_name, text,
+    epoch, epoch_out, expect, freshness, instance_name, partition_name, service_name, text,
 };
 use regent_rpc::convert::topology::applied_spec;
 use regent_rpc::convert::{Invalid, status};
@@ -22,7 +21,7 @@ use regent_rpc::pb::v1::{
     ApplyServiceRequest, ApplyServiceResponse, AssignPartitionRequest, AssignPartitionResponse,
     DeleteServiceRequest, DeleteServiceResponse, GetServiceRequest, GetServiceResponse,
     ListServicesRequest, ListServicesResponse, ReleaseQuarantineRequest, ReleaseQuarantineResponse,
-    RequestId, WatchServicesRequest, WatchServicesResponse,
+    WatchServicesRequest, WatchServicesResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -37,16 +36,6 @@ use crate::watch::service_view;
 pub struct TopologyHandler(pub Arc<Shell>);
 
 impl TopologyHandler {
-    async fn write(
-        &self,
-        caller: Caller,
-        id: Option<RequestId>,
-        command: &Command,
-    ) -> Result<Reply, Status> {
-        let id = request_id("request", id)?;
-        self.0.proposer.accepted(caller.principal, id, command, caller.until).await
-    }
-
     /// What applying `spec` would do, as far as the state at hand tells; nothing is changed.
     async fn dry_run(
         &self,
@@ -122,7 +111,7 @@ impl TopologyService for TopologyHandler {
         }
         let (name, until) = (spec.name.clone(), caller.until);
         let command = Command::PutService { spec: Box::new(spec), expect };
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         let Some(revision) = reply.revision() else { return Err(odd(&reply)) };
         let changed = !matches!(reply, Reply::Unchanged { .. });
         // This node may have forwarded and not applied it yet; the answer shows the row it made.
@@ -177,7 +166,7 @@ impl TopologyService for TopologyHandler {
             service: service_name("name", &request.name)?,
             expect: expect("expect", request.expect)?,
         };
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         Ok(Response::new(DeleteServiceResponse { stamp: Some(self.0.stamp_at(reply.revision())) }))
     }
 
@@ -204,7 +193,7 @@ impl TopologyService for TopologyHandler {
         }
         let service = service_name("service", &request.service)?;
         let command = Command::ReleaseQuarantine { service, reason };
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         let stamp = Some(self.0.stamp_at(reply.revision()));
         Ok(Response::new(ReleaseQuarantineResponse { stamp }))
     }
@@ -226,7 +215,7 @@ impl TopologyService for TopologyHandler {
             to,
             seen: epoch("seen", request.seen)?,
         };
-        let reply = self.write(caller, request.request, &command).await?;
+        let reply = self.0.write(caller, request.request, &command).await?;
         let Reply::Granted { epoch, revision } = reply else { return Err(odd(&reply)) };
         Ok(Response::new(AssignPartitionResponse {
             stamp: Some(self.0.stamp_at(Some(revision))),

@@ -2,52 +2,20 @@
 //! scraped and the table that documentation is checked against come from the same lines.
 //!
 //! Names are `regent_<subsystem>_<name>_<unit>` (counters get `_total` behind that, as OpenMetrics
-//! wants). Labels are closed sets of the code, never names that clients choose: a hostile client
-//! must not be able to grow the registry.
+//! wants). A metric that nothing feeds does not belong here: a figure that stays at zero is a lie, and
+//! a test of whole nodes finds it.
 
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use parking_lot::RwLock;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter as RawCounter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge as RawGauge;
-use prometheus_client::metrics::histogram::Histogram as RawHistogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// A number that only rises.
-pub type Counter = RawCounter<u64, AtomicU64>;
-/// A whole number that moves both ways.
-pub type Gauge = RawGauge<i64, AtomicI64>;
-/// A fractional number that moves both ways.
-pub type GaugeF = RawGauge<f64, AtomicU64>;
-/// A distribution.
-pub type Histogram = RawHistogram;
-
-/// One label with values from a closed set of the code.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct Kind {
-    /// Which of the set.
-    pub kind: &'static str,
-}
-
-/// Labels of a refused call.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct Refused {
-    /// The caller's role.
-    pub role: &'static str,
-    /// What it tried.
-    pub verb: &'static str,
-}
-
-/// Labels of the build.
-#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-pub struct Build {
-    /// Crate version.
-    pub version: &'static str,
-}
+use super::types::{
+    Answered, Build, Counter, Declared, FlushHistogram, Gauge, GaugeF, Histogram, Kind, Outcomes,
+    Proposed, Refused, RenewalHistogram,
+};
 
 /// One line of [`metric_table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,51 +29,6 @@ pub struct MetricRow {
     pub unit: &'static str,
     /// What it says.
     pub help: &'static str,
-}
-
-/// Makes one metric; the types that need buckets differ from those that need nothing.
-trait Declared {
-    const KIND: &'static str;
-    fn declared() -> Self;
-}
-
-impl Declared for Counter {
-    const KIND: &'static str = "counter";
-    fn declared() -> Self {
-        Self::default()
-    }
-}
-impl Declared for Gauge {
-    const KIND: &'static str = "gauge";
-    fn declared() -> Self {
-        Self::default()
-    }
-}
-impl Declared for GaugeF {
-    const KIND: &'static str = "gauge";
-    fn declared() -> Self {
-        Self::default()
-    }
-}
-impl Declared for Histogram {
-    const KIND: &'static str = "histogram";
-    fn declared() -> Self {
-        // From 50 us (a flush of a good disk) doubling to 13 s (far beyond every deadline), so
-        // that one set of buckets serves fsync, commit and round trips alike.
-        Self::new((0..19).map(|step| 0.000_05 * f64::from(1_u32 << step)))
-    }
-}
-impl<L: Clone + Eq + std::hash::Hash> Declared for Family<L, Counter> {
-    const KIND: &'static str = "counter";
-    fn declared() -> Self {
-        Self::default()
-    }
-}
-impl<L: Clone + Eq + std::hash::Hash> Declared for Family<L, Gauge> {
-    const KIND: &'static str = "gauge";
-    fn declared() -> Self {
-        Self::default()
-    }
 }
 
 macro_rules! metrics {
@@ -175,34 +98,37 @@ metrics! {
     raft_voters: Gauge = "raft_voters", "count", "Voting members";
     raft_learners: Gauge = "raft_learners", "count", "Members without a vote";
     raft_leader_changes: Counter = "raft_leader_changes", "count",
-        "How often the leader this node knows has changed";
-    proposals: Family<Kind, Counter> = "raft_proposals", "count",
-        "Proposals by outcome: done, rejected, not_leader, no_quorum, unknown, overloaded, storage";
+        "Leaderships this node has seen begin: another leader, or the same one in a new term";
+    proposals: Outcomes<Proposed> = "raft_proposals", "count",
+        "Entries proposed for clients and duties of this node by outcome: done, rejected, no_leader, \
+        unknown, overloaded, storage, failed; merged renewals are not among them";
     proposal_seconds: Histogram = "raft_proposal_latency", "seconds",
-        "From a proposal to its applied answer, on the node that took the request";
+        "From one of these proposals to its applied answer, forwarding included";
     read_index_rounds: Counter = "raft_read_index_rounds", "count",
-        "Rounds that proved a read index; concurrent reads share one";
+        "Rounds in which this node learned a read index; concurrent reads share one";
     read_index_reads: Counter = "raft_read_index_reads", "count",
-        "Linearizable reads served";
+        "Linearizable reads served, those that the node's own clocks need among them";
     read_index_seconds: Histogram = "raft_read_index_latency", "seconds",
-        "From asking for a read index to having applied it";
+        "From such a read's begin to the index it needs having been applied";
     state_hash_mismatch: Gauge = "raft_state_hash_mismatch", "flag",
         "1 if this node's state differs from a peer's at the same index: it stops";
     quarantined: Gauge = "raft_node_quarantined", "flag",
         "1 while this node may not vote because its disk went back in time or is not cleared yet";
 
-    wal_appends: Counter = "wal_appends", "count", "Append calls to the log";
-    wal_bytes: Counter = "wal_written", "bytes", "Bytes appended to the log";
-    wal_fsync_seconds: Histogram = "wal_fsync_latency", "seconds", "Duration of one flush of the log";
+    wal_appends: Counter = "wal_appends", "count",
+        "Requests to the log that were made durable; those of one group share a flush";
+    wal_bytes: Counter = "wal_written", "bytes", "Bytes written to the log and flushed";
+    wal_fsync_seconds: FlushHistogram = "wal_fsync_latency", "seconds", "Duration of one flush of the log";
     storage_problem: Gauge = "storage_problem", "flag",
         "1 while the disk refuses writes (full or failing): nothing is acknowledged";
 
     sessions: Gauge = "lease_sessions", "count", "Open sessions";
     elections: Gauge = "lease_elections", "count", "Elections, held or not";
     elections_held: Gauge = "lease_elections_held", "count",
-        "Elections with a holder this node believes live";
+        "Elections with a holder this node believes live, as counted last: 10,000 elections a second";
     renewals: Family<Kind, Counter> = "lease_renewals", "count",
-        "Renewals of clients of this node by outcome";
+        "Renewals of clients of this node by outcome; whose session is somebody else's is refused, \
+        and told that it is gone";
     renewals_per_tick: RenewalHistogram = "lease_renewals_per_tick", "count",
         "Renewals that left this node in one tick";
     renewals_per_entry: RenewalHistogram = "lease_renewals_per_entry", "count",
@@ -237,46 +163,16 @@ metrics! {
     certificate_ca: GaugeF = "tls_ca_expiry", "seconds",
         "Time until the first of the trusted CA certificates expires; negative after that";
     tls_reloads: Family<Kind, Counter> = "tls_reloads", "count",
-        "Reloads of certificates by outcome: done, failed";
-    tls_handshakes_failed: Counter = "tls_failed_handshakes", "count",
-        "Handshakes that did not end in a verified identity";
+        "Reloads of certificates by outcome: done, failed (each look at files that are not usable)";
+    tls_handshakes_failed: Family<Kind, Counter> = "tls_failed_handshakes", "count",
+        "Handshakes that did not end in a verified identity, by port: grpc, http";
     authz_refusals: Family<Refused, Counter> = "authz_refusals", "count",
         "Calls refused because the caller's role lacks the right";
     connections: Family<Kind, Gauge> = "rpc_connections", "count", "Open connections: grpc, http";
-    requests: Family<Kind, Counter> = "rpc_requests", "count", "Calls by outcome: ok, refused, error";
+    requests: Outcomes<Answered> = "rpc_requests", "count",
+        "Calls of clients by outcome: ok, refused, error, abandoned; a stream counts when it begins";
     clock_skew: GaugeF = "clock_rate_difference", "ppm",
         "Largest difference of clock rates to a peer measured lately; alarm above 2000, abstain above 10000";
-}
-
-/// A distribution of batch sizes.
-#[derive(Clone, Debug)]
-pub struct RenewalHistogram(Histogram);
-
-impl RenewalHistogram {
-    /// Counts one batch of `count` renewals.
-    pub fn observe(&self, count: usize) {
-        self.0.observe(u32::try_from(count).map_or(f64::from(u32::MAX), f64::from));
-    }
-}
-
-impl Declared for RenewalHistogram {
-    const KIND: &'static str = "histogram";
-    fn declared() -> Self {
-        // 1 to 16,384 renewals, by four: beyond an entry's bound of 10,000 there is nothing.
-        Self(Histogram::new((0..8).map(|step| f64::from(1_u32 << (2 * step)))))
-    }
-}
-
-impl prometheus_client::encoding::EncodeMetric for RenewalHistogram {
-    fn encode(
-        &self,
-        encoder: prometheus_client::encoding::MetricEncoder<'_>,
-    ) -> Result<(), std::fmt::Error> {
-        prometheus_client::encoding::EncodeMetric::encode(&self.0, encoder)
-    }
-    fn metric_type(&self) -> prometheus_client::metrics::MetricType {
-        prometheus_client::metrics::MetricType::Histogram
-    }
 }
 
 impl Default for Metrics {
@@ -297,19 +193,7 @@ impl Metrics {
     fn begin(&self) {
         let version = env!("CARGO_PKG_VERSION");
         self.build.get_or_create(&Build { version }).set(1);
-        let counters: [(&Family<Kind, Counter>, &[&'static str]); 6] = [
-            (
-                &self.proposals,
-                &[
-                    "done",
-                    "rejected",
-                    "not_leader",
-                    "no_quorum",
-                    "unknown",
-                    "overloaded",
-                    "storage",
-                ],
-            ),
+        let counters: [(&Family<Kind, Counter>, &[&'static str]); 5] = [
             (
                 &self.renewals,
                 &["extended", "session_gone", "nonce_stale", "number_stale", "resend", "refused"],
@@ -317,7 +201,7 @@ impl Metrics {
             (&self.expiries, &["session", "grant"]),
             (&self.watchers_cut_off, &["slow", "compacted", "incarnation", "closing"]),
             (&self.tls_reloads, &["done", "failed"]),
-            (&self.requests, &["ok", "refused", "error"]),
+            (&self.tls_handshakes_failed, &["grpc", "http"]),
         ];
         for (family, kinds) in counters {
             for kind in kinds {
