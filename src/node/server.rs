@@ -21,6 +21,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::peers::{MAX_MESSAGE_BYTES, WINDOW_BYTES};
 use crate::rpc::audit::AuditHandler;
+use crate::rpc::calls::Calls;
 use crate::rpc::cluster::ClusterHandler;
 use crate::rpc::election::ElectionHandler;
 use crate::rpc::peer::PeerHandler;
@@ -28,6 +29,7 @@ use crate::rpc::raft::RaftHandler;
 use crate::rpc::topology::TopologyHandler;
 use crate::rpc::watches::{ObserveCall, WatchServicesCall};
 use crate::shell::Shell;
+use crate::telemetry::request::Pace;
 use crate::watch::serve::Preencoded;
 
 /// Handshakes computed at a time: two cores are busy with four of them.
@@ -93,10 +95,10 @@ pub async fn serve(
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .add_service(raft)
         .add_service(peer)
-        .add_service(election)
-        .add_service(topology)
-        .add_service(cluster)
-        .add_service(audit)
+        .add_service(Calls::of(election, Pace::Frequent, shell.metrics.clone()))
+        .add_service(Calls::of(topology, Pace::Rare, shell.metrics.clone()))
+        .add_service(Calls::of(cluster, Pace::Rare, shell.metrics.clone()))
+        .add_service(Calls::of(audit, Pace::Rare, shell.metrics.clone()))
         .add_service(health)
         .add_service(reflection)
         .serve_with_incoming_shutdown(incoming, async move {

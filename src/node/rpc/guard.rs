@@ -1,7 +1,7 @@
 //! The first line of every handler: who asks, may they, is there room, by when.
 //!
 //! The identity comes from the connection's certificate and from nothing in the request. A refusal
-//! is answered, counted and goes into the audit chain; it never reaches the code behind it.
+//! is answered, counted and goes into the audit chain ([`super::calls`] logs it); it never reaches the code behind it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
+use crate::http::metrics::Refused;
 use crate::refuse::RETRY_AFTER;
 use crate::shell::Shell;
 
@@ -120,7 +121,12 @@ impl Shell {
         };
         if !allows(principal.role, verb) {
             self.refusals.note(&principal.to_string(), verb, resource, "not allowed");
-            tracing::warn!(who = %principal, %verb, resource, "refused: not allowed");
+            let labels = Refused { role: principal.role.as_str(), verb: verb.as_str() };
+            self.metrics.authz_refusals.get_or_create(&labels).inc();
+            // Calls among nodes do not pass the place where clients' refusals are logged.
+            if verb == Verb::Internal {
+                tracing::warn!(who = %principal, "a call that is for nodes only was refused");
+            }
             return Err(status::not_allowed(format!("{principal} may not {verb}")));
         }
         Ok(principal.clone())

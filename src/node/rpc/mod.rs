@@ -2,6 +2,7 @@
 //! and answers; it decides nothing.
 
 pub mod audit;
+pub mod calls;
 pub mod cluster;
 pub mod election;
 pub mod forwarded;

@@ -130,10 +130,12 @@ pub fn init(config: &TelemetryConfig) -> Result<Telemetry, TelemetryError> {
     Ok(Telemetry { provider })
 }
 
-/// What is exported as traces: Regent's own spans only. The exporter speaks gRPC itself, and
-/// tracing its calls would feed it for ever.
+/// What is exported as traces: Regent's own spans only, those of every call among them. The exporter
+/// speaks gRPC itself, and tracing its calls would feed it for ever.
 fn traced() -> Targets {
-    Targets::new().with_target("regent", Level::INFO)
+    Targets::new()
+        .with_target("regent", Level::INFO)
+        .with_target(request::REQUEST_TARGET, Level::DEBUG)
 }
 
 fn tracer(endpoint: &str, config: &TelemetryConfig) -> Result<SdkTracerProvider, TelemetryError> {

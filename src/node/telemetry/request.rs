@@ -1,46 +1,105 @@
-//! Request ids: every call gets one, in its span and in its answer, so that what a user saw and
-//! what a log says can be laid side by side.
+//! Request ids: every client's call gets one, which stands in the log lines of what the call causes
+//! and in the answer, so that what a user saw and what a log says can be laid side by side.
 //!
 //! A caller may send its own id; it is taken only if it is short and plain, for it goes into logs.
+
+use std::fmt;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use regent_rpc::tls::PeerIdentity;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Header (gRPC metadata) that carries the id, both ways.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The target of the spans of calls, for log directives: `regent::request=debug` shows those of the
+/// frequent calls too.
+pub const REQUEST_TARGET: &str = "regent::request";
 
 /// Longest id taken from a caller: a UUID and a prefix.
 const MAX_ID_BYTES: usize = 64;
 
-/// The caller's id if it is fit for a log line, else a new one.
-pub fn request_id(headers: &HeaderMap) -> HeaderValue {
-    headers
-        .get(&REQUEST_ID)
-        .filter(|id| {
+/// What tells one call from all others. Made and copied without an allocation.
+#[derive(Clone, Debug)]
+pub enum RequestId {
+    /// As the caller sent it; short and plain.
+    Theirs(HeaderValue),
+    /// Drawn here.
+    Ours(u64),
+}
+
+impl RequestId {
+    /// The caller's id if it is fit for a log line, else a new one.
+    pub fn of(headers: &HeaderMap) -> Self {
+        let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let sent = headers.get(&REQUEST_ID).filter(|id| {
             let bytes = id.as_bytes();
-            let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
             !bytes.is_empty() && bytes.len() <= MAX_ID_BYTES && bytes.iter().all(plain)
-        })
-        .cloned()
-        .unwrap_or_else(|| {
-            let text = format!("{:016x}", rand::random::<u64>());
-            HeaderValue::try_from(text).expect("hexadecimal digits are a header value")
-        })
+        });
+        sent.map_or_else(|| Self::Ours(rand::random()), |id| Self::Theirs(id.clone()))
+    }
+
+    /// For an answer.
+    pub fn to_header(&self) -> HeaderValue {
+        match self {
+            Self::Theirs(id) => id.clone(),
+            Self::Ours(_) => HeaderValue::try_from(self.to_string())
+                .expect("hexadecimal digits are a header value"),
+        }
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Theirs(id) => f.write_str(id.to_str().unwrap_or_default()),
+            Self::Ours(id) => write!(f, "{id:016x}"),
+        }
+    }
+}
+
+/// How often calls of a service come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// People and their tools: each call has a span wherever `info` is logged.
+    Rare,
+    /// Thousands a second: a span only where [`REQUEST_TARGET`] is logged at `debug`, or traced.
+    Frequent,
 }
 
 /// A span for one call: method, request id, caller; a child of the caller's trace if it sent one
-/// (W3C `traceparent`).
-pub fn span(method: &str, id: &HeaderValue, caller: &str, headers: &HeaderMap) -> tracing::Span {
-    let id = id.to_str().unwrap_or("");
-    let span = tracing::info_span!(target: "regent::request", "request", method, id, caller);
-    if headers.contains_key("traceparent") {
-        let parent = TraceContextPropagator::new().extract(&Headers(headers));
+/// (W3C `traceparent`). Costs nothing to speak of where nobody looks at it.
+pub fn span<B>(pace: Pace, id: &RequestId, request: &http::Request<B>) -> tracing::Span {
+    let method = request.uri().path();
+    let caller = || Caller(request.extensions().get());
+    let span = match pace {
+        Pace::Rare => tracing::info_span!(
+            target: REQUEST_TARGET, "request", method, %id, caller = %caller()
+        ),
+        Pace::Frequent => tracing::debug_span!(
+            target: REQUEST_TARGET, "request", method, %id, caller = %caller()
+        ),
+    };
+    if !span.is_disabled() && request.headers().contains_key("traceparent") {
+        let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
         // Fails only when no trace layer is set up, and then there is nothing to link.
         let _ = span.set_parent(parent);
     }
     span
+}
+
+/// Who calls, for a log line.
+struct Caller<'a>(Option<&'a PeerIdentity>);
+
+impl fmt::Display for Caller<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(PeerIdentity { principal: Ok(principal), .. }) => principal.fmt(f),
+            Some(peer) => f.write_str(&peer.spiffe),
+            None => Ok(()),
+        }
+    }
 }
 
 struct Headers<'a>(&'a HeaderMap);
@@ -61,7 +120,9 @@ mod tests {
     fn id_for(sent: &'static str) -> String {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, HeaderValue::from_static(sent));
-        request_id(&headers).to_str().expect("plain").to_owned()
+        let id = RequestId::of(&headers);
+        assert_eq!(id.to_header().to_str().expect("plain"), id.to_string());
+        id.to_string()
     }
 
     #[test]

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod figures;
 mod lives;
 mod members;
 mod rig;
