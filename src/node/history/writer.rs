@@ -240,11 +240,12 @@ impl Inner {
                 }
             }
             self.work(&records);
+            // First the figures, then the answer: who waited for a flush may look at them.
+            self.report();
             for done in waiting {
                 // Nobody waits any more: fine.
                 let _ = done.try_send(());
             }
-            self.report();
         }
         if let Some(store) = self.store.write().take() {
             let _ = store.flush();
