@@ -76,23 +76,6 @@ impl Proposer {
         self.entry(entry.into(), request.is_some(), until).await
     }
 
-    /// Proposes and turns a rejection into its status.
-    ///
-    /// # Errors
-    /// As [`Proposer::command`], and the status of the rejection.
-    pub async fn accepted(
-        &self,
-        by: Principal,
-        request: Option<Request>,
-        command: &Command,
-        until: Instant,
-    ) -> Result<Reply, Status> {
-        match self.command(by, request, command, until).await? {
-            Reply::Rejected(rejection) => Err(status::rejected(&rejection)),
-            reply => Ok(reply),
-        }
-    }
-
     /// Proposes an encoded entry. `again` says that it may be sent twice.
     ///
     /// # Errors
