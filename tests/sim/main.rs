@@ -46,8 +46,8 @@ struct Args {
     /// Print what the consensus engine says of itself, too; for a single seed.
     #[arg(long)]
     trace_engine: bool,
-    /// Break the system on purpose; one of lying-disk, old-disk, local-reads, eager-expiry,
-    /// loose-holder, diverging (depth agents has its own). The seeds are then expected to fail.
+    /// Break the system on purpose; a name that does not exist gets the list of a depth's mutants.
+    /// The seeds are then expected to fail.
     #[arg(long)]
     mutant: Option<String>,
     /// Threads; by default one per core.
@@ -86,7 +86,8 @@ fn main() -> ExitCode {
         Some(name) => match nodes::Mutant::parse(name) {
             Some(mutant) => Some(mutant),
             None => {
-                eprintln!("there is no mutant {name:?}");
+                let names = nodes::Mutant::ALL.map(|(name, _)| name).join(", ");
+                eprintln!("{name:?} is not one of {names}");
                 return ExitCode::from(2);
             }
         },

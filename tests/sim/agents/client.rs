@@ -18,6 +18,8 @@ use super::world::World;
 const FENCE_BUDGETS_MS: [u64; 2] = [250, 2_000];
 /// Elections there are.
 const ELECTIONS: u64 = 2;
+/// About how long a renewal takes that was held up on the way; for a mutant.
+const ANSWERED_AFTER: Micros = Micros::from_ms(1_500);
 /// A call without an answer is tried again at another node after this.
 const CALL_TIMEOUT: Time = 1_500 * MS;
 
@@ -201,7 +203,11 @@ impl World {
         if open.holder.due_at().is_none_or(|due| due.since(now).0 > 0) {
             return;
         }
-        let renewal = open.holder.next(now);
+        let counted_from = match self.mutant {
+            Some(Mutant::CountFromAnswer) => now.plus(ANSWERED_AFTER),
+            _ => now,
+        };
+        let renewal = open.holder.next(counted_from);
         let since = *open.waiting_since.get_or_insert(self.now);
         let silent = Micros::from_ms(open.holder.session().ttl_ms / 4).0;
         if self.now > since + silent {

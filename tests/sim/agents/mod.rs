@@ -68,6 +68,14 @@ impl FromStr for Class {
 pub enum Mutant {
     /// No margin for the rates of clocks (C1, C2).
     NoRho,
+    /// No margin for clocks that stand still for a moment (A1, C2).
+    NoPauseMargin,
+    /// The leader takes a right when half of the session's time is over (C2).
+    EagerExpiry,
+    /// The holder counts a lease from about the answer, not from the first transmission (C1).
+    CountFromAnswer,
+    /// A node names a holder for as long as its row stands, whoever leads by then (C3).
+    BelieveForever,
     /// A node that starts, or installs a snapshot, takes its sessions for renewed long ago (C2).
     TimersNotRestarted,
     /// The leader acknowledges renewals that are not committed (C4).
@@ -91,8 +99,12 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every one, with its name on the command line.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 14] = [
         (Self::NoRho, "no-rho"),
+        (Self::NoPauseMargin, "no-pause-margin"),
+        (Self::EagerExpiry, "eager-expiry"),
+        (Self::CountFromAnswer, "count-from-answer"),
+        (Self::BelieveForever, "believe-forever"),
         (Self::TimersNotRestarted, "timers-not-restarted"),
         (Self::AnswerBeforeCommit, "answer-before-commit"),
         (Self::ExpireFromOldState, "expire-from-old-state"),

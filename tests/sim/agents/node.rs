@@ -290,8 +290,9 @@ impl World {
             if self.mutant == Some(Mutant::BelieveAtApply) && !applied.clocks.is_empty() {
                 node.clock.read_index_answered(now, Revision(index - 1));
             }
+            let eager = self.mutant == Some(Mutant::EagerExpiry);
             node.clock.apply(applied.revision, &applied.clocks, now, |id| {
-                sessions.get(&id).map(|row| row.ttl_ms)
+                sessions.get(&id).map(|row| if eager { row.ttl_ms / 2 } else { row.ttl_ms })
             });
             node.expiry.observe(&applied, now);
             if index.is_multiple_of(SNAPSHOT_EVERY) {
@@ -426,6 +427,7 @@ impl World {
 
     /// Somebody asks this node who leads each election.
     pub fn look(&mut self, n: usize) {
+        let always = self.mutant == Some(Mutant::BelieveForever);
         let node = &self.nodes[n];
         let now = node.machine.read(self.now);
         let named: Vec<_> = node
@@ -433,7 +435,7 @@ impl World {
             .elections()
             .iter()
             .filter_map(|(name, row)| Some((name.clone(), row.holder.as_ref()?.session)))
-            .filter(|(_, session)| node.clock.believed_live(*session, now))
+            .filter(|(_, session)| always || node.clock.believed_live(*session, now))
             .collect();
         for (name, session) in named {
             self.check.names(n, &name, session);

@@ -51,16 +51,22 @@ fn beyond_the_assumptions_leases_may_overlap_but_nothing_else_breaks() {
     assert!(stats.abstained > 100 && stats.lapses > 100, "{stats:?}");
 }
 
+/// Seeds within which every mutant must be found. The slowest, when this was written, took 167: a
+/// pause must hit the last quarter of a second of a lease that nobody renews any more.
+const ENOUGH: u64 = 300;
+
 #[test]
 fn each_bug_put_back_in_is_found() {
     for (mutant, _) in Mutant::ALL {
         let options = Options { mutant: Some(mutant), ..Options::default() };
-        let caught = first_caught(&options, 150);
+        let caught = first_caught(&options, ENOUGH);
         let (seed, violations) = caught.unwrap_or_else(|| panic!("{mutant:?} was not found"));
         let rule = match mutant {
             Mutant::NoDeduplication => "dedupe",
             Mutant::ActUnconfirmed => "C8",
-            Mutant::BelieveAtApply | Mutant::ReadIndexWithoutQuorum => "S8",
+            Mutant::BelieveAtApply | Mutant::BelieveForever | Mutant::ReadIndexWithoutQuorum => {
+                "S8"
+            }
             _ => "S5",
         };
         assert!(violations[0].contains(rule), "{mutant:?}, seed {seed}: {violations:?}");

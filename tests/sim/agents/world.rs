@@ -38,13 +38,17 @@ pub struct World {
 impl World {
     pub fn new(seed: u64, options: &Options) -> Self {
         let rho_ppm = if options.mutant == Some(Mutant::NoRho) { 0 } else { Rules::LAW.rho_ppm };
+        let pause_margin_ms = match options.mutant {
+            Some(Mutant::NoPauseMargin) => 0,
+            _ => Rules::LAW.pause_margin_ms,
+        };
         let mut world = Self {
             now: 0,
             end: options.duration_ms * MS,
             class: options.class,
             mutant: options.mutant,
             prints: options.trace,
-            rules: Rules { rho_ppm, ..Rules::LAW },
+            rules: Rules { rho_ppm, pause_margin_ms },
             queue: Queue::default(),
             random: Random::new(seed),
             log: Log::new(),

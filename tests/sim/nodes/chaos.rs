@@ -15,14 +15,13 @@ use regent_raft::store::vfs::Vfs as _;
 use tokio::time::Instant;
 
 use super::client::{self, Client};
+use super::members::Changes;
 use super::node::{self, Handle, TIMING, entry, node_principal};
 use super::options::Mutant;
 use super::world::{Addr, Weather, World};
 
 /// Voters at the beginning.
 const FIRST: u64 = 3;
-/// Members at most.
-const MOST: usize = 5;
 /// Clients.
 const CLIENTS: u64 = 4;
 /// After all faults have ended, a write must succeed and all nodes must agree within this long.
@@ -30,23 +29,22 @@ const RECOVERY: Duration = Duration::from_secs(15);
 
 /// The machines and processes of a run.
 pub struct Site {
-    world: World,
-    disks: BTreeMap<u64, SimDisk>,
+    pub(super) world: World,
+    pub(super) disks: BTreeMap<u64, SimDisk>,
     images: BTreeMap<u64, SimDisk>,
-    /// Nodes that were ever added and not removed for good.
-    members: BTreeSet<u64>,
-    down: BTreeMap<u64, Instant>,
-    frozen: BTreeMap<u64, Instant>,
-    full: BTreeMap<u64, Instant>,
-    failing: BTreeSet<u64>,
-    next_id: u64,
+    /// Changes of the members that an operator asked for.
+    pub(super) changes: Changes,
+    pub(super) down: BTreeMap<u64, Instant>,
+    pub(super) frozen: BTreeMap<u64, Instant>,
+    pub(super) full: BTreeMap<u64, Instant>,
+    pub(super) failing: BTreeSet<u64>,
     clients: BTreeMap<Addr, Client>,
     clients_down: BTreeMap<Addr, Instant>,
     clients_frozen: BTreeMap<Addr, Instant>,
     weather_until: Option<Instant>,
 }
 
-fn member(id: u64) -> Member {
+pub(super) fn member(id: u64) -> Member {
     Member { address: format!("node-{id}:7400"), ..Member::default() }
 }
 
@@ -57,12 +55,11 @@ impl Site {
             world,
             disks: BTreeMap::new(),
             images: BTreeMap::new(),
-            members: BTreeSet::new(),
+            changes: Changes::new(FIRST + 1),
             down: BTreeMap::new(),
             frozen: BTreeMap::new(),
             full: BTreeMap::new(),
             failing: BTreeSet::new(),
-            next_id: FIRST + 1,
             clients: BTreeMap::new(),
             clients_down: BTreeMap::new(),
             clients_frozen: BTreeMap::new(),
@@ -70,7 +67,6 @@ impl Site {
         };
         for id in 1..=FIRST {
             site.new_clock(id);
-            site.members.insert(id);
             site.start(id).await;
         }
         let members = (1..=FIRST).map(|id| (NodeId(id), member(id))).collect();
@@ -92,13 +88,13 @@ impl Site {
         site
     }
 
-    fn new_clock(&self, who: Addr) {
+    pub(super) fn new_clock(&self, who: Addr) {
         let most = if self.world.within_a1() { 10_000 } else { 60_000 };
         let ppm = self.world.below(2 * most + 1) as i64 - most as i64;
         self.world.set_clock(who, ppm);
     }
 
-    async fn start(&mut self, id: u64) {
+    pub(super) async fn start(&mut self, id: u64) {
         let disk = self.disks.entry(id).or_default().clone();
         self.world.note(format!("start node {id}"));
         if let Err(error) = node::start(&self.world, id, &disk).await {
@@ -118,6 +114,7 @@ impl Site {
             let pause = self.world.between(10, 250);
             tokio::time::sleep(Duration::from_millis(pause)).await;
             self.recover_due().await;
+            self.retire();
             self.look();
             if self.world.chance(400) {
                 self.fault().await;
@@ -198,7 +195,8 @@ impl Site {
             let state = state.read();
             let lease = node.lease.lock();
             for (name, row) in state.elections() {
-                let believed = |h: &&Holder| lease.clock.believed_live(h.session, now);
+                let always = self.mutant(Mutant::BelieveForever);
+                let believed = |h: &&Holder| always || lease.clock.believed_live(h.session, now);
                 let Some(named) = row.holder.as_ref().filter(believed) else { continue };
                 if !self.world.checker().has_lapsed(named.epoch) {
                     continue;
@@ -250,7 +248,7 @@ impl Site {
         self.ids().into_iter().chain(self.clients.keys().copied()).collect()
     }
 
-    fn leader(&self) -> Option<Handle> {
+    pub(super) fn leader(&self) -> Option<Handle> {
         let leads = |node: &Handle| node.consensus.status().borrow().is_leader;
         self.world
             .nodes()
@@ -339,7 +337,7 @@ impl Site {
                 self.transfer();
                 "transfer"
             }
-            68..=73 => self.change_members().await,
+            68..=73 | 89..=91 => self.change_members().await,
             74..=77 => {
                 let disk = &self.disks[&id];
                 disk.set_capacity(Some(disk.used_bytes() + self.world.below(20_000)));
@@ -363,7 +361,7 @@ impl Site {
                 }
                 "snapshot"
             }
-            84..=91 => {
+            84..=88 => {
                 let clients: Vec<Addr> = self.clients.keys().copied().collect();
                 if let Some(addr) = self.world.pick(&clients) {
                     self.clients[&addr].life.freeze();
@@ -386,7 +384,11 @@ impl Site {
                 let ids: Vec<u64> = self.disks.keys().copied().collect();
                 if self.mutant(Mutant::OldDisk) {
                     for id in ids {
-                        self.images.insert(id, self.disks[&id].fork());
+                        // Old contents, not old ailments: those would be noticed instead.
+                        let image = self.disks[&id].fork();
+                        image.fail_syncs(0);
+                        image.set_capacity(None);
+                        self.images.insert(id, image);
                     }
                 }
                 "calm"
@@ -403,48 +405,6 @@ impl Site {
             let _ = node.consensus.transfer_leader(None).await;
         };
         drop(leader.life.spawn(self.world.seed(), hand_over));
-    }
-
-    /// Adds a node, gives one a vote, or removes one.
-    async fn change_members(&mut self) -> &'static str {
-        let Some(leader) = self.leader() else { return "no change" };
-        let status = leader.consensus.status().borrow().clone();
-        let learner = status.members.iter().find(|(_, _, votes)| !votes).map(|(id, _, _)| *id);
-        let node = leader.clone();
-        let world = self.world.clone();
-        let seed = self.world.seed();
-        if let Some(id) = learner {
-            let promote = async move {
-                let done = node.consensus.promote(id).await;
-                world.note(format!("promote {id}: {done:?}"));
-            };
-            drop(leader.life.spawn(seed, promote));
-            return "promotion";
-        }
-        if status.members.len() < MOST && self.members.len() < MOST && self.world.chance(600) {
-            let id = self.next_id;
-            self.next_id += 1;
-            self.members.insert(id);
-            self.new_clock(id);
-            self.start(id).await;
-            let add = async move {
-                let done = node.consensus.add_learner(NodeId(id), member(id)).await;
-                world.note(format!("add {id}: {done:?}"));
-            };
-            drop(leader.life.spawn(seed, add));
-            return "addition";
-        }
-        if status.members.len() > FIRST as usize {
-            let ids: Vec<NodeId> = status.members.iter().map(|(id, _, _)| *id).collect();
-            let Some(id) = self.world.pick(&ids) else { return "no change" };
-            let remove = async move {
-                let done = node.consensus.remove(id).await;
-                world.note(format!("remove {id}: {done:?}"));
-            };
-            drop(leader.life.spawn(seed, remove));
-            return "removal";
-        }
-        "no change"
     }
 
     /// Ends all faults; then the cluster must commit, and all members must agree, in bounded time.

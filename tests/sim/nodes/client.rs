@@ -308,7 +308,9 @@ impl Client {
             async move {
                 if world.options().mutant != Some(Mutant::LocalReads) {
                     let at = read_index(&node, ON_NODE).await?;
-                    node.consensus.wait_applied(at, ON_NODE).await.ok()?;
+                    if world.options().mutant != Some(Mutant::ReadUnapplied) {
+                        node.consensus.wait_applied(at, ON_NODE).await.ok()?;
+                    }
                 }
                 let state = node.consensus.state();
                 let state = state.read();

@@ -5,6 +5,7 @@ mod chaos;
 mod check;
 mod client;
 mod disk;
+mod members;
 mod network;
 mod node;
 pub mod options;

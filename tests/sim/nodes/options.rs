@@ -15,17 +15,23 @@ pub enum Mutant {
     LooseHolder,
     /// One node applies an entry differently.
     Diverging,
+    /// Reads ask the leader how far they must see, and do not wait until this node is there.
+    ReadUnapplied,
+    /// A node names a holder for as long as its row stands, whoever leads by then (C3).
+    BelieveForever,
 }
 
 impl Mutant {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 6] = [
+    pub const ALL: [(&'static str, Self); 8] = [
         ("lying-disk", Self::LyingDisk),
         ("old-disk", Self::OldDisk),
         ("local-reads", Self::LocalReads),
         ("eager-expiry", Self::EagerExpiry),
         ("loose-holder", Self::LooseHolder),
         ("diverging", Self::Diverging),
+        ("read-unapplied", Self::ReadUnapplied),
+        ("believe-forever", Self::BelieveForever),
     ];
 
     /// Reads a name.
