@@ -236,9 +236,13 @@ impl World {
 
     /// How long a message takes now.
     pub fn latency(&self) -> Duration {
-        let weather = self.0.inner.lock().weather.clone();
-        let mut us = self.between(200, weather.latency_us.max(201));
-        if self.chance(weather.stragglers) {
+        // Copied out, not cloned with its set of cuts: this is asked for every message.
+        let (most, stragglers) = {
+            let inner = self.0.inner.lock();
+            (inner.weather.latency_us, inner.weather.stragglers)
+        };
+        let mut us = self.between(200, most.max(201));
+        if self.chance(stragglers) {
             us *= self.between(2, 50);
         }
         Duration::from_micros(us)
@@ -246,8 +250,11 @@ impl World {
 
     /// Whether this message is lost, or delivered twice.
     pub fn fate(&self) -> (bool, bool) {
-        let weather = self.0.inner.lock().weather.clone();
-        (self.chance(weather.loss), self.chance(weather.duplicates))
+        let (loss, duplicates) = {
+            let inner = self.0.inner.lock();
+            (inner.weather.loss, inner.weather.duplicates)
+        };
+        (self.chance(loss), self.chance(duplicates))
     }
 
     /// Brings a message over; false when it got lost.
