@@ -48,6 +48,13 @@ fn members_come_and_go_and_so_does_a_leader_that_is_removed() {
     }
 }
 
+#[test]
+fn a_removal_that_was_acknowledged_leaves_no_member_behind() {
+    // An earlier removal of the same voter had stopped half-way: finishing it made the node a
+    // learner, removing its vote then changed nothing, and the answer was yes.
+    assert_eq!(run(20_083, &options(20, None)).violation, None);
+}
+
 /// Seeds within which every mutant must be noticed. The slowest, when this was written, took 5.
 const ENOUGH: u64 = 20;
 
