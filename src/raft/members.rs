@@ -141,7 +141,14 @@ impl Consensus {
             let member = self.inner.member(leader).unwrap_or_default();
             return Err(ConsensusError::NotLeader { leader: Some((leader, member)) });
         }
-        self.inner.change(ChangeMembers::RemoveVoters(BTreeSet::from([id.0])), false).await
+        let ids = BTreeSet::from([id.0]);
+        self.inner.change(ChangeMembers::RemoveVoters(ids.clone()), false).await?;
+        if self.inner.member_ids().contains(&id.0) {
+            // An earlier removal had stopped half-way. Finishing it made a learner of the node, so
+            // that there was no vote left to remove, and nothing was.
+            self.inner.change(ChangeMembers::RemoveNodes(ids), true).await?;
+        }
+        Ok(())
     }
 
     /// Hands leadership to `to`, or to the most caught-up voter; returns the new leader once it is
