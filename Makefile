@@ -34,7 +34,7 @@ setup:
 long: setup
 	scripts/long
 
-# The table of docs/performance.md, etcd beside it.
+# The rows of docs/performance.md, measured on this machine.
 bench:
 	scripts/bench
 

@@ -7,7 +7,8 @@
 //! - [`tls`]: who is at the other end, and hot reload; [`pki`]: a small CA for people without one.
 //! - [`channel`]: dialling one node. [`client`]: talking to the cluster: leader hints, retries,
 //!   watches, sessions and leases.
-//! - [`codec`]: how messages get onto the wire. [`clock`]: the only place that reads a clock. [`limits`]: the bounds of the wire.
+//! - [`codec`]: how messages get onto the wire; [`limits`]: how large and how many they may be.
+//! - [`clock`]: the only place that reads a clock.
 //!
 //! Nothing here decides: what a request may do, and what becomes of it, is the core's business.
 
