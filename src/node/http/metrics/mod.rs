@@ -1,6 +1,6 @@
 //! What a node counts and measures, as Prometheus scrapes it.
 //!
-//! [`table`] declares every metric, `types` is what they are made of. Whatever is written on the
+//! `table` declares every metric, `types` is what they are made of. Whatever is written on the
 //! way of a request costs an atomic addition: labels are looked up when the node starts.
 
 mod table;
