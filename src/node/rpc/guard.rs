@@ -1,7 +1,8 @@
 //! The first line of every handler: who asks, may they, is there room, by when.
 //!
 //! The identity comes from the connection's certificate and from nothing in the request. A refusal
-//! is answered, counted and goes into the audit chain ([`super::calls`] logs it); it never reaches the code behind it.
+//! is answered, counted and goes into the audit chain ([`super::calls`] logs it); it never reaches
+//! the code behind it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
