@@ -103,6 +103,12 @@ impl State {
         self.tables.sessions()
     }
 
+    /// Whether this state has passed the entry that opened `session`: then, without a row in
+    /// [`Self::sessions`], it is closed for good, since ids are revisions and never come back.
+    pub fn has_seen(&self, session: SessionId) -> bool {
+        session.0 <= self.revision.0
+    }
+
     /// Elections.
     pub fn elections(&self) -> &BTreeMap<ElectionName, Arc<Election>> {
         self.tables.elections()

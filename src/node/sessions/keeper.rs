@@ -25,7 +25,7 @@ use regent_rpc::pb::v1;
 use tokio::sync::{Notify, Semaphore};
 
 use super::stream::{Answered, Cell, KeepAliveStream};
-use super::{RenewError, RenewalSink, half_tick, merge_sorted};
+use super::{RenewError, RenewalSink, fate_of_older, half_tick, merge_sorted};
 use crate::http::metrics::{Kind, Metrics};
 
 /// Batches under way at once. A commit takes a few ticks; beyond this many the leader is not
@@ -34,6 +34,9 @@ const MAX_BATCHES_UNDER_WAY: usize = 32;
 /// Renewals of a session this node has not heard of (it lags behind the leader) are judged by age
 /// alone, as if the session had the shortest ttl anybody could have configured.
 const UNKNOWN_TTL_MS: u64 = 1_000;
+/// Of those, so many are passed on per tick; the others are to be sent anew. Whoever invents ids
+/// must not fill the log with them, and a node that has just lost touch needs no more.
+const MAX_UNKNOWN: usize = 500;
 /// A batch that could not be proposed is tried again after this long.
 const RETRY: Duration = Duration::from_millis(50);
 /// Bounds of the deadline of one batch: even the most impatient batch deserves a round trip, and
@@ -98,6 +101,15 @@ struct Flight {
     received: Reading,
     ttl_ms: u64,
     cell: usize,
+    /// Renewals of the same start with lower numbers: they are not sent, and answered with this one.
+    older: Vec<Flight>,
+}
+
+impl Flight {
+    /// C5, when a place among the batches under way was found: waiting for it counts too.
+    fn is_late(&self, now: Reading) -> bool {
+        gate::too_old(self.received, now, self.ttl_ms)
+    }
 }
 
 /// Answers on their way back, by stream.
@@ -111,9 +123,26 @@ impl Answers {
         let by_cell = cells.iter().map(|_| Vec::new()).collect();
         Self { cells, by_cell }
     }
+
     fn add(&mut self, cell: usize, answer: Answered) {
         self.by_cell[cell].push(answer);
     }
+
+    /// The outcome of `flight`, and what it means for those it stood for.
+    fn outcome(&mut self, flight: &Flight, outcome: RenewalOutcome) {
+        self.add(flight.cell, Answered::outcome(&flight.renewal, outcome));
+        for older in &flight.older {
+            self.add(older.cell, Answered::outcome(&older.renewal, fate_of_older(outcome)));
+        }
+    }
+
+    /// `flight` and those it stood for have to be sent anew.
+    fn resend(&mut self, flight: &Flight) {
+        for flight in std::iter::once(flight).chain(&flight.older) {
+            self.add(flight.cell, Answered::new(&flight.renewal, Answer::Resend));
+        }
+    }
+
     fn deliver(self) {
         for (cell, answers) in self.cells.iter().zip(self.by_cell) {
             if !answers.is_empty() {
@@ -172,6 +201,7 @@ impl Shared {
         let mut cells: Vec<Arc<Cell>> = Vec::with_capacity(batches.len());
         let mut flights = Vec::with_capacity(batches.iter().map(|b| b.renewals.len()).sum());
         let mut refused = Vec::new();
+        let mut unknown = 0;
         let mut answers = Answers::new(Vec::new());
         {
             let state = self.parts.state.read();
@@ -181,6 +211,11 @@ impl Shared {
                 answers.by_cell.push(Vec::new());
                 for renewal in renewals {
                     let row = state.sessions().get(&renewal.session);
+                    if row.is_none() && state.has_seen(renewal.session) {
+                        let gone = RenewalOutcome::SessionGone;
+                        answers.add(at, Answered::outcome(&renewal, gone));
+                        continue;
+                    }
                     let ttl_ms = row.map_or(UNKNOWN_TTL_MS, |row| row.ttl_ms);
                     let resend = match row {
                         Some(row) if row.owner != *cell.owner() => {
@@ -195,12 +230,16 @@ impl Shared {
                             let verdict = gates.judge(&renewal, row, received, now);
                             verdict != Verdict::Pass
                         }
-                        None => gate::too_old(received, now, ttl_ms),
+                        None => {
+                            unknown += 1;
+                            unknown > MAX_UNKNOWN || gate::too_old(received, now, ttl_ms)
+                        }
                     };
                     if resend {
                         answers.add(at, Answered::new(&renewal, Answer::Resend));
                     } else {
-                        flights.push(Flight { renewal, received, ttl_ms, cell: at });
+                        let older = Vec::new();
+                        flights.push(Flight { renewal, received, ttl_ms, cell: at, older });
                     }
                 }
                 drop(gates);
@@ -214,9 +253,9 @@ impl Shared {
         let flights = merge_sorted(
             flights,
             |flight| &flight.renewal,
-            |flight, have| {
-                let stale = RenewalOutcome::NumberStale { have };
-                answers.add(flight.cell, Answered::outcome(&flight.renewal, stale));
+            |older, kept| {
+                let Flight { renewal, received, ttl_ms, cell, .. } = *older;
+                kept.older.push(Flight { renewal, received, ttl_ms, cell, older: Vec::new() });
             },
         );
         answers.cells.clone_from(&cells);
@@ -225,7 +264,14 @@ impl Shared {
     }
 
     /// Puts back what was certainly not proposed.
-    fn put_back(&self, cells: &[Arc<Cell>], mut flights: Vec<Flight>) {
+    fn put_back(&self, cells: &[Arc<Cell>], flights: Vec<Flight>) {
+        let mut flights: Vec<Flight> = flights
+            .into_iter()
+            .flat_map(|mut flight| {
+                let older = std::mem::take(&mut flight.older);
+                std::iter::once(flight).chain(older)
+            })
+            .collect();
         flights.sort_by_key(|flight| (flight.cell, flight.received.boottime_us));
         let mut batches: Vec<Batch> = Vec::new();
         let mut last = usize::MAX;
@@ -258,6 +304,14 @@ impl Shared {
 
     /// Sends one batch and distributes what came of it. Returns whether it must be tried again.
     async fn fly(&self, cells: Vec<Arc<Cell>>, flights: Vec<Flight>) -> bool {
+        let now = self.now();
+        let (late, flights): (Vec<_>, Vec<_>) = flights.into_iter().partition(|f| f.is_late(now));
+        let mut answers = Answers::new(cells.clone());
+        late.iter().for_each(|flight| answers.resend(flight));
+        answers.deliver();
+        if flights.is_empty() {
+            return false;
+        }
         let deadline = self.deadline(&flights);
         let renewals: Vec<Renewal> = flights.iter().map(|flight| flight.renewal).collect();
         let flying = self.parts.sink.renew_batch(renewals, deadline);
@@ -275,7 +329,7 @@ impl Shared {
             Ok(outcomes) => {
                 let mut answers = Answers::new(cells);
                 for (flight, outcome) in flights.iter().zip(outcomes) {
-                    answers.add(flight.cell, Answered::outcome(&flight.renewal, outcome));
+                    answers.outcome(flight, outcome);
                 }
                 answers.deliver();
                 false
@@ -288,9 +342,7 @@ impl Shared {
             Err(RenewError::Unknown(why)) => {
                 tracing::debug!(%why, count = flights.len(), "renewals have to be sent anew");
                 let mut answers = Answers::new(cells);
-                for flight in &flights {
-                    answers.add(flight.cell, Answered::new(&flight.renewal, Answer::Resend));
-                }
+                flights.iter().for_each(|flight| answers.resend(flight));
                 answers.deliver();
                 false
             }

@@ -13,7 +13,7 @@ use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::reply::RenewalOutcome;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::{RenewError, merge_sorted};
+use super::{RenewError, fate_of_older, merge_sorted};
 use crate::http::metrics::Metrics;
 
 /// Renewals waiting to be merged: ten full entries. Beyond that the log does not keep up, and
@@ -117,11 +117,15 @@ async fn run(merger: Weak<Shared>) {
     }
 }
 
-/// Where a renewal came from: which batch, which place in it.
-struct From {
+/// Where a renewal came from: which place of which batch.
+type Place = (usize, usize);
+
+/// One renewal to be committed.
+struct Merged {
     renewal: Renewal,
-    batch: usize,
-    place: usize,
+    of: Place,
+    /// Where the renewals came from that it stands for.
+    older: Vec<Place>,
 }
 
 impl Shared {
@@ -138,16 +142,17 @@ impl Shared {
         for (batch, w) in waiting.iter().enumerate() {
             outcomes.push(vec![RenewalOutcome::SessionGone; w.renewals.len()]);
             let renewals = w.renewals.iter().enumerate();
-            all.extend(renewals.map(|(place, renewal)| From { renewal: *renewal, batch, place }));
+            all.extend(renewals.map(|(place, renewal)| Merged {
+                renewal: *renewal,
+                of: (batch, place),
+                older: Vec::new(),
+            }));
         }
-        let merged = merge_sorted(
-            all,
-            |from| &from.renewal,
-            |from, have| outcomes[from.batch][from.place] = RenewalOutcome::NumberStale { have },
-        );
+        let merged =
+            merge_sorted(all, |merged| &merged.renewal, |older, kept| kept.older.push(older.of));
         let entries = merged.chunks(MAX_RENEWALS_PER_ENTRY).map(|chunk| {
             self.metrics.renewals_per_entry.observe(chunk.len());
-            let renewals: Vec<Renewal> = chunk.iter().map(|from| from.renewal).collect();
+            let renewals: Vec<Renewal> = chunk.iter().map(|merged| merged.renewal).collect();
             self.proposer.propose_renewals(renewals, until.saturating_duration_since(now))
         });
         let answers = futures::future::join_all(entries).await;
@@ -158,10 +163,19 @@ impl Shared {
                 Ok(got) => Err(RenewError::Unknown(format!("{} outcomes", got.len()))),
                 Err(error) => Err(error),
             };
-            for (at, from) in chunk.iter().enumerate() {
+            for (at, Merged { of, older, .. }) in chunk.iter().enumerate() {
                 match &answer {
-                    Ok(got) => outcomes[from.batch][from.place] = got[at],
-                    Err(error) => worst(&mut failed[from.batch], error),
+                    Ok(got) => {
+                        outcomes[of.0][of.1] = got[at];
+                        for (batch, place) in older {
+                            outcomes[*batch][*place] = fate_of_older(got[at]);
+                        }
+                    }
+                    Err(error) => {
+                        for (batch, _) in std::iter::once(of).chain(older) {
+                            worst(&mut failed[*batch], error);
+                        }
+                    }
                 }
             }
         }

@@ -59,27 +59,39 @@ pub fn half_tick(commit_tick_ms: u64) -> Duration {
 }
 
 /// Sorts by session and lane of the client's start; of several renewals of one start only the one
-/// with the highest number is worth committing. Calls `superseded` with each of the others and the
-/// number that stands for it.
+/// with the highest number is worth committing. Calls `supersede` with each of the others and the
+/// one that stands for it.
+///
+/// What is superseded must share the fate of what stands for it ([`fate_of_older`]): answering it
+/// any sooner would acknowledge a renewal that nobody has committed (C4).
 ///
 /// Renewals of different nonces are all kept: a stale start with a high number must not push out
 /// the living one; `apply` tells them apart.
 fn merge_sorted<T>(
     mut items: Vec<T>,
     renewal: impl Fn(&T) -> &Renewal,
-    mut superseded: impl FnMut(&T, regent_core::id::RenewalNumber),
+    mut supersede: impl FnMut(&mut T, &mut T),
 ) -> Vec<T> {
     items.sort_by(|a, b| {
         let (a, b) = (renewal(a), renewal(b));
         (a.session, a.nonce, b.number).cmp(&(b.session, b.nonce, a.number))
     });
-    items.dedup_by(|later, kept| {
-        let (old, new) = (renewal(later), renewal(kept));
+    items.dedup_by(|older, kept| {
+        let (old, new) = (renewal(older), renewal(kept));
         let same = (old.session, old.nonce) == (new.session, new.nonce);
         if same {
-            superseded(later, new.number);
+            supersede(older, kept);
         }
         same
     });
     items
+}
+
+/// What a committed entry said of a renewal, for the older ones that it stood for: a holder takes
+/// [`RenewalOutcome::NumberStale`] as proof that the number it names was applied.
+fn fate_of_older(newest: RenewalOutcome) -> RenewalOutcome {
+    match newest {
+        RenewalOutcome::Extended { number, .. } => RenewalOutcome::NumberStale { have: number },
+        other => other,
+    }
 }

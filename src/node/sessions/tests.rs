@@ -329,9 +329,60 @@ async fn without_a_leader_renewals_wait_and_are_committed_when_there_is_one() {
     // A newer one takes the place of the one that waits.
     client.send(vec![renewal(session, 2, 0)]);
     tokio::time::sleep(Duration::from_millis(20)).await;
+    // Nobody has committed either of them. A holder would take "there is a newer one" as proof
+    // that the newer one was applied (C4).
+    client.poll();
+    assert_eq!(client.left, [], "answered without a leader");
     *world.leader.refuse.lock() = None;
     let want = [(session.0, 1, Outcome::NumberStale), (session.0, 2, Outcome::Extended)];
     assert_eq!(client.answers(2).await, want);
+}
+
+#[tokio::test]
+async fn of_two_renewals_of_which_nothing_became_neither_is_acknowledged() {
+    let world = World::new();
+    let session = world.open();
+    let mut client = world.connect(alice());
+    *world.leader.refuse.lock() = Some(RenewError::Unknown("deposed".into()));
+    client.send(vec![renewal(session, 1, 0), renewal(session, 2, 0)]);
+    let want = [(session.0, 1, Outcome::Resend), (session.0, 2, Outcome::Resend)];
+    assert_eq!(client.answers(2).await, want);
+}
+
+#[tokio::test]
+async fn a_batch_whose_renewal_another_node_superseded_fails_with_the_entry_of_the_newer() {
+    let world = World::new();
+    let session = world.open();
+    let error = RenewError::NotProposed("no quorum".into());
+    *world.leader.refuse.lock() = Some(error.clone());
+    let merger = Merger::start(
+        Duration::from_millis(20),
+        Arc::new(ToLeader(world.leader.clone())),
+        world.metrics.clone(),
+    );
+    let deadline = Duration::from_secs(5);
+    let old = merger.submit(vec![core_renewal(session, 1)], deadline);
+    let new = merger.submit(vec![core_renewal(session, 2)], deadline);
+    let (old, new) = futures::future::join(old, new).await;
+    assert_eq!((old, new), (Err(error.clone()), Err(error)));
+}
+
+#[tokio::test]
+async fn invented_sessions_do_not_get_into_the_log() {
+    let world = World::new();
+    let closed = world.open();
+    commit(&world.state, &alice(), &Command::CloseSession { session: closed, nonce: Nonce(5) });
+    let mut client = world.connect(alice());
+    // An id this node has passed without seeing a session: it is gone, no leader need be asked.
+    client.send(vec![renewal(closed, 1, 0)]);
+    assert_eq!(client.answers(1).await, [(closed.0, 1, Outcome::SessionGone)]);
+    assert!(world.leader.batches.lock().is_empty());
+    // Ids of the future: the leader may know them, but not hundreds a tick.
+    client.send((0..1_000).map(|at| renewal(SessionId(1_000_000 + at), 1, 0)).collect());
+    let answers = client.answers(1_000).await;
+    let gone = answers.iter().filter(|(.., outcome)| *outcome == Outcome::SessionGone).count();
+    assert_eq!(gone, 500);
+    assert_eq!(world.leader.batches.lock()[0].len(), 500);
 }
 
 #[tokio::test]
