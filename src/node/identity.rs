@@ -95,6 +95,11 @@ impl Identity {
         })
     }
 
+    /// Whether the log was there at an earlier start.
+    pub fn has_log(&self) -> bool {
+        self.record.has_log
+    }
+
     /// Notes that the log is there, before the node may vote: from now on a start without it is
     /// refused.
     ///

@@ -81,6 +81,18 @@ pub enum RecoverError {
     /// There is nothing to recover.
     #[error("{dir} holds no cluster", dir = .0.display())]
     Nothing(PathBuf),
+    /// A recovery ended between its renames: the new log is complete, but has not its name.
+    #[error(
+        "a recovery was interrupted here: {old} was moved away and {fresh} is complete. Rename {fresh} \
+         to {old} to finish it; nothing else is missing",
+        old = .old.display(), fresh = .fresh.display()
+    )]
+    Interrupted {
+        /// Where the log should be.
+        old: PathBuf,
+        /// Where the new one waits.
+        fresh: PathBuf,
+    },
     /// The node is no voter: it may lack what voters acknowledged.
     #[error("node {0} is no voter of this cluster; recover from a voter")]
     NotVoter(NodeId),
@@ -121,7 +133,11 @@ pub async fn recover(options: &RecoverOptions) -> Result<RecoverReport, RecoverE
     let record = found.ok_or_else(|| RecoverError::Nothing(dir.clone()))?;
     belongs(&record, &dir.join(NAME), &config.cluster, config.node_id)
         .map_err(IdentityError::from)?;
-    let settings = ConsensusConfig::new(config.node_id, config.raft_dir(), config.timing());
+    let (old, fresh) = (config.raft_dir(), dir.join(format!("{RAFT_DIR}.new")));
+    if !old.exists() && fresh.exists() {
+        return Err(RecoverError::Interrupted { old, fresh });
+    }
+    let settings = ConsensusConfig::new(config.node_id, old.clone(), config.timing());
     let held = offline::read(&settings, Arc::new(RealDisk)).await?;
     if !held.state.cluster().is_bootstrapped() {
         return Err(RecoverError::Nothing(dir));
@@ -142,7 +158,6 @@ pub async fn recover(options: &RecoverOptions) -> Result<RecoverReport, RecoverE
     if !unnamed.is_empty() {
         return Err(RecoverError::Reachable(unnamed));
     }
-    let fresh = dir.join(format!("{RAFT_DIR}.new"));
     let moved = |path: &PathBuf| {
         let path = path.clone();
         move |source| RecoverError::Move { path, source }
@@ -154,7 +169,6 @@ pub async fn recover(options: &RecoverOptions) -> Result<RecoverReport, RecoverE
     let life = new_life(config, report.to, &options.reason, &options.by);
     let settings = ConsensusConfig { dir: fresh.clone(), ..settings };
     held.begin(&life, &settings, Arc::new(RealDisk)).await?;
-    let old = config.raft_dir();
     let kept = dir.join(format!("{RAFT_DIR}.before-incarnation-{}", report.to));
     std::fs::rename(&old, &kept).map_err(moved(&old))?;
     std::fs::rename(&fresh, &old).map_err(moved(&fresh))?;

@@ -364,6 +364,7 @@ async fn assemble(
     };
     let mut settings = ConsensusConfig::new(node, config.raft_dir(), timing);
     settings.votes_allowed = false;
+    settings.has_log = identity.has_log();
     let transport = GrpcTransport::new(peers.clone(), admission.clone());
     let consensus =
         Consensus::start(settings, Arc::new(transport), Arc::new(RealDisk), Arc::new(sink)).await?;

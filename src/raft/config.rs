@@ -35,6 +35,9 @@ pub struct ConsensusConfig {
     pub id: NodeId,
     /// The data directory; the log and the snapshots live below it.
     pub dir: PathBuf,
+    /// Whether this directory had a log before: then a start that finds none is refused before one
+    /// is made, because an empty one has forgotten how this node voted.
+    pub has_log: bool,
     /// Heartbeat and election times; the same on every node (C6 is computed from it).
     pub timing: Timing,
     /// Whether this node may vote and campaign from the start; see
@@ -68,6 +71,7 @@ impl ConsensusConfig {
         Self {
             id,
             dir: dir.into(),
+            has_log: false,
             timing,
             votes_allowed: true,
             mode: RunMode::Threads,

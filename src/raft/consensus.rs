@@ -32,7 +32,7 @@ use crate::runtime::Rt;
 use crate::store::figures::LogFigures;
 use crate::store::snapshot::SnapshotDir;
 use crate::store::vfs::Vfs;
-use crate::store::wal::{Wal, WalOptions};
+use crate::store::wal::{Presence, Wal, WalOptions};
 use crate::store::writer::{Pause, RETRY_PAUSE, Writer};
 use crate::store::{LOG_DIR, SNAPSHOT_DIR};
 use crate::types::{Membership, Payload, Raft, SnapshotMeta, Types};
@@ -92,15 +92,16 @@ fn engine_config(config: &ConsensusConfig) -> Result<openraft::Config, StartErro
     .map_err(|e| StartError::Config(e.to_string()))
 }
 
-/// Opens the log and starts its driver.
+/// Opens the log and starts its driver. Without a log it makes one only where `presence` allows.
 pub(crate) fn open_log(
     config: &ConsensusConfig,
     vfs: &Arc<dyn Vfs>,
+    presence: Presence,
 ) -> Result<LogStore, StartError> {
     let storage = |e: String| StartError::Storage(e);
     let options =
         WalOptions { segment_bytes: config.segment_bytes, salt: Rt::thread_rng().next_u64() };
-    let (wal, recovered) = Wal::open(vfs.clone(), &config.dir.join(LOG_DIR), options)
+    let (wal, recovered) = Wal::open_as(vfs.clone(), &config.dir.join(LOG_DIR), options, presence)
         .map_err(|e| storage(status::chain(&e)))?;
     if recovered.cut_bytes > 0 {
         tracing::warn!(bytes = recovered.cut_bytes, "the log ended in an unfinished write; cut it");
@@ -173,7 +174,8 @@ impl Consensus {
         sink: Arc<dyn Sink>,
     ) -> Result<Self, StartError> {
         let engine = engine_config(&config)?;
-        let log = open_log(&config, &vfs)?;
+        let presence = if config.has_log { Presence::Required } else { Presence::Optional };
+        let log = open_log(&config, &vfs, presence)?;
         let machine = open_machine(&config, &vfs, sink)?;
         log.check_covered(machine.last).map_err(|e| StartError::Storage(e.to_string()))?;
         let shared = machine.shared.clone();

@@ -24,6 +24,7 @@ use crate::consensus::open_log;
 use crate::status::chain;
 use crate::store::snapshot::SnapshotDir;
 use crate::store::vfs::Vfs;
+use crate::store::wal::Presence;
 use crate::store::{LOG_DIR, SNAPSHOT_DIR};
 use crate::types::{LogId, Membership, SnapshotMeta, Vote, revision};
 use crate::wire;
@@ -65,9 +66,9 @@ fn storage(error: std::io::Error) -> StartError {
 /// Reads the directory of `config`; no node may run on it (its lock is taken meanwhile).
 ///
 /// # Errors
-/// [`StartError`] as for a node that starts on it.
+/// [`StartError`] as for a node that had a log and starts on it: where there is none, none is made.
 pub async fn read(config: &ConsensusConfig, vfs: Arc<dyn Vfs>) -> Result<Holding, StartError> {
-    let mut log = open_log(config, &vfs)?;
+    let mut log = open_log(config, &vfs, Presence::Required)?;
     let held = assemble(config, &vfs, &mut log).await;
     log.close();
     held
@@ -172,7 +173,7 @@ impl Holding {
         let mut snapshots =
             SnapshotDir::open(vfs.clone(), &config.dir.join(SNAPSHOT_DIR)).map_err(storage)?;
         snapshots.save(&wire::encode(&meta), &self.state.encode_snapshot()).map_err(storage)?;
-        let mut log = open_log(config, &vfs)?;
+        let mut log = open_log(config, &vfs, Presence::Optional)?;
         let saved = log.save_vote(&vote).await;
         log.close();
         saved.map_err(storage)?;

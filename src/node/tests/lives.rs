@@ -112,6 +112,16 @@ async fn a_recovered_survivor_keeps_everything_and_the_old_majority_cannot_touch
     assert!(!dry.written);
     assert_eq!(dry.dropped.len(), 2);
     options.dry_run = false;
+    // A recovery that ended between its two renames is not mistaken for a node without a log.
+    let raft = options.config.raft_dir();
+    let (kept, fresh) = (raft.with_extension("kept"), raft.with_extension("new"));
+    std::fs::rename(&raft, &kept).unwrap();
+    std::fs::create_dir(&fresh).unwrap();
+    let refused = recover(&options).await.expect_err("half-way");
+    assert!(matches!(refused, RecoverError::Interrupted { .. }), "{refused}");
+    assert!(!raft.exists(), "nothing was made");
+    std::fs::remove_dir(&fresh).unwrap();
+    std::fs::rename(&kept, &raft).unwrap();
     let done = recover(&options).await.unwrap();
     assert!(done.written && done.to.counter == dry.from.counter + 1);
     rig.restart(1).await.unwrap();

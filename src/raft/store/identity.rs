@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use regent_core::id::NodeId;
 
 use super::vfs::{OpenMode, Vfs};
-use super::{LOG_DIR, SNAPSHOT_DIR};
+use super::{LOG_DIR, SNAPSHOT_DIR, segment, snapshot};
 
 /// What the disk says about itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +78,9 @@ const START_OVER: &str = "Keep the directory for analysis, remove the node from 
 
 /// Reads the identity in the data directory `dir` and counts this start; makes one with
 /// `fresh_disk` if the directory is new. `log` is where the log and the snapshots lie. A log
-/// without an identity is refused, because whose votes it holds is unknown; an identity that had a
-/// log and lost it as well, because this node has forgotten how it voted. Call it once per start,
+/// or a snapshot without an identity is refused, because whose data it holds is unknown; an identity
+/// that had a log and lost it as well, because this node has forgotten how it voted: a snapshot
+/// holds no votes. Call it once per start,
 /// while nobody else has the directory.
 ///
 /// # Errors
@@ -93,15 +94,16 @@ pub fn open_identity(
     fresh_disk: u64,
 ) -> Result<Identity, IdentityError> {
     vfs.create_dir_all(dir).map_err(cannot("make", dir))?;
-    let there = has_log(vfs, log)?;
+    let parts = Parts::find(vfs, log)?;
     let mut identity = match read_identity(vfs, dir)? {
         Some(identity) => identity,
-        None if there => {
+        None if parts.log || parts.snapshots => {
             return Err(corrupt(
                 &dir.join(NAME),
                 format!(
-                    "the file is missing, but {} holds a log: whose data this is cannot be told. \
-                 Bring the file back, or start with an empty directory under a new node id",
+                    "the file is missing, but {} holds a log or a snapshot: whose data this is \
+                     cannot be told. Bring the file back, or start with an empty directory under a \
+                     new node id",
                     log.display()
                 ),
             ));
@@ -109,12 +111,12 @@ pub fn open_identity(
         None => Identity::new(cluster, node, fresh_disk),
     };
     belongs(&identity, &dir.join(NAME), cluster, node)?;
-    if identity.has_log && !there {
+    if identity.has_log && !parts.log {
         return Err(corrupt(
             log,
             format!(
                 "the log is missing, but this node had one, and its votes with it. Put it back if \
-                 it was moved. Otherwise: {START_OVER}"
+                 it was moved, mount its file system if that is missing. Otherwise: {START_OVER}"
             ),
         ));
     }
@@ -158,18 +160,21 @@ pub fn belongs(
     })
 }
 
-/// Whether something lies below `log`, the directory of log and snapshots.
-fn has_log(vfs: &dyn Vfs, log: &Path) -> Result<bool, IdentityError> {
-    for name in [LOG_DIR, SNAPSHOT_DIR] {
-        let part = log.join(name);
-        match vfs.list(&part) {
-            Ok(names) if names.is_empty() => {}
-            Ok(_) => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(cannot("list", &part)(error)),
-        }
+/// What lies below the directory of log and snapshots. Locks and half-made files do not count: a
+/// directory that lost everything else still holds them.
+struct Parts {
+    log: bool,
+    snapshots: bool,
+}
+
+impl Parts {
+    fn find(vfs: &dyn Vfs, log: &Path) -> Result<Self, IdentityError> {
+        let (segments, snapshots) = (log.join(LOG_DIR), log.join(SNAPSHOT_DIR));
+        Ok(Self {
+            log: segment::any(vfs, &segments).map_err(cannot("list", &segments))?,
+            snapshots: snapshot::any(vfs, &snapshots).map_err(cannot("list", &snapshots))?,
+        })
     }
-    Ok(false)
 }
 
 fn corrupt(path: &Path, what: String) -> IdentityError {

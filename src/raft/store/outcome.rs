@@ -36,7 +36,7 @@ pub struct Recovered {
     pub entries: Vec<(u64, Bytes)>,
     /// Bytes of an unfinished group that were cut from the end; no acknowledged record was there.
     pub cut_bytes: u64,
-    /// There was no log; an empty one was made. A node that has voted before must not accept this.
+    /// There was no log; an empty one was made. Never so where [`super::wal::Presence::Required`].
     pub created: bool,
 }
 
@@ -67,6 +67,17 @@ pub enum OpenError {
         found: u32,
         /// The newest format that this version reads.
         known: u32,
+    },
+    /// There is no log where one must be. Making an empty one would forget how this node voted.
+    #[error(
+        "there is no log in {dir}, but this node had one, and its votes with it. If its file system \
+         is not mounted, or it was moved, bring it back and start again. If it is lost: keep the \
+         directory for analysis, remove the node from the cluster, and add it again empty under a \
+         new node id"
+    )]
+    Missing {
+        /// Where it should be.
+        dir: PathBuf,
     },
     /// Another process has the directory open.
     #[error("{dir} is in use by another process")]

@@ -106,6 +106,16 @@ pub(super) fn number_of(name: &str) -> Option<u64> {
     u64::from_str_radix(hex, 16).ok()
 }
 
+/// Whether `dir` holds a log: a named segment, which is complete. A lock, or what a crash left
+/// half-made, is none.
+pub(super) fn any(vfs: &dyn Vfs, dir: &Path) -> io::Result<bool> {
+    match vfs.list(dir) {
+        Ok(names) => Ok(names.iter().any(|name| number_of(name).is_some())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Salt of a segment: differs from segment to segment, so that a block of an older one that comes
 /// back under a newer name is not read as its own.
 pub(super) fn salt_of(log_salt: u64, number: u64) -> u64 {

@@ -125,6 +125,15 @@ impl SnapshotDir {
     }
 }
 
+/// Whether `dir` holds a snapshot under its own name, which is complete.
+pub(super) fn any(vfs: &dyn Vfs, dir: &Path) -> io::Result<bool> {
+    match vfs.list(dir) {
+        Ok(names) => Ok(names.iter().any(|name| number_of(name).is_some())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn name(number: u64) -> String {
     format!("snapshot-{number:016x}.snap")
 }

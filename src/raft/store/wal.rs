@@ -32,6 +32,15 @@ const LOCK_NAME: &str = "wal.lock";
 /// The reserve of a segment for other things than entries: enough for thousands of marks.
 const RESERVE_BYTES: u64 = 64 * 1024;
 
+/// Whether a log has to be there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// An empty one is made if there is none: this directory never had a log.
+    Optional,
+    /// Without one nothing is made or touched: an empty log would be a node that votes again.
+    Required,
+}
+
 /// What a group changes once it is durable.
 struct Pending {
     bytes: u64,
@@ -86,6 +95,20 @@ impl Wal {
         dir: &Path,
         options: WalOptions,
     ) -> Result<(Self, Recovered), OpenError> {
+        Self::open_as(vfs, dir, options, Presence::Optional)
+    }
+
+    /// [`Wal::open`], which refuses with [`OpenError::Missing`] if a log is required and not there.
+    pub fn open_as(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        options: WalOptions,
+        presence: Presence,
+    ) -> Result<(Self, Recovered), OpenError> {
+        let there = segment::any(&*vfs, dir).map_err(|e| cannot("list", dir, e))?;
+        if presence == Presence::Required && !there {
+            return Err(OpenError::Missing { dir: dir.to_path_buf() });
+        }
         vfs.create_dir_all(dir).map_err(|e| cannot("make", dir, e))?;
         let lock = vfs.lock(&dir.join(LOCK_NAME)).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => OpenError::Locked { dir: dir.to_path_buf() },
@@ -102,6 +125,9 @@ impl Wal {
         }
         let (found, created) = match recover::read_log(&*vfs, dir)? {
             Some(found) => (found, false),
+            None if presence == Presence::Required => {
+                return Err(OpenError::Missing { dir: dir.to_path_buf() });
+            }
             None => {
                 create_first(&*vfs, dir, &options)?;
                 let found = recover::read_log(&*vfs, dir)?;

@@ -9,6 +9,7 @@ use regent_core::id::NodeId;
 
 use super::mesh::{Cluster, PATIENCE, done, note, until};
 use crate::api::{ConsensusError, RpcKind};
+use crate::store::sim_disk::SimDisk;
 use crate::{ConsensusConfig, StartError};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -174,7 +175,7 @@ async fn an_inconsistent_profile_is_refused_by_name() {
     let mut config = ConsensusConfig::new(NodeId(1), "/data", regent_core::timing::Timing::LAN);
     config.timing.election_min_ms = 60;
     let mesh = Cluster::new(plain);
-    let error = super::mesh::start_alone(&mesh, config).await.err().unwrap();
+    let error = super::mesh::start_alone(&mesh, config, &SimDisk::new()).await.err().unwrap();
     assert!(matches!(error, StartError::Timing(_)), "{error}");
 }
 

@@ -324,12 +324,13 @@ pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("not in time: {what}"));
 }
 
-/// Starts a node on an empty disk, whatever comes of it.
+/// Starts a node on a disk, whatever comes of it.
 pub async fn start_alone(
     cluster: &Cluster,
     config: ConsensusConfig,
+    disk: &SimDisk,
 ) -> Result<Consensus, crate::StartError> {
     let port = Arc::new(Port { me: config.id.0, mesh: cluster.mesh.clone() });
-    let disk = Arc::new(SimDisk::new());
+    let disk = Arc::new(disk.clone());
     SimNode::new().scope(1, Consensus::start(config, port, disk, Arc::new(Heard::default()))).await
 }

@@ -4,4 +4,5 @@ mod cluster;
 mod disk;
 mod membership;
 mod mesh;
+mod offline;
 mod suite;

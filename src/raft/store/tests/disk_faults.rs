@@ -1,10 +1,12 @@
 //! Disks that are full or failing.
 
+use std::sync::Arc;
+
 use crate::store::segment;
 use crate::store::sim_disk::SimDisk;
 use crate::store::tests::workload::{apply, dir, entry, open, options, purge, same, vote};
 use crate::store::vfs::Vfs;
-use crate::store::wal::{Recovered, WalError};
+use crate::store::wal::{OpenError, Presence, Recovered, Wal, WalError};
 
 #[test]
 fn a_full_disk_acknowledges_nothing_and_heals() {
@@ -154,6 +156,25 @@ fn a_group_larger_than_a_segment_gets_a_larger_segment() {
     drop(wal);
     let (_, found) = open(&disk).unwrap();
     assert!(same(&found, &expected));
+}
+
+#[test]
+fn where_a_log_must_be_none_is_made() {
+    let disk = SimDisk::new();
+    let required =
+        || Wal::open_as(Arc::new(disk.clone()), dir(), options(), Presence::Required).err();
+    let missing = required().expect("there is no log");
+    assert!(matches!(missing, OpenError::Missing { .. }), "{missing}");
+    for part in ["/data/log", "mounted", "under a new node id"] {
+        assert!(missing.to_string().contains(part), "{part:?} is missing in: {missing}");
+    }
+    assert!(disk.list(dir()).is_err(), "not even the directory");
+    drop(open(&disk).unwrap());
+    assert!(required().is_none());
+    disk.lose(&dir().join(segment::name(1)));
+    disk.overwrite(&dir().join("wal.lock"), b"");
+    assert!(matches!(required(), Some(OpenError::Missing { .. })));
+    assert_eq!(disk.list(dir()).unwrap(), ["wal.lock"]);
 }
 
 #[test]

@@ -176,6 +176,23 @@ fn a_node_that_had_a_log_and_lost_it_is_refused_and_one_that_never_had_is_not() 
     assert_eq!(read.boots, 2);
 }
 
+#[test]
+fn a_lock_a_snapshot_and_half_made_files_do_not_pass_for_a_log() {
+    let disk = SimDisk::new();
+    let mut identity = open_as(&disk, "prod", 3, 1).unwrap();
+    drop(workload::open(&disk).unwrap());
+    identity.has_log = true;
+    write_identity(&disk, Path::new(DATA), &identity).unwrap();
+    boot(&disk, 1).unwrap();
+    disk.lose(Path::new("/data/log/wal-0000000000000001.log"));
+    for left in ["wal.lock", "wal-new.tmp", "wal-ahead.tmp"] {
+        disk.overwrite(&workload::dir().join(left), b"");
+    }
+    snapshots(&disk).save(b"meta", b"data").unwrap();
+    let message = boot(&disk, 1).unwrap_err().to_string();
+    assert!(message.contains("the log is missing") && message.contains("mount"), "{message}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
