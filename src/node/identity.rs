@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use regent_core::id::{NodeId, Nonce};
-use regent_raft::store::identity::{self as disk, open_identity, write_identity};
+use regent_raft::store::identity::{self as disk, LogState, open_identity, write_identity};
 use regent_raft::store::real_disk::RealDisk;
 
 use crate::config::RAFT_DIR;
@@ -97,7 +97,7 @@ impl Identity {
 
     /// Whether the log was there at an earlier start.
     pub fn has_log(&self) -> bool {
-        self.record.has_log
+        self.record.log == LogState::Made
     }
 
     /// Notes that the log is there, before the node may vote: from now on a start without it is
@@ -106,21 +106,12 @@ impl Identity {
     /// # Errors
     /// What the disk said; the node must not go on then.
     pub fn note_log(&mut self) -> Result<(), IdentityError> {
-        if !self.record.has_log {
-            self.record.has_log = true;
+        if !self.has_log() {
+            self.record.log = LogState::Made;
             write_identity(&RealDisk, &self.dir, &self.record)?;
         }
         Ok(())
     }
-}
-
-/// Writes the identity of a directory whose log is being made for `node` of `cluster`.
-///
-/// # Errors
-/// What the disk said.
-pub fn establish(dir: &Path, node: NodeId, cluster: &str) -> Result<(), IdentityError> {
-    let record = disk::Identity::new(cluster, node, random());
-    Ok(write_identity(&RealDisk, dir, &disk::Identity { has_log: true, ..record })?)
 }
 
 /// A random number that is not 0 (0 means "none" in the protocol).

@@ -13,10 +13,11 @@ use regent_core::authz::Principal;
 use regent_core::id::{Incarnation, NodeId, Revision};
 use regent_core::state::State;
 use regent_core::state::snapshot::SnapshotError;
+use regent_raft::ConsensusConfig;
 use regent_raft::api::Member;
-use regent_raft::offline::{Holding, NewLife};
+use regent_raft::offline::{FoundError, Holding, NewLife};
+use regent_raft::store::identity as disk;
 use regent_raft::store::real_disk::RealDisk;
-use regent_raft::{ConsensusConfig, StartError};
 use regent_rpc::clock::{Clock as _, SystemClock};
 
 use crate::config::NodeConfig;
@@ -103,14 +104,17 @@ pub enum RestoreError {
         least: u64,
     },
     /// The directory is in use or holds something.
-    #[error("{dir} is not empty; restore into an empty directory", dir = .0.display())]
+    #[error(
+        "{dir} is not empty; restore into an empty directory (what an interrupted restore left may go)",
+        dir = .0.display()
+    )]
     NotEmpty(PathBuf),
-    /// The identity could not be written.
+    /// The directory could not be locked.
     #[error("data directory")]
     Identity(#[from] IdentityError),
-    /// The log and snapshot could not be written.
-    #[error("writing the restored state failed")]
-    Write(#[from] StartError),
+    /// Identity, snapshot or log could not be written.
+    #[error("writing the restored state failed; empty the data directory and restore again")]
+    Write(#[from] FoundError),
 }
 
 /// Checks the backup and, unless `dry_run`, writes the first node of the new cluster.
@@ -155,11 +159,11 @@ pub async fn restore(options: &RestoreOptions) -> Result<RestoreReport, RestoreE
     }
     let life = new_life(config, to, &options.reason, &options.by);
     let timing = row.timing;
-    // Identity first: a directory with a log but no identity would never start.
     let _lock = identity::lock(&config.data_dir)?;
-    identity::establish(&config.data_dir, config.node_id, &config.cluster)?;
     let settings = ConsensusConfig::new(config.node_id, config.raft_dir(), timing);
-    Holding::of_backup(state).begin(&life, &settings, Arc::new(RealDisk)).await?;
+    let own = disk::Identity::new(&config.cluster, config.node_id, random());
+    let dir = &config.data_dir;
+    Holding::of_backup(state).found(&life, dir, own, &settings, Arc::new(RealDisk)).await?;
     report.written = true;
     Ok(report)
 }

@@ -6,6 +6,7 @@
 //! undone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use openraft::EntryPayload;
@@ -22,6 +23,7 @@ use crate::api::Member;
 use crate::config::{ConsensusConfig, StartError};
 use crate::consensus::open_log;
 use crate::status::chain;
+use crate::store::identity::{Identity, IdentityError, LogState, write_identity};
 use crate::store::snapshot::SnapshotDir;
 use crate::store::vfs::Vfs;
 use crate::store::wal::Presence;
@@ -57,6 +59,17 @@ pub struct NewLife {
     pub by: Principal,
     /// For the audit chain.
     pub at: WallMs,
+}
+
+/// Why a data directory was not founded. It must be emptied then; a node refuses to start on it.
+#[derive(Debug, thiserror::Error)]
+pub enum FoundError {
+    /// The identity could not be written.
+    #[error("identity")]
+    Identity(#[from] IdentityError),
+    /// Snapshot or log could not be written.
+    #[error("log and snapshot")]
+    Begin(#[from] StartError),
 }
 
 fn storage(error: std::io::Error) -> StartError {
@@ -126,6 +139,28 @@ impl Holding {
     pub fn of_backup(state: State) -> Self {
         let committed = state.revision();
         Self { state, committed, members: Vec::new(), vote: None }
+    }
+
+    /// Makes the empty directory `data_dir` that of a new cluster's first node: `own` identity, and
+    /// in the directory of `config`, below it, what [`Holding::begin`] writes. Wherever it is
+    /// interrupted, there is nothing yet, or the identity says "making" and nothing starts, or it
+    /// is complete: a node that started on a part of it would be a cluster with incarnation 1.
+    ///
+    /// # Errors
+    /// [`FoundError`]; the directory must be emptied then.
+    pub async fn found(
+        self,
+        life: &NewLife,
+        data_dir: &Path,
+        own: Identity,
+        config: &ConsensusConfig,
+        vfs: Arc<dyn Vfs>,
+    ) -> Result<Revision, FoundError> {
+        let making = Identity { log: LogState::Making, ..own };
+        write_identity(&*vfs, data_dir, &making)?;
+        let end = self.begin(life, config, vfs.clone()).await?;
+        write_identity(&*vfs, data_dir, &Identity { log: LogState::Made, ..making })?;
+        Ok(end)
     }
 
     /// Writes the state into the empty directory of `config`, followed by the begin of a new

@@ -22,14 +22,26 @@ pub struct Identity {
     pub disk: u64,
     /// Starts so far, this one included; durable before it is told to anybody.
     pub boots: u64,
-    /// Whether a log was made: from then on, a start that finds none has forgotten its votes.
-    pub has_log: bool,
+    /// How far its log has come.
+    pub log: LogState,
+}
+
+/// How far the log of a directory has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogState {
+    /// None was made yet.
+    None,
+    /// A restore is writing a new life here. Until it is done nothing may start: what lies here is
+    /// less than was restored, and beside it a new empty cluster would begin.
+    Making,
+    /// It was made: from then on, a start that finds none has forgotten its votes.
+    Made,
 }
 
 impl Identity {
     /// The identity of a directory that never started.
     pub fn new(cluster: &str, node: NodeId, disk: u64) -> Self {
-        Self { cluster: cluster.to_string(), node, disk, boots: 0, has_log: false }
+        Self { cluster: cluster.to_string(), node, disk, boots: 0, log: LogState::None }
     }
 }
 
@@ -111,7 +123,7 @@ pub fn open_identity(
         None => Identity::new(cluster, node, fresh_disk),
     };
     belongs(&identity, &dir.join(NAME), cluster, node)?;
-    if identity.has_log && !parts.log {
+    if identity.log == LogState::Made && !parts.log {
         return Err(corrupt(
             log,
             format!(
@@ -140,16 +152,21 @@ pub fn read_identity(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Identity>, Iden
     }
 }
 
-/// Refuses an identity of another cluster or node.
+/// Refuses an identity of another cluster or node, and one whose restore was interrupted.
 ///
 /// # Errors
-/// [`IdentityError::Foreign`].
+/// [`IdentityError::Foreign`], [`IdentityError::Corrupt`].
 pub fn belongs(
     identity: &Identity,
     path: &Path,
     cluster: &str,
     node: NodeId,
 ) -> Result<(), IdentityError> {
+    if identity.log == LogState::Making {
+        let what = "a restore into this directory was interrupted, and nothing in it was ever used. \
+                    Empty the directory and restore again";
+        return Err(corrupt(path, what.to_string()));
+    }
     if identity.cluster == cluster && identity.node == node {
         return Ok(());
     }
@@ -204,8 +221,12 @@ fn cannot<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Iden
 
 /// Text, so that it can be read at 3 a.m.; the checksum keeps it from being edited in passing.
 fn encode(identity: &Identity) -> String {
-    let Identity { cluster, node, disk, boots, has_log } = identity;
-    let log = if *has_log { "made" } else { "none" };
+    let Identity { cluster, node, disk, boots, log } = identity;
+    let log = match log {
+        LogState::None => "none",
+        LogState::Making => "making",
+        LogState::Made => "made",
+    };
     let body = format!(
         "{TITLE}\ncluster {cluster}\nnode {}\ndisk {disk:016x}\nboots {boots}\nlog {log}\n",
         node.0
@@ -241,10 +262,11 @@ fn decode(bytes: &[u8]) -> Result<Identity, String> {
         .filter(|disk| *disk != 0)
         .ok_or("the disk id is not a number in hex")?;
     let boots = number("boots", &field("boots")?)?;
-    let has_log = match field("log")?.as_str() {
-        "made" => true,
-        "none" => false,
-        other => return Err(format!("log is neither made nor none: {other:?}")),
+    let log = match field("log")?.as_str() {
+        "none" => LogState::None,
+        "making" => LogState::Making,
+        "made" => LogState::Made,
+        other => return Err(format!("log is not none, making or made: {other:?}")),
     };
-    Ok(Identity { cluster, node, disk, boots, has_log })
+    Ok(Identity { cluster, node, disk, boots, log })
 }

@@ -177,7 +177,8 @@ pub fn note(text: &str) -> Bytes {
     Bytes::from(Entry::new(WallMs(1), principal(), None, &command).encode())
 }
 
-fn principal() -> Principal {
+/// Who writes in these tests.
+pub fn principal() -> Principal {
     Principal { role: regent_core::authz::Role::Node, name: "n".into() }
 }
 

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use regent_core::id::NodeId;
 
 use crate::store::identity::{
-    Identity, IdentityError, open_identity, read_identity, write_identity,
+    Identity, IdentityError, LogState, open_identity, read_identity, write_identity,
 };
 use crate::store::sim_disk::SimDisk;
 use crate::store::snapshot::SnapshotDir;
@@ -166,8 +166,8 @@ fn a_node_that_had_a_log_and_lost_it_is_refused_and_one_that_never_had_is_not() 
     boot(&disk, 1).unwrap();
     // A start that ended before the log was made, say because a port was taken.
     let mut identity = open_as(&disk, "prod", 3, 1).unwrap();
-    assert_eq!((identity.boots, identity.has_log), (2, false));
-    identity.has_log = true;
+    assert_eq!((identity.boots, identity.log), (2, LogState::None));
+    identity.log = LogState::Made;
     write_identity(&disk, Path::new(DATA), &identity).unwrap();
     let message = boot(&disk, 1).unwrap_err().to_string();
     assert!(message.contains("the log is missing") && message.contains("new node id"), "{message}");
@@ -181,7 +181,7 @@ fn a_lock_a_snapshot_and_half_made_files_do_not_pass_for_a_log() {
     let disk = SimDisk::new();
     let mut identity = open_as(&disk, "prod", 3, 1).unwrap();
     drop(workload::open(&disk).unwrap());
-    identity.has_log = true;
+    identity.log = LogState::Made;
     write_identity(&disk, Path::new(DATA), &identity).unwrap();
     boot(&disk, 1).unwrap();
     disk.lose(Path::new("/data/log/wal-0000000000000001.log"));
