@@ -17,7 +17,10 @@
 //!   head counts the sectors that are zero by themselves, the fill is never zero, and a head (32
 //!   bytes at a multiple of 32) never spans two sectors.
 //! - A *mark* is a head without body where the next group will be. It says "all before me was
-//!   synced"; the next group overwrites it.
+//!   synced"; the next group overwrites it. So a mark may only be written when that is so.
+//! - A *continuation* is a mark that is never overwritten: the log goes on in the next file, which
+//!   was on the disk before this was written. A last file that ends in one has lost its successor.
+//!   It begins with format 2 of the segments; older ones get it when they are closed.
 //!
 //! The assumption: a sector of 512 bytes is written whole or not at all, and writing a sector again
 //! with a longer tail does not harm what it held ("powersafe overwrite").
@@ -39,6 +42,35 @@ const FILL: u8 = 0xA5;
 // front was written is told from one that was damaged.
 const KIND_GROUP: u16 = 0xA501;
 const KIND_MARK: u16 = 0xA502;
+const KIND_CONTINUED: u16 = 0xA503;
+
+/// What a head stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A group: its body follows.
+    Group,
+    /// All groups below were synced; none follows yet.
+    Mark,
+    /// All groups below were synced; the next one is in the next file.
+    Continued,
+}
+
+impl Kind {
+    const ALL: [(Self, u16); 3] =
+        [(Self::Group, KIND_GROUP), (Self::Mark, KIND_MARK), (Self::Continued, KIND_CONTINUED)];
+
+    fn read(number: u16) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == number).map(|(kind, _)| *kind)
+    }
+
+    fn number(self) -> u16 {
+        match self {
+            Self::Group => KIND_GROUP,
+            Self::Mark => KIND_MARK,
+            Self::Continued => KIND_CONTINUED,
+        }
+    }
+}
 
 /// The decoded head of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +86,8 @@ pub(super) struct Head {
     /// Sectors (or the parts of sectors) of the body that are all zero although written; stops
     /// counting at its maximum.
     pub zero_sectors: u16,
-    /// Whether this is a mark.
-    pub mark: bool,
+    /// What it stands for.
+    pub kind: Kind,
 }
 
 /// What 32 bytes are, where a head should be.
@@ -81,8 +113,7 @@ impl Head {
         out[20..24].copy_from_slice(&self.records.to_le_bytes());
         out[24..28].copy_from_slice(&self.body_crc.to_le_bytes());
         out[28..30].copy_from_slice(&self.zero_sectors.to_le_bytes());
-        let kind = if self.mark { KIND_MARK } else { KIND_GROUP };
-        out[30..32].copy_from_slice(&kind.to_le_bytes());
+        out[30..32].copy_from_slice(&self.kind.number().to_le_bytes());
         let crc = salted_crc(salt, &out[8..]);
         out[4..8].copy_from_slice(&crc.to_le_bytes());
         out
@@ -94,24 +125,22 @@ impl Head {
             return HeadState::Absent;
         }
         let bytes = &bytes[..HEAD_BYTES];
-        let kind = u16::from_le_bytes([bytes[30], bytes[31]]);
-        let intact = u32_at(bytes, 0) == MAGIC
-            && u32_at(bytes, 4) == salted_crc(salt, &bytes[8..])
-            && (kind == KIND_GROUP || kind == KIND_MARK);
-        if !intact {
+        let whole = u32_at(bytes, 0) == MAGIC && u32_at(bytes, 4) == salted_crc(salt, &bytes[8..]);
+        let kind = Kind::read(u16::from_le_bytes([bytes[30], bytes[31]]));
+        let Some(kind) = kind.filter(|_| whole) else {
             return if bytes[HEAD_BYTES - 1] == 0 {
                 HeadState::Partial
             } else {
                 HeadState::Damaged
             };
-        }
+        };
         HeadState::Intact(Head {
             group: u64_at(bytes, 8),
             body_bytes: u32_at(bytes, 16),
             records: u32_at(bytes, 20),
             body_crc: u32_at(bytes, 24),
             zero_sectors: u16::from_le_bytes([bytes[28], bytes[29]]),
-            mark: kind == KIND_MARK,
+            kind,
         })
     }
 
@@ -122,7 +151,16 @@ impl Head {
 
     /// A mark: all groups below `group` were synced.
     pub(super) fn mark(group: u64) -> Self {
-        Self { group, body_bytes: 0, records: 0, body_crc: 0, zero_sectors: 0, mark: true }
+        Self::bare(group, Kind::Mark)
+    }
+
+    /// A continuation: all groups below `group` were synced, and it is in the next file.
+    pub(super) fn continued(group: u64) -> Self {
+        Self::bare(group, Kind::Continued)
+    }
+
+    fn bare(group: u64, kind: Kind) -> Self {
+        Self { group, body_bytes: 0, records: 0, body_crc: 0, zero_sectors: 0, kind }
     }
 }
 
@@ -138,7 +176,7 @@ pub(super) fn seal_group(out: &mut Vec<u8>, group: u64, records: u32, salt: u64,
         records,
         body_crc: body_crc(salt, group, body),
         zero_sectors: zero_sectors(body, offset + HEAD_BYTES as u64),
-        mark: false,
+        kind: Kind::Group,
     };
     out[..HEAD_BYTES].copy_from_slice(&head.encode(salt));
 }

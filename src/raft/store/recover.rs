@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::cursor::Cursor;
-use super::frame::{self, HEAD_BYTES, Head, HeadState};
+use super::frame::{self, HEAD_BYTES, Head, HeadState, Kind};
 use super::outcome::{OpenError, Recovered};
 use super::record::{self, Record, Stored};
 use super::sabotage::{self, Sabotage};
@@ -45,8 +45,24 @@ pub(super) struct Found {
     pub position: u64,
     /// Its number.
     pub next_group: u64,
+    /// Where the last group begins: the only one that may not be on the disk, because each is
+    /// written after the one before it was synced.
+    pub last_group: u64,
     /// Up to where there is something else than zeros.
     pub dirty_until: u64,
+    /// The segment before the last one, if its continuation is not there: a crash came between.
+    pub unsealed: Option<Unsealed>,
+}
+
+/// A segment that has a successor and does not say so.
+pub(super) struct Unsealed {
+    pub file: Box<dyn VFile>,
+    pub salt: u64,
+    pub capacity: u64,
+    /// Where its groups end.
+    pub position: u64,
+    /// The group that its successor begins with.
+    pub next_group: u64,
 }
 
 /// Reads the log in `dir`; `None` if there is none.
@@ -82,10 +98,19 @@ pub(super) fn read_log(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Found>, OpenE
         .chain(std::iter::once(&last))
         .map(|segment| segment.header.first_group)
         .collect();
+    let mut unsealed = None;
     for (mut segment, successor) in segments.into_iter().zip(successors) {
         segment.check_first_group(expected)?;
         let end = segment.read_groups(&mut replay, Some(successor))?;
         expected = end.next_group;
+        let sealed = segment.is_sealed(&end)?;
+        unsealed = (!sealed).then(|| Unsealed {
+            salt: segment.header.salt,
+            capacity: segment.reader.file_bytes,
+            position: end.position,
+            next_group: end.next_group,
+            file: segment.reader.file,
+        });
         closed.push(Closed { number: segment.header.number, max_index: replay.segment_max.take() });
     }
     last.check_first_group(expected)?;
@@ -104,7 +129,9 @@ pub(super) fn read_log(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Found>, OpenE
         capacity: last.reader.file_bytes,
         position: end.position,
         next_group: end.next_group,
+        last_group: end.last_group,
         dirty_until: end.dirty_until,
+        unsealed,
         path: last.path,
         file: last.reader.file,
     }))
@@ -190,6 +217,7 @@ impl Replay {
 struct End {
     position: u64,
     next_group: u64,
+    last_group: u64,
     dirty_until: u64,
 }
 
@@ -240,10 +268,12 @@ impl OpenSegment {
     /// Reads groups until `until` (in a segment that has a successor) or until the log ends.
     fn read_groups(&mut self, replay: &mut Replay, until: Option<u64>) -> Result<End, OpenError> {
         let mut position = HEADER_BYTES;
+        let mut last_group = position;
         let mut group = self.header.first_group;
         while until != Some(group) {
             match self.read_group(position, group, replay)? {
                 Some(next) => {
+                    last_group = position;
                     position = next;
                     group += 1;
                 }
@@ -266,11 +296,18 @@ impl OpenSegment {
                         ));
                     }
                     let dirty_until = self.check_tail(position, group)?;
-                    return Ok(End { position, next_group: group, dirty_until });
+                    return Ok(End { position, next_group: group, last_group, dirty_until });
                 }
             }
         }
-        Ok(End { position, next_group: group, dirty_until: position })
+        Ok(End { position, next_group: group, last_group, dirty_until: position })
+    }
+
+    /// Whether the segment says where its groups end that the log goes on in the next one.
+    fn is_sealed(&mut self, end: &End) -> Result<bool, OpenError> {
+        let bytes = self.get(end.position, HEAD_BYTES as u64)?;
+        let seal = HeadState::Intact(Head::continued(end.next_group));
+        Ok(Head::read(&bytes, self.header.salt) == seal)
     }
 
     /// Reads one group; `None` when the log ends before it, as far as this place can tell.
@@ -294,8 +331,18 @@ impl OpenSegment {
                 self.corrupt(at, format!("found group {}, expected group {group}", head.group))
             );
         }
-        if head.mark {
-            return Ok(None);
+        match head.kind {
+            Kind::Group => {}
+            Kind::Mark => return Ok(None),
+            Kind::Continued => {
+                let next = segment::name(self.header.number + 1);
+                return Err(self.corrupt(
+                    at,
+                    format!(
+                        "the log continues in {next} with group {group}, and that file is gone"
+                    ),
+                ));
+            }
         }
         let start = at + HEAD_BYTES as u64;
         let end = start + u64::from(head.body_bytes);

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use super::cursor::Cursor;
 use super::frame::{self, HEAD_BYTES, Head};
 use super::record::{self, MAX_RECORD_BYTES, Record};
-use super::recover::{self, Closed, cannot};
+use super::recover::{self, Closed, Unsealed, cannot};
 use super::sabotage::{self, Sabotage};
 use super::segment::{
     self, AHEAD_NAME, HEADER_BYTES, NEW_NAME, Preparation, SegmentHeader, ZeroedFile,
@@ -164,6 +164,13 @@ impl Wal {
             _lock: lock,
         };
         if !sabotage::is(Sabotage::RecoveredNotSynced) {
+            // In this order: a mark, or a continuation, says that all before it was synced.
+            if let Some(Unsealed { mut file, salt, capacity, position, next_group }) =
+                found.unsealed
+            {
+                seal(&mut *file, salt, capacity, position, next_group)
+                    .map_err(|e| cannot("close the segment before", &found.path, e))?;
+            }
             wal.wipe_tail().map_err(|e| cannot("write", &found.path, e))?;
             wal.vfs.sync_dir(&wal.dir).map_err(|e| cannot("sync", &wal.dir, e))?;
         }
@@ -382,6 +389,9 @@ impl Wal {
         if let Err(error) = sync_dir(&*self.vfs, &self.dir) {
             return Err(self.fail(&format!("cannot sync {}: {error}", self.dir.display())));
         }
+        // Only now, with the next file durable: otherwise a crash would look like its loss.
+        let sealed =
+            seal(&mut *self.file, self.header.salt, self.capacity, self.position, self.next_group);
         self.closed
             .push_back(Closed { number: self.header.number, max_index: self.max_index.take() });
         self.file = fresh.file;
@@ -390,6 +400,14 @@ impl Wal {
         self.position = head.len() as u64;
         self.dirty_until = self.position;
         self.next_group += 1;
+        // The log goes on in the new file in any case: the old one must not get another group.
+        match sealed {
+            Err(error) if !is_full(&error) => {
+                return Err(self.fail(&format!("cannot close the segment before: {error}")));
+            }
+            // Full, although it was allocated: the next start closes it.
+            _ => {}
+        }
         self.drop_purged_segments();
         Ok(())
     }
@@ -453,6 +471,22 @@ impl Wal {
         self.failed = Some(what.to_string());
         WalError::Fatal(what.to_string())
     }
+}
+
+/// Writes the continuation of a segment whose successor is durable, where its groups end.
+fn seal(
+    file: &mut dyn VFile,
+    salt: u64,
+    capacity: u64,
+    position: u64,
+    next_group: u64,
+) -> io::Result<()> {
+    // `make_room` leaves room for it; a file that was made by somebody else may have none.
+    if position + HEAD_BYTES as u64 > capacity {
+        return Ok(());
+    }
+    file.write_all_at(&Head::continued(next_group).encode(salt), position)?;
+    file.sync_data()
 }
 
 /// The first bytes of a segment: header, and a group with the state so far.

@@ -106,11 +106,58 @@ fn the_refusal_names_file_place_and_what_to_do() {
 
 #[test]
 fn a_lost_segment_is_refused() {
-    for number in 1..LAST {
+    for number in 1..=LAST {
         let (disk, _) = sample();
         disk.lose(&file(number));
         assert!(matches!(open(&disk), Err(OpenError::Corrupt { .. })), "segment {number}");
     }
+}
+
+#[test]
+fn the_loss_of_the_newest_segment_is_noticed_also_when_a_crash_came_before_its_announcement() {
+    let steps: Vec<Step> = (0..8).map(|index| Step::plain(vec![entry(index, 700)])).collect();
+    let mut rolled = 0;
+    for changes in 0.. {
+        let disk = SimDisk::new();
+        disk.power_off_after(changes);
+        let done = run(&disk, &steps).acknowledged == steps.len();
+        disk.crash_keeping(|_| false);
+        let newest = segments(&disk).last().copied().unwrap_or(0);
+        if newest > 1 {
+            rolled += 1;
+            // Whatever is the newest after this start, its loss is noticed from then on.
+            drop(open(&disk).unwrap());
+            disk.crash_keeping(|_| false);
+            disk.lose(&file(newest));
+            let message = open(&disk).err().expect("a file is gone").to_string();
+            assert!(message.contains("that file is gone"), "{message}");
+        }
+        if done {
+            break;
+        }
+    }
+    assert!(rolled > 5, "{rolled}");
+}
+
+#[test]
+fn a_log_of_format_1_is_read_and_closed_like_one_of_today() {
+    let (disk, expected) = sample();
+    for number in 1..=LAST {
+        let mut bytes = disk.read(&file(number)).unwrap();
+        bytes[8] = 1;
+        let crc = crc32c::crc32c(&bytes[..48]);
+        bytes[48..52].copy_from_slice(&crc.to_le_bytes());
+        // Format 1 had no continuations.
+        if number < LAST {
+            let end = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+            bytes[end - 32..end].fill(0);
+        }
+        disk.overwrite(&file(number), &bytes);
+    }
+    let (_, found) = open(&disk).unwrap();
+    assert!(same(&found, &expected));
+    disk.lose(&file(LAST));
+    assert!(matches!(open(&disk), Err(OpenError::Corrupt { .. })));
 }
 
 #[test]
@@ -199,7 +246,10 @@ fn a_newer_format_is_refused_as_such() {
     let crc = crc32c::crc32c(&bytes[..48]);
     bytes[48..52].copy_from_slice(&crc.to_le_bytes());
     disk.overwrite(&file(LAST), &bytes);
-    assert!(matches!(open(&disk), Err(OpenError::Version { found: 9, known: 1, .. })));
+    assert!(matches!(
+        open(&disk),
+        Err(OpenError::Version { found: 9, known: segment::FORMAT, .. })
+    ));
 }
 
 /// A segment whose checksums are all right and whose content is whatever it is given.
