@@ -17,6 +17,8 @@ pub(super) enum Sabotage {
     DirNotSynced,
     /// What was read back is not synced before it is used.
     RecoveredNotSynced,
+    /// The mark behind what was read back is written before that is synced.
+    MarkedBeforeSynced,
 }
 
 #[cfg(test)]

@@ -165,6 +165,9 @@ impl Wal {
         };
         if !sabotage::is(Sabotage::RecoveredNotSynced) {
             // In this order: a mark, or a continuation, says that all before it was synced.
+            if !sabotage::is(Sabotage::MarkedBeforeSynced) {
+                wal.resync(found.last_group).map_err(|e| cannot("sync", &found.path, e))?;
+            }
             if let Some(Unsealed { mut file, salt, capacity, position, next_group }) =
                 found.unsealed
             {
@@ -176,6 +179,23 @@ impl Wal {
         }
         wal.drop_purged_segments();
         Ok((wal, recovered))
+    }
+
+    /// Writes the last group once more, as it was read, and syncs it. A process that was killed may
+    /// have left it in the page cache; one whose sync failed may have left it there marked clean,
+    /// and a sync alone would then write nothing.
+    fn resync(&mut self, from: u64) -> io::Result<()> {
+        const STEP: u64 = 1024 * 1024;
+        let mut at = from;
+        while at < self.position {
+            let mut bytes = vec![0u8; STEP.min(self.position - at) as usize];
+            if self.file.read_at(&mut bytes, at)? != bytes.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.file.write_all_at(&bytes, at)?;
+            at += bytes.len() as u64;
+        }
+        self.file.sync_data()
     }
 
     /// Makes all records durable: one write, one fdatasync. All or nothing, in one group.
