@@ -58,7 +58,7 @@ fn fill_raft(metrics: &Metrics, shell: &Shell) {
     let lag = slowest.min().map_or(0, |at| status.last_log.0.saturating_sub(at));
     metrics.raft_member_lag.set(gauge(lag));
     metrics.raft_quorum_age.set(status.quorum_ack_age_ms.unwrap_or(0) as f64 / 1000.0);
-    metrics.storage_problem.set(i64::from(!status.storage_problem.is_empty()));
+    metrics.storage_problem.set(i64::from(!status.notice().is_empty()));
     let log = shell.consensus.log_figures();
     show_count(&metrics.wal_appends, log.appends);
     show_count(&metrics.wal_bytes, log.bytes);

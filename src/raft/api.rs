@@ -160,5 +160,15 @@ pub struct ConsensusStatus {
     /// What is wrong with storage; empty when it is well.
     pub storage_problem: String,
     /// Whether a joint configuration is in force (a change was interrupted).
+    /// What is wrong and stops nothing, for people: nothing may be refused, and no leadership given
+    /// up, because of it.
+    pub trouble: String,
     pub joint: bool,
+}
+
+impl ConsensusStatus {
+    /// What people should hear about: what stops this node's storage, or else what does not.
+    pub fn notice(&self) -> &str {
+        if self.storage_problem.is_empty() { &self.trouble } else { &self.storage_problem }
+    }
 }

@@ -314,6 +314,11 @@ impl Inner {
 }
 
 /// The engine has stopped for good.
+    /// What is wrong and stops nothing; empty when all is well.
+    pub(crate) fn trouble(&self) -> String {
+        self.log.trouble()
+    }
+
 pub(crate) fn stopped(error: Fatal<Types>) -> ConsensusError {
     ConsensusError::Stopped(error.to_string())
 }

@@ -165,6 +165,11 @@ impl LogStore {
         self.0.writer.problem()
     }
 
+    /// What is wrong with the disk and stops nothing.
+    pub(crate) fn trouble(&self) -> String {
+        self.0.writer.trouble()
+    }
+
     /// What the log has done since it was opened.
     pub(crate) fn figures(&self) -> LogFigures {
         self.0.writer.figures()

@@ -90,6 +90,7 @@ fn current(inner: &Inner) -> ConsensusStatus {
             .collect(),
         quorum_ack_age_ms: m.last_quorum_acked.filter(|_| leads).map(|at| millis_since(*at)),
         storage_problem: problem,
+        trouble: inner.trouble(),
         joint: members.get_joint_config().len() > 1,
     }
 }

@@ -74,7 +74,7 @@ impl ClusterHandler {
             applied: status.applied.0,
             snapshot: status.snapshot.0,
             boot: self.0.boot,
-            storage_problem: status.storage_problem.clone(),
+            storage_problem: status.notice().to_owned(),
             certificate_expires_in_ms: ms(expiry.leaf),
             ca_expires_in_ms: ms(expiry.ca),
             uptime_ms: ms(self.0.started.elapsed()),

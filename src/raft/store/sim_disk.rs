@@ -72,6 +72,8 @@ struct Disk {
     power_off_after: Option<u64>,
     capacity: Option<u64>,
     failing_syncs: u64,
+    failing_writes: u64,
+    failing_removes: u64,
     short_writes: u64,
 }
 
@@ -118,6 +120,16 @@ impl SimDisk {
     /// The next `count` file syncs fail with EIO, and what they should have written is in doubt.
     pub fn fail_syncs(&self, count: u64) {
         self.0.lock().failing_syncs = count;
+    }
+
+    /// The next `count` writes fail with EIO, half-way.
+    pub fn fail_writes(&self, count: u64) {
+        self.0.lock().failing_writes = count;
+    }
+
+    /// The next `count` removals fail with EIO; the files stay.
+    pub fn fail_removes(&self, count: u64) {
+        self.0.lock().failing_removes = count;
     }
 
     /// The next `count` writes stop half-way with "no space", although the space was reserved: thin
@@ -255,6 +267,8 @@ impl Disk {
         self.life += 1;
         self.power_off_after = None;
         self.failing_syncs = 0;
+        self.failing_writes = 0;
+        self.failing_removes = 0;
         self.short_writes = 0;
     }
 
@@ -370,6 +384,10 @@ impl Vfs for SimDisk {
             return Err(not_found());
         }
         disk.change()?;
+        if disk.failing_removes > 0 {
+            disk.failing_removes -= 1;
+            return Err(io::Error::other("simulated EIO on unlink"));
+        }
         let file = disk.names.remove(path).ok_or_else(not_found)?;
         disk.pending_names.push(NameUnit::Unlink { path: path.to_path_buf(), file });
         Ok(())
@@ -464,8 +482,10 @@ impl VFile for SimHandle {
             let grows = (offset + buf.len() as u64).saturating_sub(file.seen.len() as u64);
             // A full disk takes what still fits, as a real one does.
             let mut missing = free.map_or(0, |free| grows.saturating_sub(free));
-            if disk.short_writes > 0 {
-                disk.short_writes -= 1;
+            let fails = disk.failing_writes > 0;
+            disk.failing_writes = disk.failing_writes.saturating_sub(1);
+            if fails || disk.short_writes > 0 {
+                disk.short_writes = disk.short_writes.saturating_sub(u64::from(!fails));
                 missing = missing.max(buf.len() as u64 / 2 + 1);
             }
             let taken = &buf[..buf.len().saturating_sub(missing as usize)];
@@ -478,6 +498,9 @@ impl VFile for SimHandle {
                 apply(&mut file.seen, &unit);
                 file.pending.push(unit);
                 at = end;
+            }
+            if fails {
+                return Err(io::Error::other("simulated EIO on write"));
             }
             if missing > 0 {
                 return Err(io::ErrorKind::StorageFull.into());

@@ -77,7 +77,11 @@ impl SnapshotDir {
         // The number is used up even if the directory cannot be synced: the name is taken.
         self.next += 1;
         self.vfs.sync_dir(&self.dir)?;
-        self.remove_old()
+        // The new one is saved; an old one that stays takes space, and is tried again next time.
+        if let Err(error) = self.remove_old() {
+            tracing::warn!(%error, dir = %self.dir.display(), "an old snapshot was not removed");
+        }
+        Ok(())
     }
 
     /// Reads the newest intact snapshot.

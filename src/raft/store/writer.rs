@@ -69,7 +69,10 @@ impl Drop for Handle {
 struct Shared {
     queued: AtomicUsize,
     counters: Counters,
+    /// Why nothing is acknowledged; empty while the log can be written.
     problem: Mutex<String>,
+    /// What is wrong and stops nothing.
+    trouble: Mutex<String>,
 }
 
 struct Request {
@@ -154,9 +157,14 @@ impl Writer {
         self.0.shared.counters.read()
     }
 
-    /// What is wrong with the disk, for people; empty when all is well.
+    /// Why nothing is acknowledged, for people; empty while the log can be written.
     pub fn problem(&self) -> String {
         self.0.shared.problem.lock().clone()
+    }
+
+    /// What is wrong and stops nothing, for people: no reason to refuse anything or to step aside.
+    pub fn trouble(&self) -> String {
+        self.0.shared.trouble.lock().clone()
     }
 
     /// Finishes what is queued, then ends the driver and joins its threads. Afterwards every
@@ -288,7 +296,8 @@ impl Driver {
             match outcome {
                 Ok(()) => {
                     self.shared.counters.durable(batch.len(), wal.written_bytes());
-                    self.set_problem(wal.trouble().unwrap_or_default());
+                    self.set_problem("");
+                    self.set_trouble(wal.trouble().unwrap_or_default());
                     for request in batch {
                         self.complete(request, Ok(()));
                     }
@@ -301,7 +310,10 @@ impl Driver {
                         RETRY_PAUSE.as_millis()
                     ));
                     self.overtake(wal, &mut batch);
+                    self.set_trouble(wal.trouble().unwrap_or_default());
                     if batch.is_empty() {
+                        // All of it was written after all: nothing is held any more.
+                        self.set_problem("");
                         return Ok(());
                     }
                     if self.closing {
@@ -387,6 +399,16 @@ impl Driver {
     fn complete(&self, request: Request, outcome: io::Result<()>) {
         self.shared.queued.fetch_sub(1, Ordering::Relaxed);
         (request.done)(outcome);
+    }
+
+    fn set_trouble(&self, what: &str) {
+        let mut trouble = self.shared.trouble.lock();
+        if *trouble != what {
+            if !what.is_empty() {
+                tracing::warn!(what, "the log goes on, but something is wrong");
+            }
+            what.clone_into(&mut trouble);
+        }
     }
 
     fn set_problem(&self, what: &str) {

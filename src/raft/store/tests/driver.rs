@@ -122,6 +122,46 @@ fn a_full_disk_holds_the_batch_until_there_is_space_and_lets_a_purge_pass() {
 }
 
 #[test]
+fn an_old_segment_that_cannot_be_removed_is_a_trouble_and_no_problem() {
+    let disk = SimDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    let (writer, task) = Writer::task(wal, |_| std::future::ready(()));
+    let mut task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(task);
+    let log = Log::default();
+    for number in 0..20 {
+        writer.submit(vec![entry(number, 500)], note(&log, number));
+    }
+    assert!(!drive(&mut task));
+    disk.fail_removes(1);
+    writer.submit(vec![purge(15)], note(&log, 20));
+    writer.submit(vec![entry(20, 10)], note(&log, 21));
+    assert!(!drive(&mut task));
+    assert_eq!(writer.problem(), "");
+    assert!(writer.trouble().contains("cannot remove"), "{}", writer.trouble());
+    // The next purge takes the file along.
+    writer.submit(vec![purge(16)], note(&log, 22));
+    assert!(!drive(&mut task));
+    assert_eq!(writer.trouble(), "");
+    assert_eq!(*log.lock(), (0..=22).map(|n| (n, true)).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_full_disk_that_held_only_purge_marks_is_no_problem_once_they_are_written() {
+    let disk = SimDisk::new();
+    let (wal, _) = open(&disk).unwrap();
+    let (writer, task) = Writer::task(wal, |_| std::future::ready(()));
+    let mut task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(task);
+    let log = Log::default();
+    writer.submit(vec![entry(0, 100)], note(&log, 0));
+    assert!(!drive(&mut task));
+    disk.cut_writes_short(1);
+    writer.submit(vec![purge(0)], note(&log, 1));
+    assert!(!drive(&mut task));
+    assert_eq!(*log.lock(), [(0, true), (1, true)]);
+    assert_eq!(writer.problem(), "");
+}
+
+#[test]
 fn a_failed_disk_fails_everything_in_order_and_for_good() {
     let disk = SimDisk::new();
     let (wal, _) = open(&disk).unwrap();
