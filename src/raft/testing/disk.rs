@@ -91,7 +91,27 @@ async fn a_failed_flush_stops_the_node_for_good_and_the_others_go_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_that_fails_where_nobody_waits_for_it_stops_the_node_too() {
+async fn a_failed_write_acknowledges_nothing_and_refuses_every_proposal_as_storage() {
+    let mut cluster = Cluster::of(1, small).await;
+    let acked = cluster.write("before").await;
+    cluster.disks[&1].fail_writes(1);
+    let lost = cluster.node(1).propose(note("lost"), SECOND).await.unwrap_err();
+    assert!(!matches!(lost, ConsensusError::Overloaded), "{lost}");
+    for _ in 0..3 {
+        let refused = cluster.node(1).propose(note("later"), SECOND).await.unwrap_err();
+        assert!(matches!(refused, ConsensusError::Storage(_)), "{refused}");
+    }
+    until("it stops", || cluster.status(1).role == "stopped").await;
+    assert_eq!(cluster.status(1).applied, acked, "what was not written is not applied");
+    // What is read back is what was acknowledged, and the node goes on.
+    cluster.crash(1, 1);
+    cluster.start(1).await;
+    cluster.node(1).wait_applied(acked, SECOND).await.unwrap();
+    assert!(cluster.write("after").await > acked);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_file_that_cannot_be_removed_stops_nothing_and_is_shown() {
     let cluster = Cluster::of(1, |config| {
         config.snapshot_after_entries = 20;
         config.keep_entries = 1;

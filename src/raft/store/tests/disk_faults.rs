@@ -77,6 +77,24 @@ fn a_write_that_stops_half_way_is_cleaned_up_before_the_next() {
 }
 
 #[test]
+fn a_failed_write_is_final() {
+    let disk = SimDisk::new();
+    let (mut wal, _) = open(&disk).unwrap();
+    wal.append(&[vote(1)]).unwrap();
+    disk.fail_writes(1);
+    for _ in 0..3 {
+        assert!(matches!(wal.append(&[vote(2)]), Err(WalError::Fatal(_))));
+    }
+    drop(wal);
+    for seed in 0..20 {
+        let crashed = disk.fork();
+        crashed.crash(seed);
+        let (_, found) = open(&crashed).unwrap();
+        assert_eq!(found.vote.as_deref(), Some(b"term 1".as_slice()), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_failed_sync_is_final() {
     let disk = SimDisk::new();
     let (mut wal, _) = open(&disk).unwrap();
