@@ -60,7 +60,33 @@ async fn a_new_node_is_added_promoted_and_removed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_learner_that_is_behind_or_silent_is_not_promoted() {
+async fn a_learner_that_answers_and_is_behind_is_promoted_only_when_it_has_caught_up() {
+    let mut cluster = Cluster::of(3, |c| c.promote_lag_entries = 5).await;
+    let leader = cluster.leader().await;
+    let node = cluster.node(leader);
+    cluster.start(4).await;
+    node.add_learner(NodeId(4), member(4)).await.unwrap();
+    until("it catches up", || cluster.status(4).applied >= cluster.status(leader).applied).await;
+    // A way there and back is less than a heartbeat's deadline: it is slow, not silent.
+    cluster.slow_down(4, Duration::from_millis(20));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let writes = (0..40).map(|i| cluster.write_on(leader, format!("{i}")));
+    let last = futures::future::join_all(writes).await.into_iter().max().unwrap();
+    let refused = why(node.promote(NodeId(4)).await.unwrap_err());
+    assert!(refused.contains("entries behind, at most 5 are allowed"), "{refused}");
+    until("the leader knows that it has caught up", || {
+        cluster.status(leader).matched.iter().any(|(id, at)| *id == NodeId(4) && *at >= last)
+    })
+    .await;
+    node.promote(NodeId(4)).await.unwrap();
+    until("it has a vote", || {
+        cluster.status(leader).members.iter().any(|(id, _, votes)| *id == NodeId(4) && *votes)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_learner_that_is_silent_is_not_promoted() {
     let mut cluster = Cluster::of(3, |c| c.promote_lag_entries = 5).await;
     let leader = cluster.node(cluster.leader().await);
     cluster.start(4).await;

@@ -35,6 +35,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Mesh {
     nodes: Mutex<BTreeMap<u64, Consensus>>,
     cut: Mutex<BTreeSet<(u64, u64)>>,
+    /// Ways that take longer than the others.
+    slow: Mutex<BTreeMap<(u64, u64), Duration>>,
 }
 
 impl Mesh {
@@ -44,7 +46,8 @@ impl Mesh {
 
     /// Brings a message over, or never.
     async fn hop(&self, from: u64, to: u64) {
-        tokio::time::sleep(LATENCY).await;
+        let latency = self.slow.lock().get(&(from, to)).copied().unwrap_or(LATENCY);
+        tokio::time::sleep(latency).await;
         if !self.open(from, to) {
             std::future::pending::<()>().await;
         }
@@ -258,8 +261,18 @@ impl Cluster {
         }
     }
 
+    /// Makes every message between `id` and the others take `latency`; all still arrive.
+    pub fn slow_down(&self, id: u64, latency: Duration) {
+        let mut slow = self.mesh.slow.lock();
+        for other in self.mesh.nodes.lock().keys() {
+            slow.insert((id, *other), latency);
+            slow.insert((*other, id), latency);
+        }
+    }
+
     pub fn heal(&self) {
         self.mesh.cut.lock().clear();
+        self.mesh.slow.lock().clear();
     }
 
     /// The node that can commit, once there is one.
@@ -293,6 +306,11 @@ impl Cluster {
             }
         };
         tokio::time::timeout(PATIENCE, write).await.expect("a write in time")
+    }
+
+    /// Proposes on one node, which must lead.
+    pub async fn write_on(&self, id: u64, text: String) -> Revision {
+        done(&self.node(id).propose(note(&text), PATIENCE).await.expect("it leads"))
     }
 
     /// Waits until every running node has applied `revision`, and all states are equal.
