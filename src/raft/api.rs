@@ -82,6 +82,7 @@ pub trait Transport: Send + Sync + 'static {
     >;
 
     /// Sends a whole snapshot: `head` (vote and meta), then `data` in chunks as the network likes.
+    /// `ttl` is for all of it, and already grows with its size.
     fn snapshot(
         &self,
         to: NodeId,

@@ -59,7 +59,9 @@ pub struct ConsensusConfig {
     pub max_proposals: usize,
     /// Size of one file of the log.
     pub segment_bytes: u64,
-    /// Longest time one snapshot may take on the way to another node.
+    /// Longest time a snapshot may take beside its way: to be made, decoded and saved. On its way
+    /// to another node it has the time of its bytes as well; see
+    /// [`ConsensusConfig::snapshot_travel`].
     pub snapshot_timeout: Duration,
     /// A learner is promoted only if it holds all but this many entries of the leader's log.
     pub promote_lag_entries: u64,
@@ -87,6 +89,19 @@ impl ConsensusConfig {
     }
 }
 
+/// The slowest way between two nodes on which a snapshot is still expected to arrive, in bytes a
+/// second: a tenth of a 100 Mbit/s line, shared with everything else.
+const SLOWEST_BYTES_PER_SECOND: u64 = 1024 * 1024;
+
+impl ConsensusConfig {
+    /// Longest time that a snapshot of `bytes` may take to another node. It grows with the size,
+    /// because every try begins anew: under a fixed limit a snapshot that is too large for it would
+    /// be sent again and again, and never arrive.
+    pub(crate) fn snapshot_travel(timeout: Duration, bytes: usize) -> Duration {
+        timeout + Duration::from_millis(bytes as u64 * 1000 / SLOWEST_BYTES_PER_SECOND)
+    }
+}
+
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -105,4 +120,16 @@ pub enum StartError {
     /// The consensus engine refused what it found (log, vote and snapshot do not fit together).
     #[error("consensus: {0}")]
     Engine(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_snapshot_has_the_time_that_a_slow_way_takes() {
+        let travel = |bytes| ConsensusConfig::snapshot_travel(Duration::from_secs(60), bytes);
+        assert_eq!(travel(0), Duration::from_secs(60));
+        assert_eq!(travel(4 * 1024 * 1024 * 1024), Duration::from_secs(60 + 4096));
+    }
 }

@@ -26,6 +26,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use crate::api::{Member, RpcKind, Transport, TransportError};
+use crate::config::ConsensusConfig;
 use crate::machine::SnapshotData;
 use crate::types::{Snapshot, Types, Vote};
 use crate::wire;
@@ -248,8 +249,8 @@ impl RaftNetworkV2<Types> for Link {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         let head = wire::encode(&(vote, snapshot.meta));
-        let ttl = self.snapshot_timeout;
         let data = snapshot.snapshot.bytes;
+        let ttl = ConsensusConfig::snapshot_travel(self.snapshot_timeout, data.len());
         let send = self.transport.snapshot(self.to, &self.member, head, data, ttl);
         let fail = |e: String| StreamingError::Unreachable(Unreachable::from_string(e));
         let answer = tokio::select! {
