@@ -160,10 +160,10 @@ pub struct ConsensusStatus {
     pub quorum_ack_age_ms: Option<u64>,
     /// What is wrong with storage; empty when it is well.
     pub storage_problem: String,
-    /// Whether a joint configuration is in force (a change was interrupted).
     /// What is wrong and stops nothing, for people: nothing may be refused, and no leadership given
     /// up, because of it.
     pub trouble: String,
+    /// Whether a joint configuration is in force (a change was interrupted).
     pub joint: bool,
 }
 

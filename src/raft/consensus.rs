@@ -134,9 +134,9 @@ fn open_machine(
     sink: Arc<dyn Sink>,
 ) -> Result<Machine, StartError> {
     let storage = |e: io::Error| StartError::Storage(e.to_string());
-    let snapshots =
+    let mut snapshots =
         SnapshotDir::open(vfs.clone(), &config.dir.join(SNAPSHOT_DIR)).map_err(storage)?;
-    let loaded = snapshots.load_newest().map_err(storage)?;
+    let loaded = snapshots.load_kept().map_err(storage)?;
     for message in &loaded.refused {
         tracing::warn!("{message}");
     }
@@ -148,13 +148,21 @@ fn open_machine(
             .map_err(|e| StartError::Snapshot(status::chain(&e)))?;
         (last, membership) = (meta.last_log_id, meta.last_membership);
     }
+    let fallback = match loaded.fallback {
+        Some(meta) => {
+            let meta: SnapshotMeta =
+                wire::decode(&meta).map_err(|e| StartError::Snapshot(e.to_string()))?;
+            meta.last_log_id
+        }
+        None => None,
+    };
     let applied = watch::Sender::new(state.revision());
     sink.installed(&state);
     let shared = Shared {
         state: Arc::new(RwLock::new(state)),
         sink,
         applied,
-        snapshots: Mutex::new(Snapshots { dir: snapshots, newest: last }),
+        snapshots: Mutex::new(Snapshots { dir: snapshots, newest: last, fallback }),
         stopped: Mutex::default(),
         problem: Mutex::default(),
     };
@@ -306,6 +314,11 @@ impl Inner {
         if log.is_empty() { self.machine.problem.lock().clone() } else { log }
     }
 
+    /// What is wrong and stops nothing; empty when all is well.
+    pub(crate) fn trouble(&self) -> String {
+        self.log.trouble()
+    }
+
     /// Refuses what would have to be written while the log cannot.
     pub(crate) fn check_storage(&self) -> Result<(), ConsensusError> {
         let problem = self.log.problem();
@@ -314,11 +327,6 @@ impl Inner {
 }
 
 /// The engine has stopped for good.
-    /// What is wrong and stops nothing; empty when all is well.
-    pub(crate) fn trouble(&self) -> String {
-        self.log.trouble()
-    }
-
 pub(crate) fn stopped(error: Fatal<Types>) -> ConsensusError {
     ConsensusError::Stopped(error.to_string())
 }

@@ -24,7 +24,8 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct Memory {
     joint_since: Option<Instant>,
-    snapshot_asked: Option<Instant>,
+    /// When a snapshot was asked for, and what the newest one covered then.
+    snapshot_asked: Option<(Instant, Option<u64>)>,
     had_problem: bool,
     purged: Option<u64>,
 }
@@ -83,15 +84,19 @@ async fn disk(inner: &Inner, memory: &mut Memory) {
     }
 }
 
-/// Takes a snapshot when enough has been logged since the last one, and drops the log before it.
+/// Takes a snapshot when enough has been logged since the last one, and drops the log before it,
+/// as far as the snapshot before that reaches: should the newest file be damaged, that one and the
+/// log behind it are the whole state. So the log holds one interval of snapshots more.
 async fn compact(inner: &Inner, memory: &mut Memory) {
     let snapshot = inner.raft.metrics().borrow_watched().snapshot.map(|id| id.index());
     let (entries, bytes) = inner.log.size_above(snapshot);
     let config = &inner.config;
     let due = entries >= config.snapshot_after_entries || bytes >= config.snapshot_after_bytes;
-    let asked = memory.snapshot_asked.is_some_and(|at| at.elapsed() < SNAPSHOT_PATIENCE);
+    let asked = memory
+        .snapshot_asked
+        .is_some_and(|(at, was)| was == snapshot && at.elapsed() < SNAPSHOT_PATIENCE);
     if due && !asked {
-        memory.snapshot_asked = Some(Instant::now());
+        memory.snapshot_asked = Some((Instant::now(), snapshot));
         if let Err(error) = inner.raft.trigger().snapshot().await {
             tracing::warn!("no snapshot was taken: {error}");
         }
@@ -99,7 +104,11 @@ async fn compact(inner: &Inner, memory: &mut Memory) {
         memory.snapshot_asked = None;
     }
     let Some(snapshot) = snapshot else { return };
-    let target = inner.log.purge_target(snapshot, config.keep_entries, config.keep_bytes);
+    let Some(fallback) = inner.machine.snapshots.lock().fallback else { return };
+    let target = inner
+        .log
+        .purge_target(snapshot, config.keep_entries, config.keep_bytes)
+        .map(|target| target.min(fallback.index()));
     if target.is_some() && target > memory.purged {
         memory.purged = target;
         if let Err(error) = inner.raft.trigger().purge_log(target.unwrap_or(0)).await {

@@ -35,10 +35,12 @@ pub(crate) struct SnapshotData {
     pub state: Option<State>,
 }
 
-/// The snapshots on disk, and what the newest of them covers.
+/// The snapshots on disk, and what the intact ones of them cover.
 pub(crate) struct Snapshots {
     pub dir: SnapshotDir,
     pub newest: Option<LogId>,
+    /// What the one to fall back on covers: the log is not purged beyond it.
+    pub fallback: Option<LogId>,
 }
 
 impl Snapshots {
@@ -50,7 +52,7 @@ impl Snapshots {
             return Ok(());
         }
         self.dir.save(&wire::encode(meta), data)?;
-        self.newest = meta.last_log_id;
+        self.fallback = std::mem::replace(&mut self.newest, meta.last_log_id);
         Ok(())
     }
 }
@@ -221,8 +223,25 @@ impl RaftStateMachine<Types> for Machine {
         let shared = self.shared.clone();
         let loaded =
             Rt::spawn_blocking(move || shared.snapshots.lock().dir.load_newest()).await??;
-        let Some(stored) = loaded.newest else { return Ok(None) };
-        let meta = wire::decode(&stored.meta).map_err(io::Error::other)?;
+        for message in &loaded.refused {
+            tracing::warn!("{message}");
+        }
+        let meta = match &loaded.newest {
+            Some(stored) => Some(wire::decode(&stored.meta).map_err(io::Error::other)?),
+            None => None,
+        };
+        if !loaded.refused.is_empty() {
+            // What is left is the fallback, for whoever it is enough; a new one takes the place of
+            // the damaged one. The state has all that was in it.
+            {
+                let mut snapshots = self.shared.snapshots.lock();
+                snapshots.newest = meta.as_ref().and_then(|meta: &SnapshotMeta| meta.last_log_id);
+                snapshots.fallback = None;
+            }
+            tracing::warn!("a new snapshot is made, because one is damaged");
+            return self.get_snapshot_builder().await.build_snapshot().await.map(Some);
+        }
+        let (Some(stored), Some(meta)) = (loaded.newest, meta) else { return Ok(None) };
         let snapshot = SnapshotData { bytes: Arc::new(stored.data.into()), state: None };
         Ok(Some(Snapshot { meta, snapshot }))
     }

@@ -92,7 +92,7 @@ async fn assemble(
     vfs: &Arc<dyn Vfs>,
     log: &mut crate::log_store::LogStore,
 ) -> Result<Holding, StartError> {
-    let snapshots =
+    let mut snapshots =
         SnapshotDir::open(vfs.clone(), &config.dir.join(SNAPSHOT_DIR)).map_err(storage)?;
     let (mut last, mut membership, mut state): (Option<LogId>, _, _) =
         (None, Membership::default(), State::default());

@@ -3,6 +3,7 @@
 //! A file under its own name is complete. One whose checksum is wrong was damaged later; it is
 //! passed over with a message, never repaired and never half read.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use bytes::Bytes;
 use super::record::{u32_at, u64_at};
 use super::vfs::{OpenMode, Vfs};
 
-/// Snapshots that are kept: the newest, and one to fall back on.
+/// Snapshots that are kept: the newest, and one to fall back on. The log is purged only as far as
+/// the older one reaches (see `keeper`), or it would be nothing to fall back on.
 pub const KEPT_SNAPSHOTS: usize = 2;
 
 const MAGIC: &[u8; 8] = b"RegntSnp";
@@ -35,6 +37,9 @@ pub struct LoadedSnapshot {
     /// The newest intact one. It may be older than the log's purge mark if a newer one was
     /// damaged: then entries are missing, and the node must not start.
     pub newest: Option<StoredSnapshot>,
+    /// Meta data of the intact one before it, to fall back on; only [`SnapshotDir::load_kept`]
+    /// looks for it.
+    pub fallback: Option<Bytes>,
     /// One message for each file that was damaged and passed over.
     pub refused: Vec<String>,
 }
@@ -44,6 +49,8 @@ pub struct SnapshotDir {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     next: u64,
+    /// Files that were found damaged: they do not count as kept, and go with the next save.
+    damaged: BTreeSet<u64>,
 }
 
 impl SnapshotDir {
@@ -56,14 +63,14 @@ impl SnapshotDir {
         }
         // A name may be in the directory and not on the disk yet.
         vfs.sync_dir(dir)?;
-        let mut snapshots = Self { vfs, dir: dir.to_path_buf(), next: 1 };
+        let mut snapshots = Self { vfs, dir: dir.to_path_buf(), next: 1, damaged: BTreeSet::new() };
         if let Some(newest) = snapshots.numbers()?.last() {
             snapshots.next = newest + 1;
         }
         Ok(snapshots)
     }
 
-    /// Saves a snapshot durably, then removes all but the last two. After an error the snapshots
+    /// Saves a snapshot durably, then removes damaged ones, and all others but the last two. After an error the snapshots
     /// that were there are still there; with a full disk it may simply be tried again later.
     pub fn save(&mut self, meta: &[u8], data: &[u8]) -> io::Result<()> {
         let temporary = self.dir.join(TEMPORARY_NAME);
@@ -85,22 +92,47 @@ impl SnapshotDir {
     }
 
     /// Reads the newest intact snapshot.
-    pub fn load_newest(&self) -> io::Result<LoadedSnapshot> {
+    pub fn load_newest(&mut self) -> io::Result<LoadedSnapshot> {
+        self.load(false)
+    }
+
+    /// Reads the newest intact snapshot, and the meta data of the one to fall back on.
+    pub fn load_kept(&mut self) -> io::Result<LoadedSnapshot> {
+        self.load(true)
+    }
+
+    fn load(&mut self, with_fallback: bool) -> io::Result<LoadedSnapshot> {
         let mut loaded = LoadedSnapshot::default();
         for number in self.numbers()?.into_iter().rev() {
             let path = self.dir.join(name(number));
             match decode(&Bytes::from(self.vfs.read(&path)?)) {
-                Ok(snapshot) => {
-                    loaded.newest = Some(snapshot);
-                    return Ok(loaded);
+                Ok(snapshot) if loaded.newest.is_some() => {
+                    loaded.fallback = Some(snapshot.meta);
+                    break;
                 }
-                Err(what) => loaded.refused.push(format!(
-                    "{}: {what}; an older snapshot is used if the log still continues it",
-                    path.display()
-                )),
+                Ok(snapshot) => loaded.newest = Some(snapshot),
+                Err(what) => {
+                    self.damaged.insert(number);
+                    loaded.refused.push(format!(
+                        "{}: {what}; an older snapshot is used if the log still continues it",
+                        path.display()
+                    ));
+                }
+            }
+            if loaded.newest.is_some() && !with_fallback {
+                break;
             }
         }
         Ok(loaded)
+    }
+
+    /// Somebody else's hand, for tests.
+    #[cfg(test)]
+    pub(crate) fn damage_newest(&self) {
+        let newest = *self.numbers().expect("readable").last().expect("there is one");
+        let mut file =
+            self.vfs.open(&self.dir.join(name(newest)), OpenMode::Existing).expect("there");
+        file.write_all_at(b"x", 50).expect("there is space");
     }
 
     fn write(&self, path: &Path, meta: &[u8], data: &[u8]) -> io::Result<()> {
@@ -112,11 +144,14 @@ impl SnapshotDir {
         file.sync_data()
     }
 
-    fn remove_old(&self) -> io::Result<()> {
+    fn remove_old(&mut self) -> io::Result<()> {
         let numbers = self.numbers()?;
-        let excess = numbers.len().saturating_sub(KEPT_SNAPSHOTS);
-        for number in &numbers[..excess] {
+        let (damaged, intact): (Vec<u64>, Vec<u64>) =
+            numbers.into_iter().partition(|number| self.damaged.contains(number));
+        let excess = intact.len().saturating_sub(KEPT_SNAPSHOTS);
+        for number in damaged.iter().chain(&intact[..excess]) {
             self.vfs.remove(&self.dir.join(name(*number)))?;
+            self.damaged.remove(number);
         }
         Ok(())
     }

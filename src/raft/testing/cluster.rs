@@ -1,6 +1,7 @@
 //! Election, replication, reads, restarts and snapshots of whole nodes.
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use regent_core::id::NodeId;
 use super::mesh::{Cluster, PATIENCE, done, note, until};
 use crate::api::{ConsensusError, RpcKind};
 use crate::store::sim_disk::SimDisk;
+use crate::store::vfs::Vfs;
 use crate::{ConsensusConfig, StartError};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -128,10 +130,14 @@ async fn a_node_that_was_away_for_long_is_sent_a_snapshot() {
     let away = (1..=3).find(|id| *id != leader).unwrap();
     cluster.crash(away, 1);
     let mut last = Default::default();
-    for i in 0..120 {
-        last = cluster.write(&format!("w{i}")).await;
+    // The log goes back to the snapshot before the newest one.
+    for round in 0..2 {
+        let before = cluster.status(leader).snapshot;
+        for i in 0..120 {
+            last = cluster.write(&format!("w{round}.{i}")).await;
+        }
+        until("a snapshot", || cluster.status(leader).snapshot.0 > before.0 + 50).await;
     }
-    until("a snapshot", || cluster.status(leader).snapshot.0 > 50).await;
     tokio::time::sleep(SECOND).await;
     cluster.start(away).await;
     cluster.converge(last).await;
@@ -143,6 +149,41 @@ async fn a_node_that_was_away_for_long_is_sent_a_snapshot() {
     assert!(cluster.sinks[&away].installed.lock()[0].0 > 50);
     let last = cluster.write("again").await;
     cluster.converge(last).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_whose_newest_snapshot_is_damaged_starts_from_the_one_before_and_makes_a_new_one() {
+    let mut cluster = Cluster::of(1, |c| {
+        c.snapshot_after_entries = 50;
+        c.keep_entries = 1;
+    })
+    .await;
+    let mut last = Default::default();
+    for round in 0..4 {
+        let before = cluster.status(1).snapshot;
+        for i in 0..60 {
+            last = cluster.write(&format!("w{round}.{i}")).await;
+        }
+        until("a snapshot", || cluster.status(1).snapshot > before).await;
+        // The log is purged as far as it may be.
+        tokio::time::sleep(SECOND).await;
+    }
+    cluster.crash(1, 1);
+    let (disk, dir) = (cluster.disks[&1].clone(), Path::new("/data/snapshots"));
+    let names = disk.list(dir).unwrap();
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(disk.flip_bit(&dir.join(&names[1]), 100, 3));
+    cluster.start(1).await;
+    assert!(cluster.sinks[&1].installed.lock()[0] < last, "the newest one was not read");
+    cluster.node(1).wait_applied(last, PATIENCE).await.unwrap();
+    let now = disk.list(dir).unwrap();
+    assert_eq!(now.len(), 2, "{now:?}");
+    assert!(!now.contains(&names[1]), "the damaged one went when another took its place");
+    // And the others go on from there.
+    let last = cluster.write("after").await;
+    cluster.crash(1, 2);
+    cluster.start(1).await;
+    cluster.node(1).wait_applied(last, PATIENCE).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -113,14 +113,44 @@ async fn a_failed_write_acknowledges_nothing_and_refuses_every_proposal_as_stora
 #[tokio::test(start_paused = true)]
 async fn an_old_file_that_cannot_be_removed_stops_nothing_and_is_shown() {
     let cluster = Cluster::of(1, |config| {
+        config.segment_bytes = 8 * 1024;
         config.snapshot_after_entries = 20;
         config.keep_entries = 1;
     })
     .await;
-    for i in 0..25 {
-        cluster.write(&format!("{i}")).await;
+    cluster.disks[&1].fail_removes(u64::MAX);
+    let filler = "x".repeat(900);
+    for i in 0..100 {
+        cluster.write(&format!("{filler}{i}")).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    until("a snapshot", || cluster.status(1).snapshot.0 > 0).await;
+    until("it shows", || cluster.status(1).trouble.contains("cannot remove")).await;
+    let status = cluster.status(1);
+    assert_eq!((status.storage_problem.as_str(), status.is_leader), ("", true));
+    assert!(status.notice().contains("cannot remove"));
+    cluster.disks[&1].fail_removes(0);
+    for i in 0..60 {
+        cluster.write(&format!("{i}")).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    until("it heals", || cluster.status(1).trouble.is_empty()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flush_that_fails_where_nobody_waits_for_it_stops_the_node_too() {
+    let cluster = Cluster::of(1, |config| {
+        config.snapshot_after_entries = 20;
+        config.keep_entries = 1;
+    })
+    .await;
+    // The log is purged up to the snapshot before the newest one.
+    for round in 0..2 {
+        let before = cluster.status(1).snapshot;
+        for i in 0..25 {
+            cluster.write(&format!("{round}.{i}")).await;
+        }
+        until("a snapshot", || cluster.status(1).snapshot > before).await;
+    }
     // The next thing that is written is the purge mark, which nobody waits for.
     cluster.disks[&1].fail_syncs(1);
     until("it stops", || cluster.status(1).role == "stopped").await;

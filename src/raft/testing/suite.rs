@@ -5,6 +5,7 @@ use std::sync::Arc;
 use openraft::StorageError;
 use openraft::async_runtime::AsyncRuntime as _;
 use openraft::impls::leader_id_adv::LeaderId;
+use openraft::storage::RaftStateMachine as _;
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::vote::RaftLeaderId as _;
 use parking_lot::{Mutex, RwLock};
@@ -37,7 +38,7 @@ impl StoreBuilder<Types, LogStore, Machine> for Builder {
             state: Arc::new(RwLock::new(State::default())),
             sink: Arc::new(Heard::default()),
             applied: tokio::sync::watch::Sender::new(Revision(0)),
-            snapshots: Mutex::new(Snapshots { dir: snapshots, newest: None }),
+            snapshots: Mutex::new(Snapshots { dir: snapshots, newest: None, fallback: None }),
             stopped: Mutex::default(),
             problem: Mutex::default(),
         };
@@ -65,4 +66,27 @@ async fn a_snapshot_that_is_ready_late_does_not_replace_a_newer_one() {
     }
     let loaded = machine.shared.snapshots.lock().dir.load_newest().expect("readable");
     assert_eq!(loaded.newest.expect("one was saved").data, "ten");
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_not_sent_and_a_new_one_takes_its_place() {
+    let ((), _log, mut machine) = Builder.build().await.expect("an empty disk");
+    let id = |index| Some(LogId::new(LeaderId::new(1, 1), index));
+    for (index, text) in [(3, "three"), (7, "seven")] {
+        let meta = SnapshotMeta { last_log_id: id(index), ..SnapshotMeta::default() };
+        let data = Arc::new(text.as_bytes().to_vec());
+        machine.shared.save(&meta, data).await.expect("there is space");
+    }
+    assert_eq!(machine.shared.snapshots.lock().fallback, id(3));
+    machine.last = id(9);
+    let current = machine.get_current_snapshot().await.expect("readable").expect("there is one");
+    assert_eq!(current.meta.last_log_id, id(7));
+    machine.shared.snapshots.lock().dir.damage_newest();
+    let current = machine.get_current_snapshot().await.expect("readable").expect("a new one");
+    assert_eq!(current.meta.last_log_id, id(9), "the state has everything");
+    let kept = {
+        let snapshots = machine.shared.snapshots.lock();
+        (snapshots.newest, snapshots.fallback)
+    };
+    assert_eq!(kept, (id(9), id(3)));
 }

@@ -101,7 +101,8 @@ impl Site {
             self.world.violation(format!("node {id} does not start: {error}"));
             let dir = Path::new("/data/snapshots");
             let files = disk.list(dir).unwrap_or_default();
-            let found = SnapshotDir::open(Arc::new(disk), dir).and_then(|dir| dir.load_newest());
+            let found =
+                SnapshotDir::open(Arc::new(disk), dir).and_then(|mut dir| dir.load_newest());
             let refused = found.map(|found| found.refused);
             self.world.note(format!("snapshots of node {id}: {files:?}, damaged: {refused:?}"));
         }
