@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::api::{ConsensusError, ConsensusStatus, Sink, Transport};
 use crate::config::{ConsensusConfig, RunMode, StartError};
+use crate::followers::Followers;
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Shared, Snapshots};
 use crate::network::Links;
@@ -48,6 +49,7 @@ pub(crate) struct Inner {
     pub config: ConsensusConfig,
     pub raft: Raft,
     pub log: LogStore,
+    pub followers: Arc<Followers>,
     pub machine: Arc<Shared>,
     pub status: watch::Receiver<ConsensusStatus>,
     pub votes_allowed: AtomicBool,
@@ -71,7 +73,8 @@ fn engine_config(config: &ConsensusConfig) -> Result<openraft::Config, StartErro
         enable_pre_vote: Some(true),
         // A leader that restarts has lost the tail of its applied state: it must be elected anew.
         enable_leader_restore: Some(false),
-        // A follower that lost acknowledged entries is broken; silence about it loses data.
+        // A follower that lost acknowledged entries is broken; silence about it loses data. The
+        // engine only asserts it in debug builds; `followers` enforces it.
         allow_log_reversion: Some(false),
         // A leader cut off from its quorum goes quiet now and then, so that those who hear it
         // but cannot help it may elect another (openraft #2080).
@@ -187,8 +190,10 @@ impl Consensus {
         let machine = open_machine(&config, &vfs, sink)?;
         log.check_covered(machine.last).map_err(|e| StartError::Storage(e.to_string()))?;
         let shared = machine.shared.clone();
+        let followers = Arc::new(Followers::default());
         let links = Links {
             transport,
+            followers: followers.clone(),
             stall: Duration::from_millis(2 * config.timing.election_max_ms),
             snapshot_timeout: config.snapshot_timeout,
         };
@@ -206,6 +211,7 @@ impl Consensus {
             config,
             raft,
             log,
+            followers,
             machine: shared,
             status,
             reads,
@@ -316,7 +322,11 @@ impl Inner {
 
     /// What is wrong and stops nothing; empty when all is well.
     pub(crate) fn trouble(&self) -> String {
-        self.log.trouble()
+        let (log, followers) = (self.log.trouble(), self.followers.trouble());
+        if log.is_empty() || followers.is_empty() {
+            return log + &followers;
+        }
+        format!("{followers}; {log}")
     }
 
     /// Refuses what would have to be written while the log cannot.

@@ -20,6 +20,7 @@
 pub mod api;
 mod config;
 mod consensus;
+mod followers;
 mod keeper;
 mod log_store;
 mod machine;

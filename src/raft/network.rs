@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use openraft::OptionalSend;
+use openraft::entry::RaftEntry as _;
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{
     RPCOption, RaftNetworkFactory, stream_append_sequential, v2::RaftNetworkV2,
 };
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use parking_lot::Mutex;
 use regent_core::id::NodeId;
@@ -27,6 +28,7 @@ use tokio::time::Instant;
 
 use crate::api::{Member, RpcKind, Transport, TransportError};
 use crate::config::ConsensusConfig;
+use crate::followers::{Followers, Sent};
 use crate::machine::SnapshotData;
 use crate::types::{Snapshot, Types, Vote};
 use crate::wire;
@@ -39,6 +41,7 @@ const COMMIT_HOLD: Duration = Duration::from_millis(1);
 /// Makes a [`Link`] per member.
 pub(crate) struct Links {
     pub transport: Arc<dyn Transport>,
+    pub followers: Arc<Followers>,
     /// A stream on which a request is unanswered for this long is given up.
     pub stall: Duration,
     pub snapshot_timeout: Duration,
@@ -48,6 +51,7 @@ impl Links {
     fn link(&self, target: u64, member: &Member, streams: bool) -> Link {
         Link {
             transport: self.transport.clone(),
+            followers: self.followers.clone(),
             to: NodeId(target),
             member: member.clone(),
             streams,
@@ -72,6 +76,7 @@ impl RaftNetworkFactory<Types> for Links {
 /// The way to one member.
 pub(crate) struct Link {
     transport: Arc<dyn Transport>,
+    followers: Arc<Followers>,
     to: NodeId,
     member: Member,
     /// Whether appends go over a stream; heartbeats do not.
@@ -130,8 +135,29 @@ where
     })
 }
 
-/// Sending times of the requests that are not answered yet, oldest first.
-type Waiting = Arc<Mutex<VecDeque<Instant>>>;
+/// When each request that is not answered yet was sent, and by what its answer is judged; oldest
+/// first.
+type Waiting = Arc<Mutex<VecDeque<(Instant, Sent)>>>;
+
+/// How long the answer of a follower that is not counted any more is held back: openraft asks again
+/// at once.
+const UNCOUNTED_PAUSE: Duration = Duration::from_millis(500);
+
+/// Whether an answer may be counted.
+async fn counted(
+    followers: &Followers,
+    from: NodeId,
+    sent: &Sent,
+    answer: &StreamAppendResult<Types>,
+) -> Rpc<()> {
+    match followers.judge(from, sent, answer) {
+        Ok(()) => Ok(()),
+        Err(why) => {
+            tokio::time::sleep(UNCOUNTED_PAUSE).await;
+            Err(unreachable(why))
+        }
+    }
+}
 
 /// Passes answers on, and ends the stream with an error when the oldest request has waited for
 /// `stall`, or when the stream ended with requests unanswered. A quiet end would not do: openraft
@@ -141,11 +167,13 @@ fn watched(
     answers: BoxStream<'static, Result<bytes::Bytes, TransportError>>,
     waiting: Waiting,
     stall: Duration,
+    followers: Arc<Followers>,
+    from: NodeId,
 ) -> Answers<'static> {
-    stream::unfold(Some((answers, waiting)), move |state| async move {
-        let (mut answers, waiting) = state?;
+    stream::unfold(Some((answers, waiting, followers)), move |state| async move {
+        let (mut answers, waiting, followers) = state?;
         loop {
-            let oldest = waiting.lock().front().copied();
+            let oldest = waiting.lock().front().map(|(at, _)| *at);
             let until = oldest.unwrap_or_else(Instant::now) + stall;
             match tokio::time::timeout_at(until, answers.next()).await {
                 Ok(None) if waiting.lock().is_empty() => return None,
@@ -154,13 +182,21 @@ fn watched(
                     return Some((Err(error), None));
                 }
                 Ok(Some(answer)) => {
-                    waiting.lock().pop_front();
-                    let answer: Rpc<StreamAppendResult<Types>> =
-                        answer.and_then(|bytes| wire::decode(&bytes)).map_err(unreachable);
-                    let state = answer.is_ok().then_some((answers, waiting));
+                    let sent = waiting.lock().pop_front();
+                    let answer = answer.and_then(|bytes| wire::decode(&bytes));
+                    let answer = match (answer, sent) {
+                        (Ok(answer), Some((_, sent))) => {
+                            counted(&followers, from, &sent, &answer).await.map(|()| answer)
+                        }
+                        (Ok(_), None) => Err(unreachable("replication: an answer to no request")),
+                        (Err(error), _) => Err(unreachable(error)),
+                    };
+                    let state = answer.is_ok().then_some((answers, waiting, followers));
                     return Some((answer, state));
                 }
-                Err(_) if oldest.is_some() && waiting.lock().front().copied() == oldest => {
+                Err(_)
+                    if oldest.is_some() && waiting.lock().front().map(|(at, _)| *at) == oldest =>
+                {
                     let error = unreachable(format!("replication: no answer within {stall:?}"));
                     return Some((Err(error), None));
                 }
@@ -182,7 +218,22 @@ impl RaftNetworkV2<Types> for Link {
         // With entries, the answer waits for the other node's disk: give it longer than a
         // heartbeat has.
         let ttl = if rpc.entries.is_empty() { option.hard_ttl() } else { self.stall };
-        self.call(RpcKind::Append, &rpc, ttl).await
+        let sent = self.followers.sent(self.to, &rpc.vote);
+        let answer: AppendEntriesResponse<Types> = self.call(RpcKind::Append, &rpc, ttl).await?;
+        let last = rpc.entries.last().map(|entry| entry.log_id()).or(rpc.prev_log_id);
+        let meaning = match (&answer, rpc.prev_log_id) {
+            (AppendEntriesResponse::Success, _) => Ok(last),
+            (AppendEntriesResponse::PartialSuccess(upto), _) => Ok(*upto),
+            (AppendEntriesResponse::Conflict, Some(at)) => Err(StreamAppendError::Conflict(at)),
+            (AppendEntriesResponse::Conflict, None) => {
+                return Err(unreachable("a conflict about nothing"));
+            }
+            (AppendEntriesResponse::HigherVote(vote), _) => {
+                Err(StreamAppendError::HigherVote(*vote))
+            }
+        };
+        counted(&self.followers, self.to, &sent, &meaning).await?;
+        Ok(answer)
     }
 
     fn stream_append<'s, S>(
@@ -198,13 +249,15 @@ impl RaftNetworkV2<Types> for Link {
         }
         let waiting = Waiting::default();
         let sent = waiting.clone();
+        let (followers, to) = (self.followers.clone(), self.to);
         // The transport may not want the input after all; it then comes back by this slot.
         let slot = Arc::new(Mutex::new(Some(input)));
         let source = slot.clone();
         let requests = stream::once(async move { source.lock().take() })
             .flat_map(|input| stream::iter(input.map(coalesced)).flatten())
             .map(move |request| {
-                sent.lock().push_back(Instant::now());
+                let known = followers.sent(to, &request.vote);
+                sent.lock().push_back((Instant::now(), known));
                 wire::encode(&request)
             })
             .boxed();
@@ -216,12 +269,13 @@ impl RaftNetworkV2<Types> for Link {
             };
         };
         let stall = self.stall;
+        let followers = self.followers.clone();
         Box::pin(async move {
             let answers = tokio::time::timeout(stall, open)
                 .await
                 .map_err(|_| unreachable(format!("replication: no stream within {stall:?}")))?
                 .map_err(unreachable)?;
-            Ok(watched(answers, waiting, stall))
+            Ok(watched(answers, waiting, stall, followers, to))
         })
     }
 
@@ -253,6 +307,10 @@ impl RaftNetworkV2<Types> for Link {
         let ttl = ConsensusConfig::snapshot_travel(self.snapshot_timeout, data.len());
         let send = self.transport.snapshot(self.to, &self.member, head, data, ttl);
         let fail = |e: String| StreamingError::Unreachable(Unreachable::from_string(e));
+        if let Err(why) = self.followers.check(self.to, &vote) {
+            tokio::time::sleep(UNCOUNTED_PAUSE).await;
+            return Err(fail(why));
+        }
         let answer = tokio::select! {
             biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),

@@ -5,4 +5,5 @@ mod disk;
 mod membership;
 mod mesh;
 mod offline;
+mod reversion;
 mod suite;

@@ -166,6 +166,10 @@ impl Site {
     fn look(&mut self) {
         for node in self.world.nodes() {
             let status = node.consensus.status().borrow().clone();
+            // No honest disk here makes any: a follower that lost what it acknowledged does.
+            if !status.trouble.is_empty() {
+                self.world.violation(format!("node {}: {}", node.id, status.trouble));
+            }
             if status.role != "stopped" {
                 continue;
             }
