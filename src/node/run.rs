@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Standing};
-use crate::audit::Window;
+use crate::audit::{Exports, Window};
 use crate::clocks::{NodeBelief, NodeClocks};
 use crate::compare::Comparison;
 use crate::config::{ConfigError, NodeConfig};
@@ -432,6 +432,7 @@ async fn assemble(
         merger,
         hub,
         history,
+        exports: Exports::default(),
         expiry,
         metrics,
         health,

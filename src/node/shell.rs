@@ -15,6 +15,7 @@ use regent_rpc::tls::Tls;
 use tokio::time::Instant;
 
 use crate::admission::Admission;
+use crate::audit::Exports;
 use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
 use crate::config::NodeConfig;
@@ -76,6 +77,8 @@ pub struct Shell {
     pub hub: Hub,
     /// Audit records beyond the replicated window.
     pub history: History,
+    /// Exports of them under way.
+    pub exports: Exports,
     /// The leader's memory of unconfirmed grants.
     pub expiry: Arc<Mutex<Expiry>>,
     /// Figures.
