@@ -72,7 +72,8 @@ pub enum Expect {
     Revision(Revision),
 }
 
-/// Everything that can change the state.
+/// Everything that can change the state. A command's place here is its number in the log, so a new
+/// one goes to the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// First entry of a cluster's life: who it is and which timing it promises.
@@ -133,7 +134,8 @@ pub enum Command {
         locality: Locality,
         value: Vec<u8>,
     },
-    /// Gives up the leadership or the place in the queue, whichever the session has.
+    /// Gives up the leadership or the place in the queue, whichever the session has. Who leads
+    /// names its epoch instead: [`Command::ResignEpoch`].
     Resign { election: ElectionName, session: SessionId, nonce: Nonce },
     /// The holder publishes a value under its epoch.
     Proclaim { election: ElectionName, session: SessionId, epoch: Epoch, value: Vec<u8> },
@@ -141,6 +143,9 @@ pub enum Command {
     PutElection { election: ElectionName, preferred: Locality, expect: Expect },
     /// Removes an election that nobody holds and nobody waits for.
     DeleteElection { election: ElectionName, expect: Expect },
+    /// Gives up the leadership under `epoch` and nothing else: one that was delayed on its way ends
+    /// no later lease of the session that the holder believes in (S5).
+    ResignEpoch { election: ElectionName, session: SessionId, nonce: Nonce, epoch: Epoch },
 }
 
 /// One session's renewal (C4).
@@ -231,6 +236,7 @@ impl Command {
             | Self::AssignPartition { service, .. } => Scope::Service(service.clone()),
             Self::Campaign { election, .. }
             | Self::Resign { election, .. }
+            | Self::ResignEpoch { election, .. }
             | Self::Proclaim { election, .. }
             | Self::PutElection { election, .. }
             | Self::DeleteElection { election, .. } => Scope::Election(election.clone()),
@@ -248,5 +254,23 @@ impl Command {
             | Self::RecordAct { .. }
             | Self::RecordRefusals { .. } => Scope::Cluster,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_keeps_the_number_under_which_it_is_in_old_logs() {
+        let election = || "a".parse().expect("a name");
+        let (session, nonce, expect) = (SessionId(3), Nonce(4), Expect::Any);
+        let epoch = Epoch { incarnation: 1, revision: Revision(2) };
+        let number = |command: &Command| postcard::to_stdvec(command).expect("it encodes")[0];
+        let resign = Command::Resign { election: election(), session, nonce };
+        assert_eq!(postcard::to_stdvec(&resign), Ok(vec![18, 1, b'a', 3, 4]));
+        assert_eq!(number(&Command::DeleteElection { election: election(), expect }), 21);
+        let under = Command::ResignEpoch { election: election(), session, nonce, epoch };
+        assert_eq!(number(&under), 22);
     }
 }

@@ -335,6 +335,9 @@ fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Rejection> {
         Command::Resign { election, session, nonce } => {
             election::resign(draft, &election, session, nonce)
         }
+        Command::ResignEpoch { election, session, nonce, epoch } => {
+            election::resign_epoch(draft, &election, session, nonce, epoch)
+        }
         Command::Proclaim { election, session, epoch, value } => {
             election::proclaim(draft, &election, session, epoch, value)
         }

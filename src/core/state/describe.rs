@@ -26,7 +26,7 @@ pub(super) fn attempt(command: &Command) -> &'static str {
         Command::ExpireSessions { .. } => "session.expire",
         Command::ExpireGrants { .. } => "grant.expire",
         Command::Campaign { .. } => "election.campaign",
-        Command::Resign { .. } => "election.resign",
+        Command::Resign { .. } | Command::ResignEpoch { .. } => "election.resign",
         Command::Proclaim { .. } => "election.proclaim",
         Command::PutElection { .. } => "election.put",
         Command::DeleteElection { .. } => "election.delete",

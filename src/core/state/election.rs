@@ -253,6 +253,27 @@ pub(super) fn resign(
     Ok(Reply::Done { revision: draft.revision })
 }
 
+/// Ends the leadership under `epoch` and no other: the session may have won again since, and its
+/// holder believes in that lease (S5); or it waits, and has not said that it gives up its place.
+pub(super) fn resign_epoch(
+    draft: &mut Draft<'_>,
+    name: &ElectionName,
+    id: SessionId,
+    nonce: Nonce,
+    epoch: Epoch,
+) -> Result<Reply, Rejection> {
+    session::live(draft, id, nonce)?;
+    let row = find(draft, name)?;
+    if epoch != row.epoch {
+        return Err(Rejection::EpochStale { have: row.epoch, got: epoch });
+    }
+    if row.holder.as_ref().is_none_or(|holder| holder.session != id) {
+        return Err(Rejection::NotHolder { election: name.to_string(), session: id });
+    }
+    leave(draft, name, &BTreeSet::from([id]), "election.resigned", "it resigned");
+    Ok(Reply::Done { revision: draft.revision })
+}
+
 /// A proclamation names the epoch, so its sender knows of the grant: it confirms the lease as a
 /// renewal would (C8). Otherwise a grant could be taken back as "never acted on" after it had
 /// acted.

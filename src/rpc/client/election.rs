@@ -141,11 +141,13 @@ impl Client {
         election: &ElectionName,
         session: SessionId,
         nonce: Nonce,
+        epoch: Option<Epoch>,
     ) -> Result<v1::ResignResponse, CallError> {
         let id = Some(common::request_out(id));
         self.read(|channel, left| {
             let (election, session, nonce) = (election.to_string(), session.0, nonce.0);
-            let message = v1::ResignRequest { request: id, election, session, nonce };
+            let epoch = epoch.map(epoch_out);
+            let message = v1::ResignRequest { request: id, election, session, nonce, epoch };
             async move { api(channel).resign(request(message, left)).await }
         })
         .await

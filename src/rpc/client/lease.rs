@@ -37,7 +37,7 @@ use regent_core::time::Reading;
 
 use super::keeper::Kept;
 use super::seat::{Seat, Seats};
-use super::{CallError, Client};
+use super::{CallError, CallErrorKind, Client};
 use crate::convert::common::locality_out;
 use crate::convert::election::{Campaigned, FENCE_BUDGET_MS, campaigned};
 use crate::pb::v1;
@@ -269,7 +269,7 @@ impl Session {
                     if !inner.confirmed(epoch).await {
                         // It was given up before, or ran out before it began: the next one.
                         confirmed = None;
-                        place.resign().await?;
+                        place.resign(epoch).await?;
                     }
                 }
                 Ok(Campaigned::Queued(_)) => {
@@ -369,12 +369,18 @@ impl Place {
         Self { inner, election, seat, epoch: None, given_up: AtomicBool::new(false) }
     }
 
-    /// Tells the cluster, on the seat's lane. The place stays taken.
-    async fn resign(&self) -> Result<(), CallError> {
+    /// Gives back a grant that cannot be acted on, on the seat's lane. The place stays taken.
+    async fn resign(&self, epoch: Epoch) -> Result<(), CallError> {
         let inner = &self.inner;
+        let (session, nonce) = (inner.session, inner.nonce);
         let mut lane = self.seat.lane.lock().await;
         let id = lane.next();
-        inner.client.resign(id, &self.election, inner.session, inner.nonce).await.map(|_| ())
+        let told = inner.client.resign(id, &self.election, session, nonce, Some(epoch)).await;
+        match told {
+            // Another grant, or none, is in force: the next campaign tells which.
+            Err(error) if error.kind() == CallErrorKind::Refused => Ok(()),
+            told => told.map(|_| ()),
+        }
     }
 
     /// Over from here on. The first to say so gets the work of telling the cluster.
@@ -388,15 +394,15 @@ impl Place {
         }
         let generation = self.seat.free();
         let (inner, seat) = (Arc::clone(&self.inner), Arc::clone(&self.seat));
-        let election = self.election.clone();
+        let (election, epoch) = (self.election.clone(), self.epoch);
         Some(async move {
             let mut lane = seat.lane.lock().await;
             // A new campaign of this session has begun meanwhile: it decides about the seat now.
             if seat.generation() != generation || inner.kept.clock().void_reason().is_some() {
                 return Ok(());
             }
-            let id = lane.next();
-            inner.client.resign(id, &election, inner.session, inner.nonce).await.map(|_| ())
+            let (id, session, nonce) = (lane.next(), inner.session, inner.nonce);
+            inner.client.resign(id, &election, session, nonce, epoch).await.map(|_| ())
         })
     }
 

@@ -1,9 +1,10 @@
 //! A session's place in one election, and the order of what is said about it.
 //!
-//! A resignation names no epoch. One that is delayed on its way and arrives after a new campaign
-//! of the same session was granted would end a lease that its holder believes in (S5). So campaigns
-//! and resignations of one seat share one lane: once a later one was applied, an earlier one is
-//! refused for ever.
+//! A resignation that is delayed on its way and arrives after a new campaign of the same session
+//! was granted must not end a lease that its holder believes in (S5). One of a lease names its
+//! epoch, and the cluster refuses it then. One of a place in the queue has none to name. So
+//! campaigns and resignations of one seat share one lane as well: once a later one was applied, an
+//! earlier one is refused for as long as the cluster remembers the lane.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -10,7 +10,8 @@ use regent_core::timing::TtlAsk;
 
 use super::Invalid;
 use super::common::{
-    election_name, epoch, epoch_out, expect, locality, locality_out, positive, text, value,
+    election_name, epoch, epoch_in, epoch_out, expect, locality, locality_out, positive, text,
+    value,
 };
 use crate::limits::MAX_RENEWALS_PER_MESSAGE;
 use crate::pb::v1;
@@ -84,10 +85,12 @@ pub fn campaign(request: &v1::CampaignRequest) -> Result<Command, Invalid> {
 /// # Errors
 /// [`Invalid`] names the field.
 pub fn resign(request: &v1::ResignRequest) -> Result<Command, Invalid> {
-    Ok(Command::Resign {
-        election: election_name("election", &request.election)?,
-        session: session("session", request.session)?,
-        nonce: nonce("nonce", request.nonce)?,
+    let election = election_name("election", &request.election)?;
+    let session = session("session", request.session)?;
+    let nonce = nonce("nonce", request.nonce)?;
+    Ok(match request.epoch.map(epoch_in) {
+        Some(epoch) => Command::ResignEpoch { election, session, nonce, epoch },
+        None => Command::Resign { election, session, nonce },
     })
 }
 

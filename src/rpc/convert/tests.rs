@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use prost::Message;
-use regent_core::command::{Expect, Renewal, Request};
+use regent_core::command::{Command, Expect, Renewal, Request};
 use regent_core::id::*;
 use regent_core::lease::holder::Answer;
 use regent_core::reply::{Rejection, RenewalOutcome};
@@ -300,6 +300,24 @@ fn conditions_requests_and_places_survive_the_wire() {
     for timing in [Timing::LAN, Timing::FAST, Timing::WAN] {
         assert_eq!(cluster::timing_in(cluster::timing_out(&timing)), Ok(timing));
     }
+}
+
+#[test]
+fn a_resignation_that_names_an_epoch_is_of_that_epoch_only() {
+    let mut request = v1::ResignRequest {
+        election: "orders".into(),
+        session: 3,
+        nonce: 4,
+        ..v1::ResignRequest::default()
+    };
+    let (name, session, nonce) = ("orders".parse().unwrap(), SessionId(3), Nonce(4));
+    let plain = Command::Resign { election: name, session, nonce };
+    assert_eq!(election::resign(&request).unwrap(), plain);
+    let epoch = Epoch { incarnation: 2, revision: Revision(9) };
+    request.epoch = Some(common::epoch_out(epoch));
+    let election = "orders".parse().unwrap();
+    let under = Command::ResignEpoch { election, session, nonce, epoch };
+    assert_eq!(self::election::resign(&request).unwrap(), under);
 }
 
 #[test]

@@ -282,11 +282,15 @@ impl World {
         }
         let nonce = Nonce(client.nonce);
         let Some(open) = &mut client.open else { return };
-        if let Some(Place::Leads { epoch, .. }) = open.places.remove(&election) {
-            open.holder.give_up(epoch);
-        }
         let session = open.session;
-        self.call(c, Command::Resign { election, session, nonce });
+        let command = match open.places.remove(&election) {
+            Some(Place::Leads { epoch, .. }) => {
+                open.holder.give_up(epoch);
+                Command::ResignEpoch { election, session, nonce, epoch }
+            }
+            _ => Command::Resign { election, session, nonce },
+        };
+        self.call(c, command);
     }
 
     fn campaign(&mut self, c: usize, election: ElectionName) {

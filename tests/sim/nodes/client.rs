@@ -251,10 +251,11 @@ impl Client {
                 clock.give_up(epoch);
             }
         }
-        let command = Command::Resign {
+        let command = Command::ResignEpoch {
             election: name.clone(),
             session: session.session,
             nonce: session.nonce,
+            epoch,
         };
         self.command(&command).await;
     }

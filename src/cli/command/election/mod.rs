@@ -23,8 +23,9 @@ pub enum Verb {
     Observe(observe::Args),
     /// Give up the lead, or the place in the queue, of a session
     #[command(after_help = "\
-Session and nonce are what `regent election campaign -o json` printed. A holder that runs in
-another terminal resigns by itself on SIGTERM or Ctrl-C.
+Session, nonce and epoch are what `regent election campaign -o json` printed. With --epoch a lead
+that the session has won since is left alone. A holder that runs in another terminal resigns by
+itself on SIGTERM or Ctrl-C.
 ")]
     Resign {
         /// Name of the election
@@ -35,6 +36,9 @@ another terminal resigns by itself on SIGTERM or Ctrl-C.
         /// The session's nonce, in hexadecimal
         #[arg(long, value_parser = parse_nonce)]
         nonce: u64,
+        /// Give up the lead under this epoch only, as INCARNATION.REVISION
+        #[arg(long, value_parser = parse_epoch)]
+        epoch: Option<v1::Epoch>,
     },
     /// Show one election: holder, epoch, queue
     Show {
@@ -105,8 +109,8 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
     match verb {
         Verb::Campaign(args) => campaign::run(context, args).await,
         Verb::Observe(args) => observe::run(context, args).await,
-        Verb::Resign { election, session, nonce } => {
-            resign(context, election, session, nonce).await
+        Verb::Resign { election, session, nonce, epoch } => {
+            resign(context, election, session, nonce, epoch).await
         }
         Verb::Show { election, read } => show(context, election, read).await,
         Verb::List { prefix, read } => list(context, prefix, read).await,
@@ -116,13 +120,20 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
     }
 }
 
-async fn resign(context: &Context, election: String, session: u64, nonce: u64) -> Outcome {
+async fn resign(
+    context: &Context,
+    election: String,
+    session: u64,
+    nonce: u64,
+    epoch: Option<v1::Epoch>,
+) -> Outcome {
     let cluster = Cluster::open(&context.globals)?;
     let request = v1::ResignRequest {
         request: cluster.request(),
         election: election.clone(),
         session,
         nonce,
+        epoch,
     };
     let answer = cluster
         .ask(&format!("resign from {election:?}"), |channel| {

@@ -20,6 +20,7 @@ enum Step {
     Open,
     Campaign { who: usize, on: u8, priority: i8, zone: u8, value: u8 },
     Resign { who: usize, on: u8 },
+    ResignEpoch { on: u8, off: u8 },
     Proclaim { who: usize, on: u8, off: u8 },
     Renew { first: usize, count: usize, jump: u8, knows: bool },
     Close { who: usize },
@@ -50,6 +51,7 @@ fn steps() -> impl Strategy<Value = Step> {
         12 => (who(), on(), -1..2i8, 0..2u8, any::<u8>())
             .prop_map(|(who, on, priority, zone, value)| Step::Campaign { who, on, priority, zone, value }),
         4 => (who(), on()).prop_map(|(who, on)| Step::Resign { who, on }),
+        3 => (on(), off()).prop_map(|(on, off)| Step::ResignEpoch { on, off }),
         6 => (who(), on(), off()).prop_map(|(who, on, off)| Step::Proclaim { who, on, off }),
         8 => (who(), 1..4usize, 0..3u8, any::<bool>())
             .prop_map(|(first, count, jump, knows)| Step::Renew { first, count, jump, knows }),
@@ -117,6 +119,15 @@ fn command_of(state: &State, step: &Step) -> Option<Command> {
         },
         Step::Resign { who, on } => {
             Command::Resign { election: election_name(on), session: pick(who), nonce: Nonce(1) }
+        }
+        Step::ResignEpoch { on, off } => {
+            let row = state.elections().get(&election_name(on));
+            let holder = row.and_then(|row| row.holder.as_ref());
+            let session = holder.map_or(pick(0), |holder| holder.session);
+            let mut epoch = row.map_or(Epoch::NONE, |row| row.epoch);
+            epoch.revision.0 = epoch.revision.0.saturating_sub(off.into());
+            let election = election_name(on);
+            Command::ResignEpoch { election, session, nonce: Nonce(1), epoch }
         }
         Step::Proclaim { who, on, off } => {
             let row = state.elections().get(&election_name(on));

@@ -293,6 +293,12 @@ fn command(verb: &str, words: &mut Words<'_>) -> Command {
             session: session(words),
             nonce: Nonce(words.option_number("nonce", 1)),
         },
+        "resign_epoch" => Command::ResignEpoch {
+            election: words.next().parse().unwrap(),
+            session: session(words),
+            epoch: epoch(words.next()),
+            nonce: Nonce(words.option_number("nonce", 1)),
+        },
         "proclaim" => Command::Proclaim {
             election: words.next().parse().unwrap(),
             session: session(words),

@@ -52,6 +52,8 @@ pub struct State {
     pub seen: Vec<(usize, &'static str, u64, u64)>,
     /// Renewals committed: number and when, by the node's clock.
     pub renewed: Vec<(u64, Reading)>,
+    /// The epoch's revision of each resignation that took effect or was refused.
+    pub resigned: Vec<Option<u64>>,
     /// Grants of this election are taken back as unused before they are confirmed, so often.
     pub take_back: u32,
     pub modes: Vec<Mode>,
@@ -329,7 +331,10 @@ impl ElectionService for Node {
     ) -> Result<Response<v1::ResignResponse>, Status> {
         let ask = request.into_inner();
         let resign = |state: &mut State| {
-            if state.holders.get(&ask.election).is_some_and(|(s, _)| *s == ask.session) {
+            let epoch = ask.epoch.map(|epoch| epoch.revision);
+            state.resigned.push(epoch);
+            let led = state.holders.get(&ask.election).copied();
+            if led.is_some_and(|(s, e)| s == ask.session && epoch.is_none_or(|named| named == e)) {
                 state.holders.remove(&ask.election);
             }
             0

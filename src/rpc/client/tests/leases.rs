@@ -201,6 +201,21 @@ async fn a_resignation_on_its_way_never_ends_the_lease_that_comes_after_it() {
 }
 
 #[tokio::test]
+async fn a_lease_is_resigned_under_its_epoch_and_a_place_in_the_queue_as_it_is() {
+    let fake = Fake::start(1).await;
+    let (first, second) = (open(&fake).await, open(&fake).await);
+    let lease = win(&first).await;
+    let wait = Some(Duration::from_millis(50));
+    let options = CampaignOptions { wait, ..CampaignOptions::default() };
+    let waited = second.campaign(&orders(), b"", options).await;
+    assert!(matches!(waited, Err(LeaseError::NotWon { .. })), "{waited:?}");
+    eventually("the place in the queue was left", || fake.state().resigned == [None]).await;
+    let epoch = lease.epoch().revision.0;
+    lease.resign().await.unwrap();
+    assert_eq!(fake.state().resigned, [None, Some(epoch)]);
+}
+
+#[tokio::test]
 async fn one_who_waits_is_told_when_it_is_its_turn() {
     let fake = Fake::start(2).await;
     let (first, second) = (open(&fake).await, open(&fake).await);
