@@ -13,6 +13,7 @@ use regent_rpc::convert::common::stamp_out;
 use regent_rpc::pb::v1;
 use regent_rpc::tls::Tls;
 use tokio::time::Instant;
+use tonic::Status;
 
 use crate::admission::Admission;
 use crate::audit::Exports;
@@ -101,6 +102,21 @@ impl Shell {
         // A follower that forwarded may not have applied the entry itself yet.
         let revision = revision.unwrap_or_else(|| state.revision());
         stamp_out(state.incarnation(), revision, self.node, 0)
+    }
+
+    /// The stamp of a write at `revision`, once that is applied here. Where the caller believes the
+    /// stamp's incarnation: one who opened a session judges by it what the session holds, and a node
+    /// that only forwarded the entry may still be in the life before.
+    ///
+    /// # Errors
+    /// DEADLINE_EXCEEDED when it is not applied here in time.
+    pub async fn stamp_applied(
+        &self,
+        revision: Revision,
+        until: Instant,
+    ) -> Result<v1::Stamp, Status> {
+        self.reads.applied(revision, until).await?;
+        Ok(self.stamp_at(Some(revision)))
     }
 
     /// Whether the node is stopping.

@@ -47,12 +47,13 @@ impl ElectionService for ElectionHandler {
         else {
             return Err(Status::internal("open_session made another command"));
         };
+        let until = caller.until;
         let reply = self.0.write(caller, request.request, &command).await?;
         let Reply::SessionOpened { session, revision } = reply else {
             return Err(odd(&reply));
         };
         Ok(Response::new(OpenSessionResponse {
-            stamp: Some(self.0.stamp_at(Some(revision))),
+            stamp: Some(self.0.stamp_applied(revision, until).await?),
             session: session.0,
             ttl_ms,
             renew_interval_ms,

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use regent_core::authz::Role;
-use regent_core::id::{ElectionName, NodeId};
+use regent_core::id::{ElectionName, NodeId, Revision};
 use regent_rpc::client::{CallErrorKind, CampaignOptions, Session, SessionOptions};
 use regent_rpc::convert::common::Freshness;
 use regent_rpc::pb::v1;
+use tokio::time::Instant;
 
 use super::rig::{PATIENCE, Rig, copy_dir, eventually};
 
@@ -38,6 +39,26 @@ async fn a_value_proclaimed_through_any_node_is_read_on_every_node() {
         lease.resign().await.unwrap();
         session.close().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_session_is_stamped_only_once_its_entry_is_applied_on_the_node_that_answers() {
+    let rig = Rig::start(1).await;
+    let shell = rig.node(1).shell().clone();
+    let ahead = Revision(shell.state.read().revision().0 + 3);
+    let early = shell.stamp_applied(ahead, Instant::now() + Duration::from_millis(50)).await;
+    assert_eq!(early.unwrap_err().code(), tonic::Code::DeadlineExceeded);
+    let waiting = shell.clone();
+    let stamped =
+        tokio::spawn(async move { waiting.stamp_applied(ahead, Instant::now() + PATIENCE).await });
+    let operator = rig.client(Role::Operator);
+    for name in ["a", "b", "c"] {
+        let (place, expect) = Default::default();
+        operator.put_election(&election(name), &place, expect).await.unwrap();
+    }
+    let stamp = stamped.await.unwrap().unwrap();
+    assert!(shell.state.read().revision() >= ahead);
+    assert_eq!((stamp.incarnation, stamp.revision), (1, ahead.0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -3,6 +3,7 @@
 use regent_core::command::{Expect, Request};
 use regent_core::id::{ElectionName, Epoch, Locality, Nonce, SessionId};
 use tonic::transport::Channel;
+use tonic::{Response, Status};
 
 use super::call::request;
 use super::watch::{ElectionEvents, Watch};
@@ -12,6 +13,18 @@ use crate::convert::election::ObserveScope;
 use crate::limits::MAX_ANSWER_BYTES;
 use crate::pb::v1;
 use crate::pb::v1::election_service_client::ElectionServiceClient;
+
+/// Refuses the answer of a node that does not know in which life of the cluster the session was
+/// opened: grants of the session would be of another one for ever. The same request, sent again,
+/// is answered with the same session by a node that does know.
+fn in_a_life(
+    opened: Response<v1::OpenSessionResponse>,
+) -> Result<Response<v1::OpenSessionResponse>, Status> {
+    if opened.get_ref().stamp.is_none_or(|stamp| stamp.incarnation == 0) {
+        return Err(Status::unavailable("the node names no incarnation: it is behind"));
+    }
+    Ok(opened)
+}
 
 pub(super) fn api(channel: Channel) -> ElectionServiceClient<Channel> {
     ElectionServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
@@ -102,7 +115,7 @@ impl Client {
     ) -> Result<v1::OpenSessionResponse, CallError> {
         self.write(|channel, left, id| {
             let message = v1::OpenSessionRequest { request: Some(id), ..ask.clone() };
-            async move { api(channel).open_session(request(message, left)).await }
+            async move { in_a_life(api(channel).open_session(request(message, left)).await?) }
         })
         .await
     }

@@ -36,6 +36,8 @@ pub enum Mode {
     LosesAnswers,
     /// Commits renewals and drops the acknowledgements; all else is sound.
     LosesAcks,
+    /// Has applied nothing of what it is asked about: names no incarnation.
+    Behind,
     /// Answers renewals with RESEND: alive, but cut off from the others.
     CutOff,
 }
@@ -247,8 +249,13 @@ impl ElectionService for Node {
             state.sessions.insert(state.revision);
             state.revision
         };
+        let behind = self.mode() == Mode::Behind;
+        let stamp = |state: &State| {
+            let incarnation = if behind { 0 } else { 1 };
+            state.stamp(self.at).map(|stamp| v1::Stamp { incarnation, ..stamp })
+        };
         self.write("open_session", ask.request, open, |state, session| v1::OpenSessionResponse {
-            stamp: state.stamp(self.at),
+            stamp: stamp(state),
             session,
             ttl_ms: ask.ttl_ms,
             renew_interval_ms: if ask.renew_interval_ms == 0 { 100 } else { ask.renew_interval_ms },

@@ -216,6 +216,19 @@ async fn a_lease_is_resigned_under_its_epoch_and_a_place_in_the_queue_as_it_is()
 }
 
 #[tokio::test]
+async fn a_session_is_not_begun_under_the_stamp_of_a_node_that_knows_no_incarnation() {
+    let fake = Fake::start(2).await;
+    fake.state().modes[0] = Mode::Behind;
+    let session = open(&fake).await;
+    assert_eq!(fake.state().sessions.len(), 1, "asked again, not opened again");
+    assert!(win(&session).await.is_held());
+    fake.all(&Mode::Behind);
+    let client = fake.any().with_timeout(Duration::from_millis(100));
+    let refused = Session::open(&client, SessionOptions::default()).await;
+    assert!(refused.is_err_and(|error| error.is_transient()));
+}
+
+#[tokio::test]
 async fn one_who_waits_is_told_when_it_is_its_turn() {
     let fake = Fake::start(2).await;
     let (first, second) = (open(&fake).await, open(&fake).await);
