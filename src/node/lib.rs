@@ -9,6 +9,7 @@ pub mod audit;
 pub mod clocks;
 pub mod compare;
 pub mod config;
+pub mod duties;
 pub mod figures;
 pub mod forward;
 pub mod history;

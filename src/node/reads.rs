@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::clocks::NodeClocks;
+use crate::duties::Duties;
 use crate::http::Metrics;
 use crate::leadership::Leadership;
 use crate::peers::Peers;
@@ -74,6 +75,7 @@ impl Reads {
         clock: Arc<dyn Clock>,
         clocks: Arc<NodeClocks>,
         metrics: Arc<Metrics>,
+        duties: &Duties,
     ) -> Self {
         let (waiting, queue) = mpsc::channel(MAX_WAITING);
         let last = Arc::new(Mutex::new(None));
@@ -86,7 +88,7 @@ impl Reads {
             last: last.clone(),
             metrics: metrics.clone(),
         };
-        tokio::spawn(rounds.run(queue));
+        duties.spawn("read rounds", rounds.run(queue));
         let state = consensus.state();
         Self { waiting, last, consensus, state, clock, leadership, metrics }
     }

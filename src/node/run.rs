@@ -33,6 +33,7 @@ use crate::audit::{Exports, Window};
 use crate::clocks::{NodeBelief, NodeClocks};
 use crate::compare::Comparison;
 use crate::config::{ConfigError, NodeConfig};
+use crate::duties::Duties;
 use crate::history::{History, HistoryConfig};
 use crate::http::process::watch_process;
 use crate::http::server::{Plaintext, PlaintextExposed, Verified, refuse_plaintext, serve};
@@ -114,7 +115,6 @@ pub struct Node {
     fatal: watch::Receiver<Option<String>>,
     server: JoinHandle<()>,
     http_server: JoinHandle<()>,
-    tasks: Vec<JoinHandle<()>>,
     _identity: Identity,
 }
 
@@ -165,13 +165,13 @@ impl Node {
             node = %config.node_id, cluster = config.cluster, boot = identity.boot,
             disk = format!("{:016x}", identity.disk), "starting"
         );
-        let (shell, fatal) = assemble(config, &identity, tls).await?;
+        let shell = assemble(config, &identity, tls).await?;
         // Votes are not allowed yet; see `come_up`.
         identity.note_log()?;
         let grpc_addr = local(&grpc)?;
         let http_addr = local(&http)?;
         let (stop, stopped) = watch::channel(false);
-        let mut tasks = duties(&shell, &fatal);
+        begin(&shell);
         let metrics = shell.metrics.clone();
         let health = shell.health.clone();
         let http_stop = stopped.clone();
@@ -188,19 +188,18 @@ impl Node {
             }
         });
         let (reporter, grpc_health) = tonic_health::server::health_reporter();
+        let duties = shell.duties.clone();
         let watched = shell.clone();
-        tasks.push(tokio::spawn(async move {
-            watched.report_health(reporter).await;
-        }));
+        duties.spawn("health", async move { watched.report_health(reporter).await });
         let served = crate::server::serve(shell.clone(), grpc_health, grpc, stopped);
-        let lost = fatal.clone();
-        let server = tokio::spawn(async move {
+        let lost = duties.clone();
+        let server = tokio::spawn(duties.guarded("gRPC port", async move {
             if let Err(error) = served.await {
-                lost.send_replace(Some(format!("the gRPC port is lost: {error}")));
+                lost.fail(format!("the gRPC port is lost: {error}"));
             }
-        });
-        tasks.push(tokio::spawn(come_up(shell.clone())));
-        let fatal = fatal.subscribe();
+        }));
+        duties.spawn_once("coming up", come_up(shell.clone()));
+        let fatal = duties.fatal();
         Ok(Self {
             shell,
             grpc: grpc_addr,
@@ -209,7 +208,6 @@ impl Node {
             stop,
             fatal,
             server,
-            tasks,
             _identity: identity,
         })
     }
@@ -285,6 +283,7 @@ impl Node {
     }
 
     async fn end(mut self, grace: Duration) {
+        self.shell.duties.stop();
         self.stop.send_replace(true);
         // Streams of nodes and watchers never end by themselves.
         let _ = tokio::time::timeout(grace, &mut self.server).await;
@@ -292,9 +291,7 @@ impl Node {
         // It closes its port itself; cut off, it would leave the listener to a task of its own.
         let _ = tokio::time::timeout(CUT_AFTER, &mut self.http_server).await;
         self.http_server.abort();
-        for task in &self.tasks {
-            task.abort();
-        }
+        self.shell.duties.abort();
         self.shell.consensus.shutdown().await;
         self.shell.peers.keep_only(|_| false);
     }
@@ -334,9 +331,10 @@ async fn assemble(
     config: NodeConfig,
     identity: &Identity,
     tls: Arc<Tls>,
-) -> Result<(Arc<Shell>, Fatal), RunError> {
+) -> Result<Arc<Shell>, RunError> {
     let node = config.node_id;
     let timing = config.timing();
+    let duties = Duties::default();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let start = Start { disk: identity.disk, boot: identity.boot, nonce: identity.nonce };
     let metrics = Arc::new(Metrics::new());
@@ -344,7 +342,7 @@ async fn assemble(
     let health = Health::starting();
     let clocks = Arc::new(NodeClocks::new(clock.clone()));
     let belief = Arc::new(NodeBelief { clocks: clocks.clone(), age: Default::default() });
-    let hub = Hub::start(HubConfig::for_node(node), belief.clone(), metrics.clone());
+    let hub = Hub::start(HubConfig::for_node(node), belief.clone(), metrics.clone(), &duties);
     let history = History::open(
         HistoryConfig { dir: config.history_dir(), keep_records: None },
         metrics.clone(),
@@ -382,13 +380,14 @@ async fn assemble(
         clock.clone(),
         clocks.clone(),
         metrics.clone(),
+        &duties,
     );
     let aged = reads.clone();
     // Set once, here.
     let _ = belief.age.set(Box::new(move || aged.age_ms()));
     let entries = RenewalEntries { consensus: consensus.clone(), clock: clock.clone() };
-    let merger =
-        Merger::start(half_tick(timing.commit_tick_ms), Arc::new(entries), metrics.clone());
+    let window = half_tick(timing.commit_tick_ms);
+    let merger = Merger::start(window, Arc::new(entries), metrics.clone(), &duties);
     let route = RenewalRoute {
         leadership: leadership.clone(),
         peers: peers.clone(),
@@ -409,6 +408,7 @@ async fn assemble(
             }),
             metrics: metrics.clone(),
         },
+        &duties,
     );
     let shell = Shell {
         node,
@@ -436,49 +436,46 @@ async fn assemble(
         expiry,
         metrics,
         health,
+        duties,
         stopping: AtomicBool::new(false),
         config,
     };
     let shell = Arc::new(shell);
     crate::figures::show(&shell);
-    Ok((shell, watch::Sender::new(None)))
+    Ok(shell)
 }
 
-/// Set when the node must not go on.
-type Fatal = watch::Sender<Option<String>>;
-
-/// Everything that runs for as long as the node does.
-fn duties(shell: &Arc<Shell>, fatal: &Fatal) -> Vec<JoinHandle<()>> {
+/// Starts everything that runs for as long as the node does.
+fn begin(shell: &Arc<Shell>) {
+    let duties = &shell.duties;
+    duties.spawn("leader's work", shell.clone().lead_forever());
+    duties.spawn("belief", shell.clone().believe_forever());
+    duties.spawn("refusals", shell.clone().flush_refusals_forever());
+    // A node that was removed has nothing more to notice.
+    duties.spawn_once("removal", shell.clone().notice_removal());
+    duties.spawn("leaders seen", crate::figures::watch_leaders(shell.clone()));
+    duties.spawn("elections held", crate::figures::count_held(shell.clone()));
+    duties.spawn("certificates", shell.tls.clone().watch_files(WATCH_INTERVAL));
+    let window = Arc::new(Window(shell.state.clone()));
+    duties.spawn("history", shell.history.clone().fill_forever(window));
     let compared = shell.clone();
-    let mismatch = fatal.clone();
-    let stopped = shell.clone();
-    let lost = fatal.clone();
-    vec![
-        tokio::spawn(shell.clone().lead_forever()),
-        tokio::spawn(shell.clone().believe_forever()),
-        tokio::spawn(shell.clone().flush_refusals_forever()),
-        tokio::spawn(shell.clone().notice_removal()),
-        tokio::spawn(crate::figures::watch_leaders(shell.clone())),
-        tokio::spawn(crate::figures::count_held(shell.clone())),
-        tokio::spawn(shell.tls.clone().watch_files(WATCH_INTERVAL)),
-        tokio::spawn(shell.history.clone().fill_forever(Arc::new(Window(shell.state.clone())))),
-        tokio::spawn(async move {
-            let why = compared.clone().compare_forever().await;
-            tracing::error!(
-                why,
-                "STATE MISMATCH: this node stops; restore it from a snapshot of \
-                the others: empty its data directory and add it under a new node id"
-            );
-            compared.consensus.set_votes_allowed(false);
-            compared.metrics.state_hash_mismatch.set(1);
-            compared.health.set_dead(&why);
-            mismatch.send_replace(Some(why));
-        }),
-        tokio::spawn(async move {
-            let why = stopped.watch_consensus().await;
-            lost.send_replace(Some(why));
-        }),
-    ]
+    duties.spawn("comparison", async move {
+        let why = compared.clone().compare_forever().await;
+        tracing::error!(
+            why,
+            "STATE MISMATCH: this node stops; restore it from a snapshot of \
+            the others: empty its data directory and add it under a new node id"
+        );
+        compared.consensus.set_votes_allowed(false);
+        compared.metrics.state_hash_mismatch.set(1);
+        compared.health.set_dead(&why);
+        compared.duties.fail(why);
+    });
+    let watched = shell.clone();
+    duties.spawn("consensus", async move {
+        let why = watched.watch_consensus().await;
+        watched.duties.fail(why);
+    });
 }
 
 /// From "it serves" to "it is ready".

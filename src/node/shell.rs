@@ -20,6 +20,7 @@ use crate::audit::Exports;
 use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
 use crate::config::NodeConfig;
+use crate::duties::Duties;
 use crate::history::History;
 use crate::http::{Health, Metrics};
 use crate::leadership::Leadership;
@@ -86,6 +87,8 @@ pub struct Shell {
     pub metrics: Arc<Metrics>,
     /// Liveness and readiness.
     pub health: Health,
+    /// The tasks that run for as long as the node does.
+    pub duties: Duties,
     /// Set once the node is stopping: nothing new is begun.
     pub stopping: AtomicBool,
 }

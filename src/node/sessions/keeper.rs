@@ -26,6 +26,7 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::stream::{Answered, Cell, KeepAliveStream};
 use super::{RenewError, RenewalSink, fate_of_older, half_tick, merge_sorted};
+use crate::duties::Duties;
 use crate::http::metrics::{Kind, Metrics};
 
 /// Batches under way at once. A commit takes a few ticks; beyond this many the leader is not
@@ -154,10 +155,10 @@ impl Answers {
 
 impl Keeper {
     /// Starts the loop on the current tokio runtime.
-    pub fn start(config: KeeperConfig, parts: KeeperParts) -> Self {
+    pub fn start(config: KeeperConfig, parts: KeeperParts, duties: &Duties) -> Self {
         let shared =
             Arc::new(Shared { parts, config, queue: Mutex::default(), arrived: Notify::new() });
-        tokio::spawn(run(Arc::downgrade(&shared)));
+        duties.spawn("renewals", run(Arc::downgrade(&shared)));
         Self { shared }
     }
 

@@ -14,6 +14,7 @@ use regent_core::reply::RenewalOutcome;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::{RenewError, fate_of_older, merge_sorted};
+use crate::duties::Duties;
 use crate::http::metrics::Metrics;
 
 /// Renewals waiting to be merged: ten full entries. Beyond that the log does not keep up, and
@@ -60,10 +61,11 @@ impl Merger {
         window: Duration,
         proposer: Arc<dyn EntryProposer>,
         metrics: Arc<Metrics>,
+        duties: &Duties,
     ) -> Self {
         let queue = Mutex::default();
         let shared = Arc::new(Shared { proposer, window, metrics, queue, arrived: Notify::new() });
-        tokio::spawn(run(Arc::downgrade(&shared)));
+        duties.spawn("merged renewals", run(Arc::downgrade(&shared)));
         Self { shared }
     }
 

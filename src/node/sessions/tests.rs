@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
+use crate::duties::Duties;
 use crate::http::metrics::Metrics;
 
 /// A clock that stands where it is put.
@@ -130,7 +131,11 @@ impl World {
             refused: Arc::new(move |who, session| noted.lock().push((who.clone(), session))),
             metrics: metrics.clone(),
         };
-        let keeper = Keeper::start(KeeperConfig { window: Duration::from_millis(2) }, parts);
+        let keeper = Keeper::start(
+            KeeperConfig { window: Duration::from_millis(2) },
+            parts,
+            &Duties::default(),
+        );
         Self { state, leader, clock, keeper, refused, metrics }
     }
 
@@ -441,6 +446,7 @@ async fn the_leader_merges_what_several_nodes_send_into_one_entry() {
         Duration::from_millis(20),
         Arc::new(ToLeader(world.leader.clone())),
         world.metrics.clone(),
+        &Duties::default(),
     );
     let batch = |node: usize| {
         let own = sessions.iter().skip(node).step_by(3);
@@ -474,6 +480,7 @@ async fn the_leader_answers_each_place_of_each_batch_when_two_nodes_renew_one_se
         Duration::from_millis(20),
         Arc::new(ToLeader(world.leader.clone())),
         world.metrics.clone(),
+        &Duties::default(),
     );
     let deadline = Duration::from_secs(5);
     let old = merger.submit(vec![core_renewal(b, 1), core_renewal(a, 1)], deadline);
@@ -493,6 +500,7 @@ async fn a_batch_too_large_for_one_entry_is_split_and_answered_whole() {
         Duration::from_millis(1),
         Arc::new(ToLeader(world.leader.clone())),
         world.metrics.clone(),
+        &Duties::default(),
     );
     let many: Vec<Renewal> =
         (1..=25_000).map(|id| core_renewal(SessionId(1_000_000 + id), 1)).collect();
@@ -513,6 +521,7 @@ async fn what_waited_past_its_deadline_is_not_put_into_the_log() {
         Duration::from_millis(30),
         Arc::new(ToLeader(world.leader.clone())),
         world.metrics.clone(),
+        &Duties::default(),
     );
     let late = merger.submit(vec![core_renewal(session, 1)], Duration::from_millis(1)).await;
     assert!(matches!(late, Err(RenewError::NotProposed(_))));

@@ -168,3 +168,15 @@ async fn a_drained_leader_hands_over_before_it_goes() {
     assert_eq!(status.term, term + 1, "one election, by hand-over");
     assert!(status.leader.is_some_and(|id| id.0 != leader));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_of_which_a_lasting_task_panics_stops_with_its_name_and_can_be_started_again() {
+    let mut rig = Rig::start(1).await;
+    let mut node = rig.nodes[0].take().unwrap();
+    node.shell().duties.spawn("injected", async { panic!("a defect") });
+    let why = tokio::time::timeout(PATIENCE, node.failed()).await.expect("the node says why");
+    assert_eq!(why, r#"the task "injected" has panicked: a defect"#);
+    node.kill().await;
+    rig.restart(1).await.unwrap();
+    rig.node(1).ready(PATIENCE).await.unwrap();
+}

@@ -29,6 +29,7 @@ use super::index::Index;
 use super::mailbox::{Ending, MailboxBounds, Watcher};
 use super::stream::WatchStream;
 use super::{Believes, Filter, Topic};
+use crate::duties::Duties;
 use crate::http::metrics::{Kind, Metrics};
 
 /// Bounds and paces of a hub, each with its reason.
@@ -109,7 +110,12 @@ pub(super) struct Inner {
 impl Hub {
     /// Starts the pump on the current tokio runtime. It ends when the last handle and the last
     /// stream are gone.
-    pub fn start(config: HubConfig, believes: Arc<dyn Believes>, metrics: Arc<Metrics>) -> Self {
+    pub fn start(
+        config: HubConfig,
+        believes: Arc<dyn Believes>,
+        metrics: Arc<Metrics>,
+        duties: &Duties,
+    ) -> Self {
         let shared = Arc::new(Shared {
             config,
             believes,
@@ -119,7 +125,7 @@ impl Hub {
             wake: Notify::new(),
             next_id: AtomicU64::new(1),
         });
-        tokio::spawn(pump(Arc::downgrade(&shared)));
+        duties.spawn("watches", pump(Arc::downgrade(&shared)));
         Self { shared }
     }
 

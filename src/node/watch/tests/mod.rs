@@ -26,6 +26,7 @@ use regent_rpc::pb::v1::observe_response::Event;
 use tonic::Status;
 
 use super::{Believes, Hub, HubConfig};
+use crate::duties::Duties;
 use crate::http::metrics::Metrics;
 
 pub const INCARNATION: Incarnation = Incarnation { counter: 1, id: 77 };
@@ -64,7 +65,7 @@ impl World {
     pub fn new(config: HubConfig) -> Self {
         let doubts = Arc::new(Doubts::default());
         let metrics = Arc::new(Metrics::new());
-        let hub = Hub::start(config, doubts.clone(), metrics.clone());
+        let hub = Hub::start(config, doubts.clone(), metrics.clone(), &Duties::default());
         let state = Arc::new(RwLock::new(State::default()));
         hub.installed(&state.read());
         let mut world = Self { state, hub, doubts, metrics, history: Vec::new() };
