@@ -20,7 +20,8 @@
 //!
 //! # Dropping
 //!
-//! A lease that is dropped is over at once and resigned in the background; a session whose last
+//! A lease that is dropped is over at once and resigned in the background, however long it takes
+//! to reach the cluster while the session lives; a session whose last
 //! handle (its leases are handles, too) is dropped is closed in the background. Both are a courtesy
 //! to those who wait: without them the leases run out by themselves. To know that it was done, call
 //! [`Lease::resign`] and [`Session::close`].
@@ -34,8 +35,10 @@ use regent_core::id::{ElectionName, Epoch, Locality, Nonce, SessionId};
 use regent_core::lease::holder::{HolderSession, Standing, VoidReason};
 use regent_core::lease::{HolderClock, Rules};
 use regent_core::time::Reading;
+use tokio::sync::oneshot;
 
 use super::keeper::Kept;
+use super::resign::Resignation;
 use super::seat::{Seat, Seats};
 use super::{CallError, CallErrorKind, Client};
 use crate::convert::common::locality_out;
@@ -384,36 +387,30 @@ impl Place {
     }
 
     /// Over from here on. The first to say so gets the work of telling the cluster.
-    fn give_up(&self) -> Option<impl Future<Output = Result<(), CallError>> + Send + use<>> {
+    fn give_up(&self) -> Option<Resignation> {
         if self.given_up.swap(true, Ordering::AcqRel) {
             return None;
         }
+        let inner = &self.inner;
         if let Some(epoch) = self.epoch {
-            self.inner.kept.clock().give_up(epoch);
-            self.inner.kept.happen();
+            inner.kept.clock().give_up(epoch);
+            inner.kept.happen();
         }
-        let generation = self.seat.free();
-        let (inner, seat) = (Arc::clone(&self.inner), Arc::clone(&self.seat));
-        let (election, epoch) = (self.election.clone(), self.epoch);
-        Some(async move {
-            let mut lane = seat.lane.lock().await;
-            // A new campaign of this session has begun meanwhile: it decides about the seat now.
-            if seat.generation() != generation || inner.kept.clock().void_reason().is_some() {
-                return Ok(());
-            }
-            let (id, session, nonce) = (lane.next(), inner.session, inner.nonce);
-            inner.client.resign(id, &election, session, nonce, epoch).await.map(|_| ())
+        Some(Resignation {
+            client: inner.client.clone(),
+            kept: Arc::clone(&inner.kept),
+            session: inner.session,
+            nonce: inner.nonce,
+            election: self.election.clone(),
+            epoch: self.epoch,
+            generation: self.seat.free(),
+            seat: Arc::clone(&self.seat),
         })
     }
 
     fn give_up_in_background(&self) {
         let Some(work) = self.give_up() else { return };
-        let election = self.election.clone();
-        in_background(async move {
-            if let Err(error) = work.await {
-                tracing::debug!(%election, %error, "a place that was given up was not resigned");
-            }
-        });
+        in_background(work.run(oneshot::channel().0));
     }
 }
 
@@ -503,13 +500,14 @@ impl Lease {
     /// Gives the lease up. It is over here before the cluster hears of it.
     ///
     /// # Errors
-    /// [`CallError`]: the cluster may not know yet.
+    /// [`CallError`]: the cluster may not know yet. If nobody could be reached, it is told again in
+    /// the background for as long as the session lives.
     pub async fn resign(self) -> Result<(), CallError> {
-        match self.place.give_up() {
-            // In its own task: a caller that stops waiting does not stop the resignation.
-            Some(work) => tokio::spawn(work).await.unwrap_or(Ok(())),
-            None => Ok(()),
-        }
+        let Some(work) = self.place.give_up() else { return Ok(()) };
+        let (first, told) = oneshot::channel();
+        // In its own task: a caller that stops waiting does not stop the resignation.
+        tokio::spawn(work.run(first));
+        told.await.unwrap_or(Ok(()))
     }
 }
 

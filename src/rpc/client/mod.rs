@@ -18,6 +18,7 @@ mod keeper;
 mod lane;
 pub mod lease;
 mod nodes;
+mod resign;
 mod seat;
 #[cfg(test)]
 mod tests;

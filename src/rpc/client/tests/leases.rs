@@ -229,6 +229,36 @@ async fn a_session_is_not_begun_under_the_stamp_of_a_node_that_knows_no_incarnat
 }
 
 #[tokio::test]
+async fn a_place_given_up_while_nobody_answers_is_resigned_once_somebody_does() {
+    for dropped in [true, false] {
+        let fake = Fake::start(2).await;
+        let options =
+            ClientOptions { timeout: Duration::from_millis(500), ..ClientOptions::default() };
+        let client = fake.client(&fake.addresses, options);
+        let ask = SessionOptions { ttl: TTL, ..SessionOptions::default() };
+        let session = Session::open(&client, ask).await.unwrap();
+        let lease = win(&session).await;
+        fake.all(&Mode::NoLeader);
+        if dropped {
+            drop(lease);
+        } else {
+            let told = lease.resign().await;
+            assert!(told.is_err_and(|error| error.is_transient()), "nobody could be told");
+        }
+        // The first call is over without success when another one has begun.
+        let serials = || {
+            let state = fake.state();
+            let resigned = state.seen.iter().filter(|seen| seen.1 == "resign");
+            resigned.map(|seen| seen.3).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        eventually("the cluster is told again", || serials() > 1).await;
+        fake.all(&Mode::Sound);
+        eventually("the place was resigned", || holder(&fake).is_none()).await;
+        assert!(session.over().is_none(), "the session lives on");
+    }
+}
+
+#[tokio::test]
 async fn one_who_waits_is_told_when_it_is_its_turn() {
     let fake = Fake::start(2).await;
     let (first, second) = (open(&fake).await, open(&fake).await);
