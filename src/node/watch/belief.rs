@@ -15,8 +15,9 @@ use super::change::Event;
 use super::mailbox::Watcher;
 use super::{Believes, Filter, Topic};
 
-/// Elections looked at in one sweep: a sweep holds the index, and 10,000 looks take about a
-/// millisecond.
+/// Elections looked at in one go: it holds the index, and 10,000 looks take about a millisecond.
+/// What is left of a sweep is looked at in the next round, which comes at once: a holder must not be
+/// named past belief because many others are watched, too (C3).
 const MAX_LOOKS: usize = 10_000;
 
 struct Tracked {
@@ -137,6 +138,11 @@ impl Beliefs {
                 }
             }
         }
+    }
+
+    /// Whether a sweep has been begun and not finished.
+    pub(super) fn is_sweeping(&self) -> bool {
+        self.cursor.is_some()
     }
 
     /// Looks at (some of) the watched holders again.

@@ -284,8 +284,8 @@ impl Shared {
         }
     }
 
-    /// One round of the pump; returns whether belief must be looked at again soon.
-    fn round(&self, sweep: bool, bookmark: bool) -> bool {
+    /// One round of the pump; returns when belief must be looked at again.
+    fn round(&self, sweep: bool, bookmark: bool) -> Look {
         let (work, incarnation, position) = self.feed.lock().take();
         for work in work {
             match work {
@@ -312,10 +312,14 @@ impl Shared {
         if asked || bookmark {
             self.bookmark(&inner, asked);
         }
-        let more = !inner.beliefs.is_idle();
+        let look = match &inner.beliefs {
+            beliefs if beliefs.is_sweeping() => Look::AtOnce,
+            beliefs if beliefs.is_idle() => Look::Never,
+            _ => Look::Later,
+        };
         drop(inner);
         self.cut_off(&cut);
-        more
+        look
     }
 
     fn hand_out(&self, group: &Group) {
@@ -397,30 +401,46 @@ impl Shared {
     }
 }
 
+/// When belief must be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// A sweep is not finished.
+    AtOnce,
+    /// After the interval.
+    Later,
+    /// There is nothing to look at.
+    Never,
+}
+
 /// The pump: woken by a change, and by its clock while there is belief to look at.
 async fn pump(hub: std::sync::Weak<Shared>) {
     let mut next_sweep = Instant::now();
     let mut next_bookmark = None;
-    let mut sweeping = false;
+    let mut look = Look::Never;
     loop {
         let Some(shared) = hub.upgrade() else { return };
         let HubConfig { belief_interval, bookmark_interval, .. } = shared.config;
         // At least once a second, to notice that the hub is gone.
         let bookmark_at = *next_bookmark.get_or_insert_with(|| Instant::now() + bookmark_interval);
         let mut until = bookmark_at.min(Instant::now() + Duration::from_secs(1));
-        if sweeping {
+        if look == Look::AtOnce {
+            next_sweep = Instant::now();
+        }
+        if look != Look::Never {
             until = until.min(next_sweep);
         }
         let _ = tokio::time::timeout_at(until, shared.wake.notified()).await;
+        // Rounds that follow each other at once let others in between.
+        tokio::task::yield_now().await;
         let now = Instant::now();
-        let sweep = sweeping && now >= next_sweep;
+        let sweep = look != Look::Never && now >= next_sweep;
         let bookmark = now >= bookmark_at;
-        if sweep || !sweeping {
+        if sweep || look == Look::Never {
             next_sweep = now + belief_interval;
         }
         if bookmark {
             next_bookmark = None;
         }
-        sweeping = shared.round(sweep, bookmark);
+        look = shared.round(sweep, bookmark);
     }
 }

@@ -83,6 +83,33 @@ async fn whoever_joins_while_belief_changes_ends_up_with_what_the_node_believes(
 }
 
 #[tokio::test]
+async fn a_sweep_over_many_watched_elections_goes_on_until_the_last_one() {
+    // More than two goes, and so long between sweeps that nothing but going on finds the last.
+    const ELECTIONS: usize = 20_500;
+    let mut world = World::new(HubConfig {
+        belief_interval: Duration::from_secs(3_600),
+        mailbox_messages: usize::MAX,
+        mailbox_bytes: usize::MAX,
+        ..quick(1)
+    });
+    let mut sessions = Vec::new();
+    for at in 0..ELECTIONS {
+        if at % 4_000 == 0 {
+            sessions.push(world.open());
+        }
+        world.campaign(&format!("e{at:05}"), sessions[at / 4_000]);
+    }
+    let mut seen = world.observe(all()).unwrap();
+    assert_eq!(seen.snapshot().await.0.len(), ELECTIONS);
+    world.doubts.0.lock().extend(sessions);
+    world.hub.beliefs_changed();
+    for at in 0..ELECTIONS {
+        let change = seen.change().await;
+        assert_eq!((change.name, change.election.unwrap().holder), (format!("e{at:05}"), None));
+    }
+}
+
+#[tokio::test]
 async fn an_election_that_nobody_watches_is_not_looked_at() {
     let mut world = World::new(quick(1));
     let session = led(&mut world, &["a"]).await;
