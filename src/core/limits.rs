@@ -12,6 +12,9 @@ pub const MAX_ENTRY_BYTES: usize = 1024 * 1024;
 pub const MAX_RENEWALS_PER_ENTRY: usize = 10_000;
 /// Sessions in a cluster: ten times what the lease benchmark holds.
 pub const MAX_SESSIONS: usize = 1_000_000;
+/// Sessions of one client or agent: more than twice the lease benchmark from one certificate, and
+/// few enough that no single one takes the cluster's sessions from all others.
+pub const MAX_SESSIONS_PER_OWNER: usize = 250_000;
 /// Services in a cluster (routing is sized for 10,000).
 pub const MAX_SERVICES: usize = 20_000;
 /// Instances of one service.
@@ -22,7 +25,8 @@ pub const MAX_PARTITIONS: usize = 4_096;
 pub const MAX_ELECTIONS: usize = 200_000;
 /// Candidates waiting in one election.
 pub const MAX_CANDIDATES: usize = 1_024;
-/// Client lanes whose last reply is remembered; the one idle longest is forgotten first.
+/// Client lanes whose last reply is remembered; of the principal with the most lanes the one idle
+/// longest is forgotten first.
 pub const MAX_CLIENT_LANES: usize = 65_536;
 /// Audit records kept in memory and snapshots; older ones live in the node's history store.
 pub const AUDIT_WINDOW: usize = 10_000;

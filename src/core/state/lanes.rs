@@ -1,11 +1,13 @@
 //! Client lanes: what each lane's last command was answered with, so that a command sent again is
 //! answered again and not run again.
 //!
-//! A lane that was idle longest is forgotten when there are too many; a retry that comes after that
-//! runs anew. With 65,536 lanes that takes tens of thousands of other clients between a command and
-//! its retry, and every command but a campaign is harmless twice or guarded by a compare-and-set.
+//! When there are too many, a lane of the principal with the most lanes is forgotten, the one idle
+//! longest; a retry that comes after that runs anew. So whoever opens lanes without end forgets its
+//! own, and among principals with few lanes it takes tens of thousands of others between a command
+//! and its retry. Every command but a campaign is harmless twice or guarded by a compare-and-set.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,9 +30,51 @@ struct Lane {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lanes {
     rows: BTreeMap<ClientId, Lane>,
-    /// Lanes by last use; one entry uses at most one lane, so revisions are unique. Derived.
     #[serde(skip)]
-    by_use: BTreeMap<Revision, ClientId>,
+    by_owner: ByOwner,
+}
+
+/// Which lane to forget first. Derived.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct ByOwner {
+    /// Each principal's lanes by last use; one entry uses at most one lane, so revisions are unique.
+    lanes: BTreeMap<Principal, BTreeMap<Revision, ClientId>>,
+    /// Last stands who has the most lanes; of several, whose is idle longest.
+    order: BTreeSet<(usize, Reverse<Revision>, Principal)>,
+}
+
+impl ByOwner {
+    /// Lets `change` at the lanes of one principal and keeps the order.
+    fn change<T>(
+        &mut self,
+        owner: &Principal,
+        change: impl FnOnce(&mut BTreeMap<Revision, ClientId>) -> T,
+    ) -> T {
+        let place = |lanes: &BTreeMap<Revision, ClientId>| {
+            let (oldest, _) = lanes.first_key_value()?;
+            Some((lanes.len(), Reverse(*oldest), owner.clone()))
+        };
+        let lanes = self.lanes.entry(owner.clone()).or_default();
+        let before = place(lanes);
+        let out = change(lanes);
+        let after = place(lanes);
+        if lanes.is_empty() {
+            self.lanes.remove(owner);
+        }
+        if before != after {
+            if let Some(before) = before {
+                self.order.remove(&before);
+            }
+            self.order.extend(after);
+        }
+        out
+    }
+
+    /// Takes out the lane to forget.
+    fn pop(&mut self) -> Option<ClientId> {
+        let owner = self.order.last()?.2.clone();
+        self.change(&owner, BTreeMap::pop_first).map(|(_, idle)| idle)
+    }
 }
 
 /// What the lane says about a request.
@@ -67,20 +111,23 @@ impl Lanes {
     pub fn keep(&mut self, request: Request, by: &Principal, reply: &Reply, used: Revision) {
         let Request { client, serial } = request;
         if let Some(lane) = self.rows.get_mut(&client) {
-            self.by_use.remove(&lane.used);
+            let last = std::mem::replace(&mut lane.used, used);
             lane.serial = serial;
             lane.reply = reply.clone();
-            lane.used = used;
+            self.by_owner.change(&lane.owner, |lanes| {
+                lanes.remove(&last);
+                lanes.insert(used, client);
+            });
         } else {
             while self.rows.len() >= MAX_CLIENT_LANES
-                && let Some((_, idle)) = self.by_use.pop_first()
+                && let Some(idle) = self.by_owner.pop()
             {
                 self.rows.remove(&idle);
             }
             let lane = Lane { owner: by.clone(), serial, reply: reply.clone(), used };
             self.rows.insert(client, lane);
+            self.by_owner.change(by, |lanes| lanes.insert(used, client));
         }
-        self.by_use.insert(used, client);
     }
 
     /// How many lanes are remembered.
@@ -90,7 +137,16 @@ impl Lanes {
 
     /// Makes the derived part anew, after a snapshot was read.
     pub fn rebuild(&mut self) {
-        self.by_use = self.rows.iter().map(|(client, lane)| (lane.used, *client)).collect();
+        let mut by_owner = ByOwner::default();
+        for (client, lane) in &self.rows {
+            by_owner.lanes.entry(lane.owner.clone()).or_default().insert(lane.used, *client);
+        }
+        for (owner, lanes) in &by_owner.lanes {
+            let oldest = lanes.first_key_value().map(|(used, _)| *used);
+            let place = oldest.map(|used| (lanes.len(), Reverse(used), owner.clone()));
+            by_owner.order.extend(place);
+        }
+        self.by_owner = by_owner;
     }
 }
 
@@ -134,5 +190,40 @@ mod tests {
         let mut rebuilt = lanes.clone();
         rebuilt.rebuild();
         assert_eq!(rebuilt, lanes);
+    }
+
+    #[test]
+    fn who_opens_lanes_without_end_forgets_its_own_and_nobody_elses() {
+        let (ann, bob) = (Principal::new(Role::Client, "ann"), Principal::new(Role::Client, "bob"));
+        let mut lanes = Lanes::default();
+        let done = |n| Reply::Done { revision: Revision(n) };
+        lanes.keep(ask(1, 1), &ann, &done(1), Revision(1));
+        lanes.keep(ask(2, 1), &bob, &done(2), Revision(2));
+        let most = MAX_CLIENT_LANES as u64;
+        for n in 3..3 + 2 * most {
+            lanes.keep(ask(n, 1), &bob, &done(n), Revision(n));
+        }
+        assert_eq!(lanes.len(), MAX_CLIENT_LANES);
+        assert_eq!(lanes.judge(ask(1, 1), &ann), Verdict::Again(done(1)));
+        assert_eq!(lanes.judge(ask(2, 1), &bob), Verdict::Run);
+        let mut rebuilt = lanes.clone();
+        rebuilt.rebuild();
+        assert_eq!(rebuilt, lanes);
+    }
+
+    #[test]
+    fn among_principals_with_as_many_lanes_the_one_idle_longest_is_forgotten() {
+        let who = |n: u64| Principal::new(Role::Client, format!("c{n}"));
+        let mut lanes = Lanes::default();
+        let most = MAX_CLIENT_LANES as u64;
+        let done = Reply::Done { revision: Revision(1) };
+        for n in 1..=most {
+            lanes.keep(ask(n, 1), &who(n), &done, Revision(n));
+        }
+        lanes.keep(ask(1, 2), &who(1), &done, Revision(most + 1));
+        lanes.keep(ask(most + 1, 1), &who(most + 1), &done, Revision(most + 2));
+        assert_eq!(lanes.judge(ask(1, 2), &who(1)), Verdict::Again(done.clone()));
+        assert_eq!(lanes.judge(ask(2, 1), &who(2)), Verdict::Run);
+        assert_eq!(lanes.judge(ask(3, 1), &who(3)), Verdict::Again(done));
     }
 }

@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::election;
 use super::journal::Draft;
-use crate::authz::Principal;
+use crate::authz::{Principal, Role};
 use crate::command::{Lapsed, Renewal};
 use crate::effect::ClockEffect;
 use crate::id::{Nonce, RenewalNumber, Revision, SessionId};
-use crate::limits::{MAX_RENEWALS_PER_ENTRY, MAX_SESSIONS, MAX_TEXT_BYTES, MAX_TTL_MS};
+use crate::limits::{
+    MAX_RENEWALS_PER_ENTRY, MAX_SESSIONS, MAX_SESSIONS_PER_OWNER, MAX_TEXT_BYTES, MAX_TTL_MS,
+};
 use crate::reply::{Rejection, RenewalOutcome, Reply};
 use crate::timing::{Timing, TtlAsk};
 
@@ -129,6 +131,18 @@ pub(super) fn check_ttl(timing: &Timing, ask: &TtlAsk) -> Result<(), Rejection> 
     })
 }
 
+/// Whether `owner`, who has `open` sessions, may open another one: no single client's certificate,
+/// stolen or badly programmed, may take the cluster's sessions from all others. Those who could do
+/// worse anyway have no bound of their own.
+fn check_owned(owner: &Principal, open: usize) -> Result<(), Rejection> {
+    let bounded = !matches!(owner.role, Role::Node | Role::Operator | Role::Admin);
+    if bounded && open >= MAX_SESSIONS_PER_OWNER {
+        let what = format!("open sessions of {owner}");
+        return Err(Rejection::Quota { what, limit: MAX_SESSIONS_PER_OWNER as u64 });
+    }
+    Ok(())
+}
+
 pub(super) fn open(
     draft: &mut Draft<'_>,
     ask: TtlAsk,
@@ -142,6 +156,7 @@ pub(super) fn open(
         let what = "open sessions".to_owned();
         return Err(Rejection::Quota { what, limit: MAX_SESSIONS as u64 });
     }
+    check_owned(draft.by, draft.rows().sessions_of(draft.by))?;
     let session = SessionId(draft.revision.0);
     let row = Session {
         owner: draft.by.clone(),
@@ -232,4 +247,54 @@ pub(super) fn check_batch(what: &str, len: usize) -> Result<(), Rejection> {
         return Ok(());
     }
     Err(Rejection::Quota { what: what.to_owned(), limit: MAX_RENEWALS_PER_ENTRY as u64 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Command, Entry};
+    use crate::id::Incarnation;
+    use crate::state::State;
+    use crate::time::WallMs;
+
+    #[test]
+    fn one_client_may_open_its_share_of_sessions_and_not_those_of_others() {
+        let mut state = State::default();
+        let mut run = |by: &Principal, command: &Command| {
+            let entry = Entry::new(WallMs(1), by.clone(), None, command);
+            state.apply(state.revision().next(), &entry.encode()).reply
+        };
+        let (ann, bob) = (Principal::new(Role::Client, "ann"), Principal::new(Role::Client, "bob"));
+        let incarnation = Incarnation { counter: 1, id: 7 };
+        let (cluster, timing) = ("t".to_owned(), Timing::LAN);
+        run(&Principal::cluster(), &Command::Bootstrap { incarnation, cluster, timing });
+        let open = Command::OpenSession {
+            ttl_ms: 10_000,
+            renew_interval_ms: 500,
+            fence_budget_ms: 250,
+            nonce: Nonce(1),
+            label: String::new(),
+        };
+        let mut last = SessionId(0);
+        for _ in 0..MAX_SESSIONS_PER_OWNER {
+            let Reply::SessionOpened { session, .. } = run(&ann, &open) else {
+                panic!("refused too early");
+            };
+            last = session;
+        }
+        let limit = MAX_SESSIONS_PER_OWNER as u64;
+        let what = "open sessions of client/ann".to_owned();
+        assert_eq!(run(&ann, &open), Reply::Rejected(Rejection::Quota { what, limit }));
+        assert!(matches!(run(&bob, &open), Reply::SessionOpened { .. }));
+        // One that ends gives its place back.
+        run(&ann, &Command::CloseSession { session: last, nonce: Nonce(1) });
+        assert!(matches!(run(&ann, &open), Reply::SessionOpened { .. }));
+    }
+
+    #[test]
+    fn who_runs_the_cluster_has_no_bound_of_its_own() {
+        let at = |role| check_owned(&Principal::new(role, "x"), MAX_SESSIONS_PER_OWNER).is_ok();
+        let free: Vec<Role> = Role::ALL.into_iter().filter(|role| at(*role)).collect();
+        assert_eq!(free, [Role::Node, Role::Operator, Role::Admin]);
+    }
 }

@@ -16,6 +16,7 @@ use super::partition::Partition;
 use super::service::Service;
 use super::session::{Marks, Session};
 use super::snapshot::shared_map;
+use crate::authz::Principal;
 use crate::id::{ElectionName, PartitionName, ServiceName, SessionId};
 
 /// All tables.
@@ -41,6 +42,8 @@ struct Index {
     places: BTreeMap<SessionId, Vec<ElectionName>>,
     /// Elections whose holder has not yet named its grant (C8): the leader looks at them each tick.
     unconfirmed: BTreeSet<ElectionName>,
+    /// Open sessions of each principal that has any.
+    owned: BTreeMap<Principal, usize>,
 }
 
 impl Tables {
@@ -66,6 +69,11 @@ impl Tables {
 
     pub fn unconfirmed(&self) -> &BTreeSet<ElectionName> {
         &self.index.unconfirmed
+    }
+
+    /// Open sessions of `owner`.
+    pub fn sessions_of(&self, owner: &Principal) -> usize {
+        self.index.owned.get(owner).copied().unwrap_or(0)
     }
 
     /// Elections that `session` leads or waits in, by name.
@@ -130,10 +138,16 @@ impl Tables {
     }
 
     pub(super) fn set_session(&mut self, id: SessionId, row: Option<Session>) -> Option<Session> {
+        if let Some(row) = &row {
+            self.index.count_owned(&row.owner);
+        }
         let old = match row {
             Some(row) => self.sessions.insert(id, row),
             None => self.sessions.remove(&id),
         };
+        if let Some(old) = &old {
+            self.index.discount_owned(&old.owner);
+        }
         self.refresh_all_of(id);
         old
     }
@@ -154,6 +168,7 @@ impl Tables {
         rows: BTreeMap<SessionId, Session>,
     ) -> BTreeMap<SessionId, Session> {
         let old = std::mem::replace(&mut self.sessions, rows);
+        self.count_all_owned();
         let names: Vec<_> = self.elections.keys().cloned().collect();
         for name in &names {
             self.refresh(name);
@@ -164,6 +179,7 @@ impl Tables {
     /// Makes the indexes anew from the rows, after a snapshot was read.
     pub(super) fn rebuild(&mut self) {
         self.index = Index::default();
+        self.count_all_owned();
         let names: Vec<_> = self.elections.keys().cloned().collect();
         for name in &names {
             let row = self.elections.get(name).cloned();
@@ -171,6 +187,13 @@ impl Tables {
                 self.index.note_place(session, name, true);
             }
             self.refresh(name);
+        }
+    }
+
+    fn count_all_owned(&mut self) {
+        self.index.owned.clear();
+        for row in self.sessions.values() {
+            self.index.count_owned(&row.owner);
         }
     }
 
@@ -199,6 +222,22 @@ impl Tables {
 }
 
 impl Index {
+    fn count_owned(&mut self, owner: &Principal) {
+        match self.owned.get_mut(owner) {
+            Some(count) => *count += 1,
+            None => drop(self.owned.insert(owner.clone(), 1)),
+        }
+    }
+
+    fn discount_owned(&mut self, owner: &Principal) {
+        if let Some(count) = self.owned.get_mut(owner) {
+            *count -= 1;
+            if *count == 0 {
+                self.owned.remove(owner);
+            }
+        }
+    }
+
     fn note_place(&mut self, session: SessionId, election: &ElectionName, has: bool) {
         if has {
             let names = self.places.entry(session).or_default();
