@@ -13,6 +13,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use regent_core::effect::Applied;
 use regent_core::id::{Incarnation, NodeId, Revision};
+use regent_core::limits::MAX_ELECTIONS;
 use regent_core::state::State;
 use regent_rpc::convert::common::{From, service_name, stamp_out, watch_from};
 use regent_rpc::convert::election::ObserveScope;
@@ -25,6 +26,7 @@ use tonic::Status;
 use super::belief::{Beliefs, Flip};
 use super::change::{Shown, mark};
 use super::feed::{Feed, Group, RingBounds, Work};
+use super::head::Unread;
 use super::index::Index;
 use super::mailbox::{Ending, MailboxBounds, Watcher};
 use super::stream::WatchStream;
@@ -48,6 +50,9 @@ pub struct HubConfig {
     pub mailbox_bytes: usize,
     /// Watchers of one node: twenty times what fan-out is measured with.
     pub max_watchers: usize,
+    /// Rows of snapshots that wait to be read, of all watchers together: a snapshot of everything
+    /// and half as much again. A row takes some hundred bytes.
+    pub unread_rows: usize,
     /// How often a watcher that hears nothing is told how far it is.
     pub bookmark_interval: Duration,
     /// How often belief in watched holders is looked at again: a tenth of the smallest ttl that
@@ -65,6 +70,7 @@ impl HubConfig {
             mailbox_messages: 4_096,
             mailbox_bytes: 4 * 1024 * 1024,
             max_watchers: 20_000,
+            unread_rows: MAX_ELECTIONS + MAX_ELECTIONS / 2,
             bookmark_interval: Duration::from_secs(10),
             belief_interval: Duration::from_millis(100),
         }
@@ -88,6 +94,7 @@ pub(super) struct Shared {
     pub feed: Mutex<Feed>,
     pub inner: Mutex<Inner>,
     pub wake: Notify,
+    pub unread: Unread,
     next_id: AtomicU64,
 }
 
@@ -123,6 +130,7 @@ impl Hub {
             feed: Mutex::default(),
             inner: Mutex::default(),
             wake: Notify::new(),
+            unread: Unread::new(config.unread_rows),
             next_id: AtomicU64::new(1),
         });
         duties.spawn("watches", pump(Arc::downgrade(&shared)));
@@ -234,12 +242,13 @@ impl Hub {
         // From here on dropping the stream takes the watcher out again.
         let stream = WatchStream::new(self.shared.clone(), watcher.clone());
         let joined = match from {
-            From::Snapshot => self.shared.snapshot(state, &watcher),
+            From::Snapshot => self.shared.snapshot(state, &watcher)?,
             From::After(incarnation, revision) => {
                 self.shared.resume(state, &watcher, incarnation, revision)?
             }
         };
-        Ok(stream.with_head(self.shared.join(&watcher, joined)))
+        self.shared.join(&watcher, joined);
+        Ok(stream)
     }
 }
 
@@ -310,7 +319,7 @@ impl Shared {
         }
         let asked = std::mem::take(&mut inner.bookmark_now);
         if asked || bookmark {
-            self.bookmark(&inner, asked);
+            self.bookmark(&inner, asked, &mut cut);
         }
         let look = match &inner.beliefs {
             beliefs if beliefs.is_sweeping() => Look::AtOnce,
@@ -380,13 +389,15 @@ impl Shared {
         }
     }
 
-    fn bookmark(&self, inner: &Inner, asked: bool) {
+    fn bookmark(&self, inner: &Inner, asked: bool, cut: &mut Vec<Arc<Watcher>>) {
         let age_ms = self.believes.age_ms();
         let stamp = stamp_out(inner.incarnation, inner.position, self.config.node, age_ms);
         for topic in Topic::ALL {
             let bytes = mark(topic, stamp, false);
             for watcher in inner.index.all(topic) {
-                watcher.deliver_bookmark(bytes.clone(), asked);
+                if !watcher.deliver_bookmark(bytes.clone(), asked) {
+                    cut.push(watcher.clone());
+                }
             }
         }
     }

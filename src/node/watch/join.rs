@@ -13,13 +13,14 @@ use regent_core::state::State;
 use regent_core::state::election::Election;
 use regent_rpc::convert::common::stamp_out;
 use regent_rpc::convert::status;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 
 use super::change::{Event, Row, Shown, mark};
 use super::feed::Unresumable;
+use super::head::Head;
 use super::hub::Shared;
 use super::mailbox::{Ending, Watcher};
-use super::stream::Head;
 use super::{Filter, Topic};
 
 /// Rows whose sessions are looked up under one lock of the state.
@@ -37,17 +38,31 @@ pub(super) struct Joined {
     /// because another node told it last.
     rows: Vec<Arc<Event>>,
     is_snapshot: bool,
+    room: OwnedSemaphorePermit,
 }
 
 impl Shared {
-    pub(super) fn snapshot(&self, state: &RwLock<State>, watcher: &Watcher) -> Joined {
+    pub(super) fn snapshot(
+        &self,
+        state: &RwLock<State>,
+        watcher: &Watcher,
+    ) -> Result<Joined, Status> {
         let (at, incarnation, generation, rows) = {
             let state = state.read();
             let rows = Rows::collect(&state, watcher, None);
             (state.revision(), state.incarnation(), self.feed.lock().generation(), rows)
         };
+        let room = self.unread.enter(rows.len())?;
         let rows = rows.into_events(state);
-        Joined { at, incarnation, generation, replay: Vec::new(), rows, is_snapshot: true }
+        Ok(Joined {
+            at,
+            incarnation,
+            generation,
+            replay: Vec::new(),
+            rows,
+            is_snapshot: true,
+            room,
+        })
     }
 
     pub(super) fn resume(
@@ -74,13 +89,14 @@ impl Shared {
             let last = seen.len().saturating_sub(1);
             replay.extend(seen.into_iter().enumerate().map(|(i, event)| (event, i < last)));
         }
+        let room = self.unread.enter(rows.len() + replay.len())?;
         let rows = rows.into_events(state);
-        Ok(Joined { at, incarnation, generation, replay, rows, is_snapshot: false })
+        Ok(Joined { at, incarnation, generation, replay, rows, is_snapshot: false, room })
     }
 
     /// Decides how everything served first is shown, and lets the mailbox begin behind it.
-    pub(super) fn join(&self, watcher: &Arc<Watcher>, joined: Joined) -> Head {
-        let Joined { at, incarnation, generation, replay, rows, is_snapshot } = joined;
+    pub(super) fn join(&self, watcher: &Arc<Watcher>, joined: Joined) {
+        let Joined { at, incarnation, generation, replay, rows, is_snapshot, room } = joined;
         let mut masked: HashSet<Arc<str>> = HashSet::new();
         let mut held: HashMap<Arc<str>, Arc<Event>> = HashMap::new();
         let mut messages: Vec<(Arc<Event>, HeadShown)> = Vec::with_capacity(replay.len());
@@ -106,6 +122,7 @@ impl Shared {
             messages.push((event, HeadShown::Row { label, masked }));
         }
         let stamp = stamp_out(incarnation, at, self.config.node, self.believes.age_ms());
+        watcher.serve(Head::new(messages, mark(watcher.topic, stamp, is_snapshot), room));
         {
             let mut inner = self.inner.lock();
             watcher.join(at, generation);
@@ -127,7 +144,6 @@ impl Shared {
             }
         }
         self.wake.notify_one();
-        Head::new(messages, mark(watcher.topic, stamp, is_snapshot))
     }
 }
 
@@ -171,6 +187,13 @@ impl Rows {
                 });
                 Self::Services(events.collect())
             }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Elections(rows) => rows.len(),
+            Self::Services(events) => events.len(),
         }
     }
 

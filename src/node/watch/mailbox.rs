@@ -11,6 +11,7 @@ use regent_core::id::Revision;
 use regent_rpc::convert::status;
 use tonic::{Code, Status};
 
+use super::head::Head;
 use super::{Filter, Topic};
 
 /// Why this node ended a watch.
@@ -76,8 +77,16 @@ struct Mail {
     bytes: Bytes,
 }
 
+/// A watcher that has read nothing of what it was served on joining while so many bookmarks were
+/// due is cut off: in a quiet cluster its mailbox never overflows, and its rows would stay for ever.
+const MAX_UNREAD_BOOKMARKS: u32 = 3;
+
 #[derive(Default)]
 struct Inner {
+    /// What it is served on joining, as far as it has not read it: it comes before the queue.
+    head: Option<Head>,
+    /// Bookmarks since it last read of the head.
+    unread: u32,
     queue: VecDeque<Mail>,
     bytes: usize,
     /// Up to here the watcher was served otherwise (snapshot, ring). `None`: it is still joining.
@@ -143,9 +152,26 @@ impl Watcher {
         self.push(&mut inner, Mail { entry: None, bytes }, bounds)
     }
 
-    /// A bookmark, unless something else told the watcher already how far it is.
-    pub(super) fn deliver_bookmark(&self, bytes: Bytes, even_if_busy: bool) {
+    /// What the watcher is to read before its mailbox.
+    pub(super) fn serve(&self, head: Head) {
         let mut inner = self.inner.lock();
+        if inner.ended.is_none() {
+            inner.head = Some(head);
+        }
+    }
+
+    /// A bookmark, unless something else told the watcher already how far it is. Returns false if
+    /// it does not read what it was served on joining: cut off.
+    pub(super) fn deliver_bookmark(&self, bytes: Bytes, even_if_busy: bool) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.head.is_some() && !even_if_busy {
+            inner.unread += 1;
+            if inner.unread > MAX_UNREAD_BOOKMARKS {
+                inner.end(Ending::Slow);
+                self.waker.wake();
+                return false;
+            }
+        }
         let wanted = even_if_busy || !inner.busy;
         inner.busy = false;
         // One that waits already says less, and one behind unread changes says nothing new.
@@ -154,6 +180,7 @@ impl Watcher {
             self.push(&mut inner, Mail { entry: None, bytes }, bounds);
             inner.busy = false;
         }
+        true
     }
 
     fn push(&self, inner: &mut Inner, mail: Mail, bounds: MailboxBounds) -> bool {
@@ -211,6 +238,16 @@ impl Watcher {
 
     pub(super) fn take(&self) -> Found {
         let mut inner = self.inner.lock();
+        if let Some(head) = &mut inner.head {
+            let next = head.next();
+            if head.is_read() {
+                inner.head = None;
+            }
+            if let Some(bytes) = next {
+                inner.unread = 0;
+                return Found::Message(bytes);
+            }
+        }
         if let Some(mail) = inner.queue.pop_front() {
             inner.bytes -= mail.bytes.len();
             return Found::Message(mail.bytes);
@@ -229,6 +266,7 @@ impl Watcher {
 impl Inner {
     fn end(&mut self, why: Ending) {
         self.ended = Some(why);
+        self.head = None;
         // Those are whole changes in order, so they could still be sent; but a watcher that is cut
         // off for being slow must give its memory back now.
         self.queue = VecDeque::new();

@@ -14,6 +14,7 @@
 mod belief;
 mod change;
 mod feed;
+mod head;
 mod hub;
 mod index;
 mod join;

@@ -11,48 +11,19 @@ use prost::Message;
 use regent_rpc::pb::v1;
 use tonic::Status;
 
-use super::change::Event;
 use super::hub::Shared;
-use super::join::HeadShown;
-use super::mailbox::{Found, Watcher};
-
-/// Served on joining, encoded when it is read: a large snapshot is never in memory twice.
-#[derive(Default)]
-pub(super) struct Head {
-    messages: std::vec::IntoIter<(Arc<Event>, HeadShown)>,
-    end: Option<Bytes>,
-}
-
-impl Head {
-    pub(super) fn new(messages: Vec<(Arc<Event>, HeadShown)>, end: Bytes) -> Self {
-        Self { messages: messages.into_iter(), end: Some(end) }
-    }
-
-    fn next(&mut self) -> Option<Bytes> {
-        match self.messages.next() {
-            Some((event, HeadShown::Change(shown))) => Some(event.encoded(shown)),
-            Some((event, HeadShown::Row { label, masked })) => Some(event.encode(label, masked)),
-            None => self.end.take(),
-        }
-    }
-}
+use super::mailbox::{Ending, Found, Watcher};
 
 /// A watch: encoded responses of `ObserveResponse` or `WatchServicesResponse`, as the topic is.
 /// Dropping it ends the watch.
 pub struct WatchStream {
     hub: Arc<Shared>,
     watcher: Arc<Watcher>,
-    head: Head,
 }
 
 impl WatchStream {
     pub(super) fn new(hub: Arc<Shared>, watcher: Arc<Watcher>) -> Self {
-        Self { hub, watcher, head: Head::default() }
-    }
-
-    pub(super) fn with_head(mut self, head: Head) -> Self {
-        self.head = head;
-        self
+        Self { hub, watcher }
     }
 
     /// As messages, for the generated trait and for tests. Costs a decoding per message: the
@@ -75,14 +46,9 @@ impl WatchStream {
 impl Stream for WatchStream {
     type Item = Result<Bytes, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         // A watcher that was cut off while it read its snapshot is told at once: the rest of the
-        // snapshot is of no use to it.
-        if !self.watcher.has_ended()
-            && let Some(bytes) = self.head.next()
-        {
-            return Poll::Ready(Some(Ok(bytes)));
-        }
+        // snapshot is of no use to it, and was given back.
         self.watcher.register(cx.waker());
         match self.watcher.take() {
             Found::Message(bytes) => Poll::Ready(Some(Ok(bytes))),
@@ -96,6 +62,8 @@ impl Stream for WatchStream {
 impl Drop for WatchStream {
     fn drop(&mut self) {
         self.hub.leave(&self.watcher);
+        // The hub may know the watcher for a moment longer; what it has not read goes now.
+        self.watcher.end(Ending::Closing);
     }
 }
 

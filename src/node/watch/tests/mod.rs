@@ -6,6 +6,7 @@ mod every_change_once;
 mod fan_out;
 mod order;
 mod serving;
+mod unread;
 
 use std::collections::HashSet;
 use std::sync::Arc;
