@@ -61,6 +61,9 @@ pub struct RecoverReport {
     pub to: Incarnation,
     /// Sessions that become void.
     pub sessions: usize,
+    /// The longest ttl among them, in milliseconds: a holder that cannot be reached may believe in
+    /// its lease for that long after the nodes that renewed it have stopped.
+    pub longest_ttl_ms: u64,
     /// Services that become unadopted.
     pub services: Vec<String>,
     /// Where the old log was put; empty in a dry run.
@@ -199,6 +202,7 @@ async fn look(options: &RecoverOptions, held: &Holding, tls: &Arc<Tls>) -> Recov
         from: row.incarnation,
         to: Incarnation { counter: row.incarnation.counter.max(options.above) + 1, id: random() },
         sessions: held.state.sessions().len(),
+        longest_ttl_ms: held.state.longest_ttl_ms(),
         services: held.state.services().keys().map(ToString::to_string).collect(),
         kept_in: PathBuf::new(),
         written: false,

@@ -57,6 +57,9 @@ pub struct RestoreReport {
     pub services: Vec<String>,
     /// Sessions that are void, and with them their leases.
     pub sessions: usize,
+    /// The longest ttl among them, in milliseconds: a holder that cannot be reached may believe in
+    /// its lease for that long after the nodes that renewed it have stopped.
+    pub longest_ttl_ms: u64,
     /// Elections whose holder is void.
     pub held_elections: usize,
     /// Whether anything was written.
@@ -151,6 +154,7 @@ pub async fn restore(options: &RestoreOptions) -> Result<RestoreReport, RestoreE
         node: config.node_id,
         services: state.services().keys().map(ToString::to_string).collect(),
         sessions: state.sessions().len(),
+        longest_ttl_ms: state.longest_ttl_ms(),
         held_elections: state.elections().values().filter(|e| e.holder.is_some()).count(),
         written: false,
     };

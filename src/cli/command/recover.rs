@@ -72,7 +72,9 @@ fn from_recover(error: RecoverError) -> CliError {
         RecoverError::Config(_) => CliError::usage(what),
         RecoverError::Reachable(_) => CliError::refused(what)
             .hint("stop those nodes; or, if you know better, name them: --although-reachable"),
-        RecoverError::Nothing(_) | RecoverError::NotVoter(_) => CliError::refused(what),
+        RecoverError::Nothing(_) | RecoverError::NotVoter(_) | RecoverError::Interrupted { .. } => {
+            CliError::refused(what)
+        }
         RecoverError::Identity(_) => {
             CliError::refused(what).hint("stop the node first: its data directory must be free")
         }
@@ -96,6 +98,7 @@ fn as_json(report: &RecoverReport) -> Value {
         "incarnation": report.from.to_string(),
         "new_incarnation": report.to.to_string(),
         "sessions_void": report.sessions,
+        "longest_ttl_void_ms": report.longest_ttl_ms,
         "services_unadopted": report.services,
         "kept_in": report.kept_in,
         "written": report.written,
@@ -119,6 +122,7 @@ fn as_text(report: &RecoverReport) -> String {
     table.pair("still answer", reachable.join(", "));
     table.pair("incarnation", format!("{} becomes {}", report.from, report.to));
     table.pair("sessions void", report.sessions);
+    table.pair("longest ttl among them", format!("{} ms", report.longest_ttl_ms));
     table.pair("services to adopt", report.services.join(", "));
     let end = match report.written {
         true => format!(

@@ -105,6 +105,7 @@ fn as_json(report: &RestoreReport) -> Value {
         "node": report.node.0,
         "services_unadopted": report.services,
         "sessions_void": report.sessions,
+        "longest_ttl_void_ms": report.longest_ttl_ms,
         "held_elections_void": report.held_elections,
         "written": report.written,
     })
@@ -117,6 +118,7 @@ fn as_text(report: &RestoreReport) -> String {
     table.pair("incarnation", format!("{} becomes {}", report.from, report.to));
     table.pair("first node", report.node);
     table.pair("sessions void", report.sessions);
+    table.pair("longest ttl among them", format!("{} ms", report.longest_ttl_ms));
     table.pair("leaders void", report.held_elections);
     table.pair("services to adopt", report.services.join(", "));
     let end = match report.written {

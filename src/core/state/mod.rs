@@ -103,6 +103,11 @@ impl State {
         self.tables.sessions()
     }
 
+    /// The longest ttl of an open session, in milliseconds; 0 without any.
+    pub fn longest_ttl_ms(&self) -> u64 {
+        self.sessions().values().map(|session| session.ttl_ms).max().unwrap_or(0)
+    }
+
     /// Whether this state has passed the entry that opened `session`: then, without a row in
     /// [`Self::sessions`], it is closed for good, since ids are revisions and never come back.
     pub fn has_seen(&self, session: SessionId) -> bool {

@@ -364,6 +364,7 @@ async fn a_batch_whose_renewal_another_node_superseded_fails_with_the_entry_of_t
         Duration::from_millis(20),
         Arc::new(ToLeader(world.leader.clone())),
         world.metrics.clone(),
+        &Duties::default(),
     );
     let deadline = Duration::from_secs(5);
     let old = merger.submit(vec![core_renewal(session, 1)], deadline);
