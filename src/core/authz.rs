@@ -159,7 +159,7 @@ pub enum Verb {
     StatusRead,
     /// Members and their roles.
     MembersRead,
-    /// Add, promote, remove, transfer.
+    /// Add, promote, remove, transfer; the timing that they all keep.
     MembersWrite,
     /// Services and their policy.
     ServicesRead,

@@ -2,7 +2,8 @@
 //!
 //! `2·renew_interval + commit_tick + T_elect + T_reconnect + fence_budget + rho·ttl <= ttl`
 //! (PROTOCOL.md C6). All nodes judge by the same replicated [`Timing`], so a node with other flags
-//! cannot let a shorter one in.
+//! cannot let a shorter one in; and a node whose own profile is slower than the replicated one does
+//! not run ([`Timing::slower_than`]), since what was let in would not survive it.
 
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +114,27 @@ impl Timing {
         Ok(())
     }
 
+    /// C6 holds in a cluster that promised `promised` only if no node is slower than that. `None`:
+    /// a node with this profile is not; else the first figure that is too slow. Each term of the
+    /// sum by itself, because the slow terms of several nodes add up.
+    pub fn slower_than(&self, promised: &Self) -> Option<TooSlow> {
+        let elect = match self.elect_ms() > promised.elect_ms() {
+            false => ("election_max_ms", 0, 0),
+            true if self.election_max_ms > promised.election_max_ms => {
+                ("election_max_ms", self.election_max_ms, promised.election_max_ms)
+            }
+            true => ("round_ms", self.round_ms, promised.round_ms),
+        };
+        [
+            elect,
+            ("commit_tick_ms", self.commit_tick_ms, promised.commit_tick_ms),
+            ("dial_ms", self.dial_ms, promised.dial_ms),
+        ]
+        .into_iter()
+        .find(|(_, own_ms, promised_ms)| own_ms > promised_ms)
+        .map(|(field, own_ms, promised_ms)| TooSlow { field, own_ms, promised_ms })
+    }
+
     /// Longest time without a leader after one was lost: followers wait out its vote lease
     /// (`election_max_ms`) plus a random draw (up to the same), then a round, then at worst one
     /// split vote (RELIABILITY 3.3).
@@ -214,6 +236,18 @@ pub struct Need {
     pub rho_ms: u64,
 }
 
+/// A node's profile is slower than the cluster promised its leases (C6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field} is {own_ms} ms here, but the cluster promised its leases {promised_ms} ms")]
+pub struct TooSlow {
+    /// Which figure.
+    pub field: &'static str,
+    /// The node's.
+    pub own_ms: u64,
+    /// The cluster's.
+    pub promised_ms: u64,
+}
+
 /// A profile that contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}; {fix}")]
@@ -243,6 +277,26 @@ mod tests {
             let least = profile.least_ttl_ms(250);
             assert!(profile.allows(&TtlAsk::with_default_interval(least, 250)));
             assert!(!profile.allows(&TtlAsk::with_default_interval(least - 1, 250)));
+        }
+    }
+
+    #[test]
+    fn a_profile_is_too_slow_for_a_promise_exactly_if_one_of_its_terms_is() {
+        for (own, promised, field) in [
+            (Timing::WAN, Timing::LAN, Some("election_max_ms")),
+            (Timing::LAN, Timing::FAST, Some("election_max_ms")),
+            (Timing::LAN, Timing::LAN, None),
+            (Timing::FAST, Timing::WAN, None),
+            (Timing { heartbeat_ms: 10, ..Timing::LAN }, Timing::LAN, None),
+            (Timing { round_ms: 21, ..Timing::LAN }, Timing::LAN, Some("round_ms")),
+            (Timing { commit_tick_ms: 21, ..Timing::LAN }, Timing::LAN, Some("commit_tick_ms")),
+            // A fast election does not pay for a slow dial: another node may be the slow candidate.
+            (Timing { dial_ms: 51, ..Timing::FAST }, Timing::LAN, Some("dial_ms")),
+            // Both are parts of one term.
+            (Timing { round_ms: 25, election_max_ms: 298, ..Timing::LAN }, Timing::LAN, None),
+        ] {
+            let found = own.slower_than(&promised).map(|slow| slow.field);
+            assert_eq!(found, field, "{own:?} under {promised:?}");
         }
     }
 

@@ -35,6 +35,7 @@ pub mod shell;
 pub mod sink;
 pub mod start;
 pub mod telemetry;
+pub mod timing;
 pub mod transport;
 pub mod watch;
 

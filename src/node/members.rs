@@ -312,7 +312,8 @@ impl Shell {
                     Err(why) => tracing::debug!(node = %id, why, "no hello yet"),
                 }
             }
-            if content > voters / 2 && self.admission.admit() {
+            // Too slow for this cluster, it is about to stop; it must not be elected before.
+            if self.too_slow().is_none() && content > voters / 2 && self.admission.admit() {
                 self.consensus.set_votes_allowed(true);
                 tracing::info!(content, voters, "admitted: this node votes");
                 return;

@@ -13,6 +13,7 @@ use regent_core::id::{Incarnation, NodeId};
 use regent_rpc::channel::{BadAddress, ChannelOptions, connect_lazy};
 use regent_rpc::pb::raft::peer_service_client::PeerServiceClient;
 use regent_rpc::pb::raft::raft_service_client::RaftServiceClient;
+use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
 use regent_rpc::tls::{ExpectPeer, Tls};
 use tonic::Request;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
@@ -111,6 +112,18 @@ impl Peers {
         Ok(PeerServiceClient::new(self.channel(to, address, Lane::Peer)?)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    /// The service that answers everybody, of node `to` at `address`.
+    ///
+    /// # Errors
+    /// [`BadAddress`]; nothing is dialled before the first call.
+    pub fn cluster(
+        &self,
+        to: NodeId,
+        address: &str,
+    ) -> Result<ClusterServiceClient<Channel>, BadAddress> {
+        Ok(ClusterServiceClient::new(self.channel(to, address, Lane::Peer)?))
     }
 
     /// The channel for a lane; made anew when the node's address changed.

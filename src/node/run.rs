@@ -526,7 +526,8 @@ impl Shell {
         }
     }
 
-    /// Returns when consensus stopped for good, with the reason.
+    /// Returns when this node must not go on, with the reason: consensus stopped for good, it is too
+    /// slow for the cluster, or an entry is beyond it.
     async fn watch_consensus(&self) -> String {
         let mut status = self.leadership.watch();
         loop {
@@ -539,6 +540,10 @@ impl Shell {
             }
             let reason = (!problem.is_empty()).then_some(problem);
             self.health.set("storage", reason.as_deref());
+            if let Some(why) = self.too_slow() {
+                self.consensus.set_votes_allowed(false);
+                return why;
+            }
             if let Some(barrier) = self.state.read().barrier() {
                 return barrier.to_string();
             }

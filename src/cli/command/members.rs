@@ -1,13 +1,18 @@
 //! `regent members ...`: which nodes make up the cluster.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use regent_core::timing::Timing;
+use regent_rpc::convert::cluster::timing_out;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
 use serde_json::json;
 
 use super::Context;
+use super::restore::load;
 use crate::connect::Cluster;
+use crate::duration;
 use crate::error::Outcome;
 use crate::render::table::Table;
 use crate::render::{json, text};
@@ -50,6 +55,54 @@ the new one.
         #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "NODE")]
         to: u64,
     },
+    /// Change the timing that all nodes keep and the smallest ttl follows from
+    #[command(after_help = "\
+Examples:
+  regent members set-timing --profile wan
+  regent members set-timing --config node.toml
+
+To a slower profile: change the timing first, then restart the nodes one by one with that profile.
+Refused while a session or a declared service has a ttl that is too short for it. To a faster one: the
+other way round. A node whose profile is slower than the timing of its cluster stops.
+")]
+    SetTiming(SetTiming),
+}
+
+/// Options of `members set-timing`.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct SetTiming {
+    /// The timing of this profile
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// The timing that this node's configuration asks for; for profile `custom`
+    #[arg(long, value_name = "NODE.TOML")]
+    pub config: Option<PathBuf>,
+}
+
+/// A profile with a name of its own.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Profile {
+    /// Zones of one region
+    Lan,
+    /// One building
+    Fast,
+    /// Regions
+    Wan,
+}
+
+impl SetTiming {
+    fn timing(&self) -> Outcome<Timing> {
+        if let Some(path) = &self.config {
+            return Ok(load(path)?.timing());
+        }
+        Ok(match self.profile {
+            Some(Profile::Fast) => Timing::FAST,
+            Some(Profile::Wan) => Timing::WAN,
+            // One of the two is required.
+            Some(Profile::Lan) | None => Timing::LAN,
+        })
+    }
 }
 
 /// Options of `members add`.
@@ -117,6 +170,7 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
             context.out.value(value, || format!("node {leader} leads now"));
             Ok(())
         }
+        Verb::SetTiming(to) => set_timing(context, &cluster, to.timing()?).await,
     }
 }
 
@@ -177,6 +231,20 @@ async fn from_the_leader(
     let asked = client.list_members(v1::ListMembersRequest {});
     let patience = cluster.settings().timeout.min(LEADER_PATIENCE);
     Some(tokio::time::timeout(patience, asked).await.ok()?.ok()?.into_inner())
+}
+
+async fn set_timing(context: &Context, cluster: &Cluster, timing: Timing) -> Outcome {
+    let request =
+        v1::SetTimingRequest { request: cluster.request(), timing: Some(timing_out(&timing)) };
+    let answer = cluster
+        .ask("change the timing", |channel| async move {
+            ClusterServiceClient::new(channel).set_timing(request).await
+        })
+        .await?;
+    let least = answer.least_ttl_ms;
+    let value = || json!({ "least_ttl_ms": least, "stamp": json::stamp(&answer.stamp) });
+    context.out.value(value, || format!("the smallest ttl is {} now", duration::human(least)));
+    Ok(())
 }
 
 async fn add(context: &Context, cluster: &Cluster, add: Add) -> Outcome {

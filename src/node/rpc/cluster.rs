@@ -9,7 +9,7 @@ use futures::stream::BoxStream;
 use regent_core::authz::Verb;
 use regent_core::id::NodeId;
 use regent_raft::api::{ConsensusStatus, Member};
-use regent_rpc::convert::cluster::{new_member, node_id, timing_out};
+use regent_rpc::convert::cluster::{new_member, node_id, timing_in, timing_out};
 use regent_rpc::convert::common::{locality_out, request as request_id};
 use regent_rpc::convert::election::FENCE_BUDGET_MS;
 use regent_rpc::limits::CHUNK_BYTES;
@@ -17,8 +17,9 @@ use regent_rpc::pb::v1::cluster_service_server::ClusterService;
 use regent_rpc::pb::v1::{
     self, AddMemberRequest, AddMemberResponse, BackupChunk, BackupHeader, BackupRequest,
     ListMembersRequest, ListMembersResponse, NodeStatus, PromoteMemberRequest,
-    PromoteMemberResponse, RemoveMemberRequest, RemoveMemberResponse, StatusRequest,
-    StatusResponse, TransferLeaderRequest, TransferLeaderResponse,
+    PromoteMemberResponse, RemoveMemberRequest, RemoveMemberResponse, SetTimingRequest,
+    SetTimingResponse, StatusRequest, StatusResponse, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use tonic::{Request, Response, Status};
 
@@ -79,6 +80,7 @@ impl ClusterHandler {
             ca_expires_in_ms: ms(expiry.ca),
             uptime_ms: ms(self.0.started.elapsed()),
             clock_skew_ppm: self.0.comparison.worst_ppm(),
+            timing: Some(timing_out(&self.0.config.timing())),
         }
     }
 }
@@ -185,6 +187,20 @@ impl ClusterService for ClusterHandler {
         let leader = self.0.transfer(&caller.principal, to).await?;
         let stamp = Some(self.0.stamp_at(None));
         Ok(Response::new(TransferLeaderResponse { stamp, leader: leader.0 }))
+    }
+
+    async fn set_timing(
+        &self,
+        request: Request<SetTimingRequest>,
+    ) -> Result<Response<SetTimingResponse>, Status> {
+        let caller = self.0.admit(&request, Verb::MembersWrite, "timing")?;
+        let SetTimingRequest { request, timing } = request.into_inner();
+        let timing = timing_in(timing.unwrap_or_default())?;
+        let reply = self.0.set_timing(caller, request, timing).await?;
+        Ok(Response::new(SetTimingResponse {
+            stamp: Some(self.0.stamp_at(reply.revision())),
+            least_ttl_ms: timing.least_ttl_ms(FENCE_BUDGET_MS),
+        }))
     }
 
     async fn backup(

@@ -6,3 +6,4 @@ mod figures;
 mod lives;
 mod members;
 mod rig;
+mod timing;

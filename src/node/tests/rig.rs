@@ -141,6 +141,20 @@ impl Rig {
         self.configs[id as usize - 1].clone()
     }
 
+    /// Changes how node `id` is configured from its next start on.
+    pub fn reconfigure(&mut self, id: u64, change: impl FnOnce(&mut NodeConfig)) {
+        change(&mut self.configs[id as usize - 1]);
+    }
+
+    /// Waits until node `id` stops by itself, and says why.
+    pub async fn failed(&mut self, id: u64) -> String {
+        let node = self.nodes[id as usize - 1].as_mut().expect("it runs");
+        let why = tokio::time::timeout(PATIENCE, node.failed()).await;
+        let why = why.unwrap_or_else(|_| panic!("node {id} goes on"));
+        self.kill(id).await;
+        why
+    }
+
     /// The running node `id`.
     pub fn node(&self, id: u64) -> &Node {
         self.nodes[id as usize - 1].as_ref().expect("it runs")
