@@ -16,7 +16,8 @@ pub enum Reply {
     SessionOpened { session: SessionId, revision: Revision },
     /// One outcome per renewal, in the order of the command.
     Renewed { outcomes: Vec<RenewalOutcome>, revision: Revision },
-    /// The candidate leads under `epoch`; it may act once a renewal naming it is acknowledged.
+    /// The candidate leads under `epoch` (it may act once a renewal naming it is acknowledged), or
+    /// the partition has its new owner under it.
     Granted { epoch: Epoch, revision: Revision },
     /// The candidate waits; `ahead` others come first.
     Queued { ahead: u32, revision: Revision },

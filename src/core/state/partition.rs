@@ -56,7 +56,8 @@ pub(super) fn assign(
     let outcome = format!("from {from} to {owner} under epoch {epoch}");
     draft.set_partition(&key, Some(Partition { epoch, owner: to, changed: draft.revision }));
     draft.note("partition.assigned", &format!("{name}/{partition}"), "", &outcome);
-    Ok(Reply::Done { revision: draft.revision })
+    // The owner acts under the epoch, so the answer names it.
+    Ok(Reply::Granted { epoch, revision: draft.revision })
 }
 
 fn not_found(what: &str, name: String) -> Rejection {

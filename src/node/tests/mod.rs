@@ -6,4 +6,5 @@ mod figures;
 mod lives;
 mod members;
 mod rig;
+mod services;
 mod timing;

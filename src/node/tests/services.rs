@@ -1,0 +1,47 @@
+//! What the topology service answers.
+
+use regent_core::authz::Role;
+use regent_core::command::Expect;
+use regent_core::id::{Epoch, InstanceName, Locality, PartitionName, Revision};
+use regent_core::spec::{Engine, InstanceSpec, Mode, Policy, ServiceSpec, TopologyKind};
+
+use super::rig::Rig;
+
+fn carts() -> ServiceSpec {
+    let instance = |name: &str, zone: &str| InstanceSpec {
+        name: name.parse().unwrap(),
+        locality: Locality { region: "eu".into(), zone: zone.into(), host: name.into() },
+        address: format!("{name}.example.org:5432"),
+        priority: 1,
+    };
+    ServiceSpec {
+        name: "carts".parse().unwrap(),
+        description: String::new(),
+        engine: Engine::Postgres,
+        topology: TopologyKind::ActiveActive,
+        instances: vec![instance("a", "z1"), instance("b", "z2"), instance("c", "z3")],
+        partitions: vec!["p1".parse().unwrap()],
+        policy: Policy::default_for(Mode::Lease),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_assigned_partition_is_answered_with_the_epoch_that_the_next_assignment_names() {
+    let rig = Rig::start(1).await;
+    let operator = rig.client(Role::Operator);
+    let spec = carts();
+    operator.apply_service(&spec, Expect::Any, false).await.unwrap();
+    let partition: PartitionName = "p1".parse().unwrap();
+    let to = |name: &str| -> InstanceName { name.parse().unwrap() };
+    let none = Epoch { incarnation: 0, revision: Revision(0) };
+    let first = operator.assign_partition(&spec.name, &partition, Some(&to("a")), none).await;
+    let first = first.unwrap();
+    let epoch = first.epoch.unwrap();
+    assert_eq!(epoch.revision, first.stamp.unwrap().revision);
+
+    let stale = operator.assign_partition(&spec.name, &partition, Some(&to("b")), none).await;
+    stale.expect_err("another epoch is in force");
+    let seen = Epoch { incarnation: epoch.incarnation, revision: Revision(epoch.revision) };
+    let second = operator.assign_partition(&spec.name, &partition, None, seen).await.unwrap();
+    assert!(second.epoch.unwrap().revision > epoch.revision);
+}
