@@ -159,9 +159,9 @@ metrics! {
         "How often the history could not be opened and was set aside";
 
     certificate_leaf: GaugeF = "tls_certificate_expiry", "seconds",
-        "Time until this node's certificate expires; negative after that";
+        "Time until this node's certificate expires; zero once it has";
     certificate_ca: GaugeF = "tls_ca_expiry", "seconds",
-        "Time until the first of the trusted CA certificates expires; negative after that";
+        "Time until the first of the trusted CA certificates expires; zero once it has";
     tls_reloads: Family<Kind, Counter> = "tls_reloads", "count",
         "Reloads of certificates by outcome: done, failed (each look at files that are not usable)";
     tls_handshakes_failed: Family<Kind, Counter> = "tls_failed_handshakes", "count",
