@@ -179,6 +179,9 @@ fn warnings(best: &v1::StatusResponse, views: &[View]) -> Vec<String> {
                 if !node.storage_problem.is_empty() {
                     warnings.push(format!("node {id}: storage: {}", node.storage_problem));
                 }
+                for warning in &node.warnings {
+                    warnings.push(format!("node {id}: {warning}"));
+                }
                 if node.role == "removed" {
                     warnings.push(format!("node {id} is no member any more: stop it"));
                 }

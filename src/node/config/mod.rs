@@ -117,7 +117,8 @@ pub struct Tls {
     pub ca: PathBuf,
     /// The trust domain of every certificate of this cluster.
     pub trust_domain: String,
-    /// Serial numbers that are no longer accepted, one per line; optional.
+    /// What is no longer accepted: one serial number (hex), `serial:<hex>`, `sha256:<hex>` or
+    /// `spiffe://...` per line; optional.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<PathBuf>,
 }

@@ -81,6 +81,7 @@ impl ClusterHandler {
             uptime_ms: ms(self.0.started.elapsed()),
             clock_skew_ppm: self.0.comparison.worst_ppm(),
             timing: Some(timing_out(&self.0.config.timing())),
+            warnings: self.0.tls.problem().into_iter().collect(),
         }
     }
 }

@@ -4,6 +4,10 @@ use std::collections::BTreeSet;
 
 use super::identity::Facts;
 
+/// A serial has at most 20 bytes (RFC 5280, 4.1.2.2): bare digits beyond that are something else, a
+/// fingerprint most likely, and taken for a serial they would deny nobody.
+const MAX_SERIAL_DIGITS: usize = 40;
+
 /// What the file `revoked` says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DenyList {
@@ -28,7 +32,9 @@ impl DenyList {
                 true
             } else if line.starts_with("spiffe://") {
                 list.spiffe.insert(line.to_owned())
-            } else if let Some(hex) = line.strip_prefix("serial:").and_then(digits) {
+            } else if let Some(hex) = digits(line.strip_prefix("serial:").unwrap_or(line))
+                && hex.len() <= MAX_SERIAL_DIGITS
+            {
                 list.serials.insert(hex.trim_start_matches('0').to_owned());
                 true
             } else if let Some(hex) = line.strip_prefix("sha256:").and_then(digits) {
@@ -39,7 +45,8 @@ impl DenyList {
             };
             if !known && !list.spiffe.contains(line) {
                 return Err(format!(
-                    "line {}: {line:?} is none of serial:<hex>, sha256:<hex>, spiffe://...",
+                    "line {}: {line:?} is none of serial:<hex> (or the hex alone), sha256:<hex>, \
+                     spiffe://...",
                     at + 1
                 ));
             }
@@ -79,6 +86,10 @@ mod tests {
         assert!(list.denies(&facts("aff", "spiffe://t/client/y")).is_some());
         assert!(list.denies(&facts("1", "spiffe://t/client/x")).is_some());
         assert!(list.denies(&facts("1", "spiffe://t/client/y")).is_none());
+        let list = DenyList::parse("0a:FF\n12").expect("bare serials");
+        assert!(
+            list.denies(&facts("aff", "")).is_some() && list.denies(&facts("12", "")).is_some()
+        );
         let list = DenyList::parse("sha256:AB").expect("a good file");
         assert!(list.denies(&facts("1", "spiffe://t/client/y")).is_some());
     }
@@ -88,5 +99,8 @@ mod tests {
         let problem = DenyList::parse("serial:12\nclient/x\n").expect_err("not a line");
         assert!(problem.contains("line 2") && problem.contains("client/x"), "{problem}");
         assert!(DenyList::parse("serial:xyz").is_err());
+        let fingerprint = "ab".repeat(32);
+        DenyList::parse(&fingerprint).expect_err("taken for a serial it would deny nobody");
+        DenyList::parse(&format!("sha256:{fingerprint}")).expect("said what it is");
     }
 }

@@ -33,20 +33,24 @@ pub(super) struct Material {
     pub trust: Arc<str>,
     /// Seconds since 1970: the CA of the bundle that ends first.
     pub ca_not_after: i64,
+    /// What the deny list said; `None` while its file has never been there.
+    denied_text: Option<Vec<u8>>,
+    /// What the operator should know although all this is in force.
+    pub warning: Option<String>,
     /// Of the files' contents: tells whether a reload changed anything.
     pub digest: [u8; 32],
 }
 
 impl Material {
-    pub fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+    /// Reads the files. `before` is what is in force: a deny list that was read once must not be
+    /// lifted by a file that is gone, only by one that says so.
+    pub fn read(files: &TlsFiles, before: Option<&Self>) -> Result<Self, TlsError> {
         let (cert_pem, key_pem) = (read(&files.cert)?, read(&files.key)?);
         let ca_pem = read(&files.ca)?;
-        let denied_text = match &files.revoked {
-            Some(path) if path.exists() => read(path)?,
-            _ => Vec::new(),
-        };
+        let (denied_text, warning) = deny_list(files, before)?;
+        let denied_bytes = denied_text.clone().unwrap_or_default();
         let mut digest = Sha256::new();
-        for part in [&cert_pem, &key_pem, &ca_pem, &denied_text] {
+        for part in [&cert_pem, &key_pem, &ca_pem, &denied_bytes] {
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
         }
@@ -61,7 +65,7 @@ impl Material {
         let (roots, ca_not_after) = trusted(&files.ca, &authorities)?;
         let denied = match &files.revoked {
             Some(path) => {
-                let text = String::from_utf8_lossy(&denied_text);
+                let text = String::from_utf8_lossy(&denied_bytes);
                 DenyList::parse(&text).map_err(|problem| content(path, problem))?
             }
             None => DenyList::default(),
@@ -94,6 +98,8 @@ impl Material {
             principal,
             trust,
             ca_not_after,
+            denied_text,
+            warning,
             digest: digest.finalize().into(),
         })
     }
@@ -114,6 +120,29 @@ impl Material {
             .verify_client_cert(leaf, rest, UnixTime::now())
             .map(|_| ())
             .map_err(|e| e.to_string())
+    }
+}
+
+/// The deny list's text, and what is wrong with its file.
+fn deny_list(
+    files: &TlsFiles,
+    before: Option<&Material>,
+) -> Result<(Option<Vec<u8>>, Option<String>), TlsError> {
+    let Some(path) = &files.revoked else { return Ok((None, None)) };
+    match read(path) {
+        Ok(text) => Ok((Some(text), None)),
+        Err(TlsError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            let kept = before.and_then(|before| before.denied_text.clone());
+            let warning = kept.is_some().then(|| {
+                format!(
+                    "the deny list {} is gone: what it said last stays in force until the process \
+                     ends; write the file again, an empty one to deny nobody",
+                    path.display()
+                )
+            });
+            Ok((kept, warning))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -23,7 +23,7 @@ mod tests;
 mod verify;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -51,8 +51,9 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// The certificates trusted to sign peers; more than one while a CA is being replaced.
     pub ca: PathBuf,
-    /// Deny list: one `serial:<hex>`, `sha256:<hex>` or `spiffe://...` per line, `#` begins a
-    /// comment. A file that does not exist denies nobody.
+    /// Deny list: one `serial:<hex>` (or the hex digits alone), `sha256:<hex>` or `spiffe://...` per
+    /// line, `#` begins a comment. A file that does not exist denies nobody; one that goes away
+    /// while the process runs lifts nothing.
     pub revoked: Option<PathBuf>,
     /// The trust domain peers must be of; `None`: the one of the own certificate.
     pub trust: Option<String>,
@@ -105,6 +106,8 @@ pub struct Expiry {
 pub struct Tls {
     files: TlsFiles,
     material: ArcSwap<Material>,
+    /// What was wrong with the files at the last look.
+    problem: Mutex<Option<String>>,
     registry: Registry,
     stats: TlsStats,
 }
@@ -115,10 +118,11 @@ impl Tls {
     /// # Errors
     /// [`TlsError`] names the file and what is wrong with it.
     pub fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
-        let material = Material::read(&files)?;
+        let material = Material::read(&files, None)?;
         Ok(Arc::new(Self {
             files,
             material: ArcSwap::from_pointee(material),
+            problem: Mutex::default(),
             registry: Registry::default(),
             stats: TlsStats::default(),
         }))
@@ -131,13 +135,26 @@ impl Tls {
     /// # Errors
     /// The files are not usable now; everything stays as it was.
     pub fn reload(&self) -> Result<bool, TlsError> {
-        let outcome = self.take_files();
+        let read = Material::read(&self.files, Some(&self.material.load()));
+        let problem = match &read {
+            Ok(material) => material.warning.clone(),
+            Err(error) => Some(format!(
+                "the new certificate files are not usable, the old ones stay in force: {}",
+                causes(error)
+            )),
+        };
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+        let outcome = self.take(read);
         self.stats.count_reload(&outcome);
         outcome
     }
 
-    fn take_files(&self) -> Result<bool, TlsError> {
-        let read = Material::read(&self.files);
+    /// What is wrong with the files; `None` when they are as they should be. For people.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take(&self, read: Result<Material, TlsError>) -> Result<bool, TlsError> {
         let changed = match &read {
             Ok(new) => new.digest != self.material.load().digest,
             Err(_) => false,
@@ -156,14 +173,13 @@ impl Tls {
     /// Looks at the files every `every`, for ever: spawn it, abort it to stop. Problems are logged
     /// once, not at every look.
     pub async fn watch_files(self: Arc<Self>, every: Duration) {
-        let mut problem = String::new();
+        let mut logged = None;
         loop {
             tokio::time::sleep(every).await;
             let this = Arc::clone(&self);
             let outcome = tokio::task::spawn_blocking(move || this.reload()).await;
             match outcome {
                 Ok(Ok(true)) => {
-                    problem.clear();
                     let left = self.expires_in();
                     tracing::info!(
                         leaf_days = left.leaf.as_secs() / 86_400,
@@ -171,19 +187,14 @@ impl Tls {
                         "certificates were reloaded"
                     );
                 }
-                Ok(Ok(false)) => problem.clear(),
-                Ok(Err(error)) => {
-                    let text = causes(&error);
-                    if text != problem {
-                        tracing::error!(
-                            error = %text,
-                            "the new certificate files are not usable; the old ones stay in force"
-                        );
-                        problem = text;
-                    }
-                }
+                Ok(Ok(false) | Err(_)) => {}
                 Err(error) => tracing::error!(%error, "looking at the certificate files failed"),
             }
+            let problem = self.problem();
+            if let Some(problem) = problem.as_ref().filter(|_| problem != logged) {
+                tracing::error!(problem, "the certificate files are not as they should be");
+            }
+            logged = problem;
         }
     }
 

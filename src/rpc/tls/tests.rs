@@ -292,6 +292,28 @@ async fn the_dialling_side_ends_its_connection_to_a_revoked_node() {
 }
 
 #[tokio::test]
+async fn a_deny_list_that_goes_away_lifts_nothing_and_is_missed() {
+    let pki = Pki::new();
+    let (node, eve) = (pki.tls(Role::Node, "1"), pki.tls(Role::Client, "eve"));
+    let (addr, _peers) = serve(&node, AcceptLimits::default()).await;
+    assert!(!node.reload().unwrap() && node.problem().is_none(), "it need not be there");
+    let list = pki.dir().join("revoked");
+    std::fs::write(&list, format!("spiffe://{TRUST}/client/eve\n")).unwrap();
+    assert!(node.reload().unwrap() && node.problem().is_none());
+    std::fs::remove_file(&list).unwrap();
+    assert!(!node.reload().unwrap());
+    assert!(node.problem().is_some_and(|why| why.contains("is gone")));
+    assert!(talk(&eve, addr, &ExpectPeer::AnyNode).await.is_err());
+    std::fs::write(&list, "nonsense\n").unwrap();
+    node.reload().unwrap_err();
+    assert!(node.problem().is_some_and(|why| why.contains("line 1")));
+    assert!(talk(&eve, addr, &ExpectPeer::AnyNode).await.is_err());
+    std::fs::write(&list, "").unwrap();
+    assert!(node.reload().unwrap() && node.problem().is_none());
+    talk(&eve, addr, &ExpectPeer::AnyNode).await.unwrap();
+}
+
+#[tokio::test]
 async fn files_that_cannot_be_used_change_nothing() {
     let pki = Pki::new();
     let files = pki.files(Role::Node, "1");
