@@ -1,5 +1,6 @@
-//! What a leader does by itself, once per tick: begin the cluster, expire what lapsed, finish what
-//! was interrupted, step aside when its own disk fails.
+//! What a leader does by itself. Once per tick: begin the cluster, expire what lapsed. A few times a
+//! second, beside the ticks: add nodes, finish what was interrupted, step aside when its own disk
+//! fails.
 //!
 //! Nothing here is needed for correctness, and nothing it remembers matters: each act is an entry
 //! that `apply` judges again, and a new leader finds the same things to do. `is_leader` is only a
@@ -46,14 +47,12 @@ impl Shell {
         let tick = Duration::from_millis(self.config.timing().commit_tick_ms.max(5));
         let mut ticks = tokio::time::interval(tick);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut slow = Slow::default();
-        let mut slow_at = Instant::now();
         let mut caught_up = None;
         loop {
             ticks.tick().await;
             let leads = self.leadership.is_here();
             if !leads {
-                (slow, caught_up) = (Slow::default(), None);
+                caught_up = None;
                 self.expire(None).await;
                 continue;
             }
@@ -66,8 +65,21 @@ impl Shell {
                 continue;
             }
             self.expire(caught_up).await;
-            if slow_at.elapsed() >= SLOW_INTERVAL {
-                slow_at = Instant::now();
+        }
+    }
+
+    /// Runs the duties that wait for other nodes, until the node stops. Apart from the ticks, which
+    /// must not wait for anybody: a lease that lapsed ends within a tick or two.
+    pub async fn lead_slowly_forever(self: Arc<Self>) {
+        let mut looks = tokio::time::interval(SLOW_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut slow = Slow::default();
+        loop {
+            looks.tick().await;
+            let status = self.leadership.status();
+            if !status.is_leader {
+                slow = Slow::default();
+            } else if self.state.read().cluster().is_bootstrapped() {
                 self.slow_duties(&status, &mut slow).await;
             }
         }

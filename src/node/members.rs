@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use parking_lot::Mutex;
 use regent_core::authz::{Principal, Verb};
 use regent_core::command::{Command, Request as RequestId};
@@ -31,7 +32,7 @@ use crate::shell::Shell;
 /// How long an addition waits for the new node: time to issue its certificate and start it.
 const ADDITION_PATIENCE: Duration = Duration::from_secs(30 * 60);
 /// Additions at a time; members change one at a time anyway.
-const MAX_ADDITIONS: usize = 16;
+pub const MAX_ADDITIONS: usize = 16;
 /// How often the new nodes are asked.
 pub const ADDITION_INTERVAL: Duration = Duration::from_millis(500);
 /// Time for one hello, dialling included.
@@ -106,8 +107,11 @@ impl Shell {
             });
             waiting.iter().map(|(node, (member, _))| (*node, member.clone())).collect()
         };
-        for (node, member) in waiting {
-            if let Err(why) = self.hello(node, &member.address).await {
+        // At once: one that never answers costs a timeout, and there may be many.
+        let asked = waiting.iter().map(|(node, member)| self.hello(*node, &member.address));
+        let answers = join_all(asked).await;
+        for ((node, member), answer) in waiting.into_iter().zip(answers) {
+            if let Err(why) = answer {
                 tracing::debug!(%node, address = member.address, why, "a new node is not there yet");
                 continue;
             }
@@ -301,7 +305,7 @@ impl Shell {
             };
             let voters = others.len() + 1;
             let asked = others.iter().map(|(id, address)| self.hello(*id, address));
-            let answers = futures::future::join_all(asked).await;
+            let answers = join_all(asked).await;
             let mut content = 1;
             for ((id, _), answer) in others.iter().zip(answers) {
                 match answer {

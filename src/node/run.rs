@@ -449,6 +449,7 @@ async fn assemble(
 fn begin(shell: &Arc<Shell>) {
     let duties = &shell.duties;
     duties.spawn("leader's work", shell.clone().lead_forever());
+    duties.spawn("leader's slow work", shell.clone().lead_slowly_forever());
     duties.spawn("belief", shell.clone().believe_forever());
     duties.spawn("refusals", shell.clone().flush_refusals_forever());
     // A node that was removed has nothing more to notice.

@@ -3,11 +3,14 @@
 use regent_core::authz::Role;
 use regent_core::id::NodeId;
 use regent_rpc::convert::cluster::NewMember;
+use regent_rpc::pb::v1;
+use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::rig::{PATIENCE, Rig, eventually};
 use crate::config::NodeConfig;
+use crate::members::{HELLO_TIMEOUT, MAX_ADDITIONS};
 use crate::run::Node;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -44,4 +47,39 @@ async fn a_new_node_is_added_once_it_answers_promoted_and_removed_again() {
     admin.transfer_leader(Some(NodeId(1))).await.unwrap();
     admin.remove_member(id).await.unwrap();
     assert_eq!(admin.list_members().await.unwrap().members.len(), 1);
+}
+
+/// A node to add that is at `address`.
+fn new_node(address: &str) -> NewMember {
+    NewMember {
+        address: address.into(),
+        http_address: String::new(),
+        locality: Default::default(),
+        label: String::new(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn leases_end_in_time_while_nodes_to_be_added_swallow_what_is_sent_to_them() {
+    let rig = Rig::start(1).await;
+    let admin = rig.client(Role::Admin);
+    // Connections are taken by the kernel, and nobody ever reads them.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    for _ in 0..MAX_ADDITIONS {
+        admin.add_member(&new_node(&address)).await.unwrap();
+    }
+    let mut held = Vec::new();
+    let dialled = tokio::time::timeout(PATIENCE, silent.accept()).await;
+    held.push(dialled.expect("the leader asks whether they are there").unwrap());
+
+    let (_, channel) = rig.client(Role::Client).channels().swap_remove(0);
+    let ask = v1::OpenSessionRequest { ttl_ms: 2_000, nonce: 7, ..Default::default() };
+    ElectionServiceClient::new(channel).open_session(ask).await.unwrap();
+    let begun = Instant::now();
+    let shell = rig.node(1).shell().clone();
+    eventually("the abandoned session ends", || shell.state.read().sessions().is_empty()).await;
+    // Asked one after the other, the silent ones alone take a round of this long.
+    let round = HELLO_TIMEOUT * MAX_ADDITIONS as u32;
+    assert!(begun.elapsed() < round / 3, "it ended only after {:?}", begun.elapsed());
 }
