@@ -79,6 +79,7 @@ impl Shell {
             let status = self.leadership.status();
             if !status.is_leader {
                 slow = Slow::default();
+                self.additions.forget();
             } else if self.state.read().cluster().is_bootstrapped() {
                 self.slow_duties(&status, &mut slow).await;
             }
@@ -156,7 +157,7 @@ impl Shell {
     async fn slow_duties(&self, status: &ConsensusStatus, slow: &mut Slow) {
         self.step_aside(status, slow).await;
         self.finish_joint(status, slow).await;
-        self.continue_additions().await;
+        self.continue_additions(status.term).await;
         self.raise_level(status).await;
     }
 

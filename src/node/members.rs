@@ -45,10 +45,67 @@ const REMOVAL_LOOK: Duration = Duration::from_secs(1);
 /// Longest time between two questions of a node to which nothing new comes: an idle cluster.
 const REMOVAL_PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// Nodes with an id that are not members yet.
+/// Nodes with an id that are not members yet. Only the leader that promised an addition may carry
+/// it out, and only while it has led without a pause: another leader may have added the node since,
+/// and removed it, and an id is never used again.
 #[derive(Default)]
 pub struct Additions {
-    waiting: Mutex<BTreeMap<NodeId, (Member, Instant)>>,
+    waiting: Mutex<BTreeMap<NodeId, Addition>>,
+}
+
+struct Addition {
+    member: Member,
+    until: Instant,
+    /// The term in which it was promised.
+    term: u64,
+    /// What the node at the address objected to last; logged once.
+    objection: String,
+}
+
+impl Additions {
+    /// This node does not lead: nothing that it promised is its business any more.
+    pub fn forget(&self) {
+        self.waiting.lock().clear();
+    }
+
+    /// The nodes that wait, each with what stands against it if its address answered.
+    pub fn waiting(&self) -> Vec<(NodeId, String)> {
+        let waiting = self.waiting.lock();
+        waiting.iter().map(|(node, it)| (*node, it.objection.clone())).collect()
+    }
+
+    /// The leader of `term` will add the node once it answers.
+    pub fn promise(&self, node: NodeId, member: Member, term: u64) {
+        let until = Instant::now() + ADDITION_PATIENCE;
+        let addition = Addition { member, until, term, objection: String::new() };
+        self.waiting.lock().insert(node, addition);
+    }
+
+    /// Those of `term` that still have time; the others are dropped.
+    pub fn due(&self, term: u64) -> Vec<(NodeId, Member)> {
+        let now = Instant::now();
+        let mut waiting = self.waiting.lock();
+        waiting.retain(|node, it| {
+            let late = it.until <= now;
+            if late {
+                tracing::warn!(%node, address = it.member.address,
+                    "the node was not seen in time; add it again when it runs");
+            }
+            !late && it.term == term
+        });
+        waiting.iter().map(|(node, it)| (*node, it.member.clone())).collect()
+    }
+
+    /// Somebody answers at the node's address, and is not who is waited for.
+    fn object(&self, node: NodeId, objection: String) {
+        if let Some(it) = self.waiting.lock().get_mut(&node)
+            && it.objection != objection
+        {
+            tracing::warn!(%node, address = it.member.address, objection,
+                "a node that is to be added answers, but not as one of this cluster");
+            it.objection = objection;
+        }
+    }
 }
 
 impl Shell {
@@ -81,43 +138,44 @@ impl Shell {
         if known.members.iter().any(|(id, _, _)| *id == node) {
             return Ok(node);
         }
-        let mut waiting = self.additions.waiting.lock();
+        let waiting = self.additions.waiting.lock();
         if waiting.len() >= MAX_ADDITIONS && !waiting.contains_key(&node) {
             return Err(regent_rpc::convert::status::quota(
                 "additions",
                 format!("{MAX_ADDITIONS} additions wait for their nodes already"),
             ));
         }
-        waiting.insert(node, (member, Instant::now() + ADDITION_PATIENCE));
+        drop(waiting);
+        // In doubt of an older term: then the next look drops it, and the caller asks again.
+        self.additions.promise(node, member, known.term);
         Ok(node)
     }
 
-    /// One look at the nodes that wait to be added; called on the leader.
-    pub async fn continue_additions(&self) {
-        let now = Instant::now();
-        let waiting: Vec<(NodeId, Member)> = {
-            let mut waiting = self.additions.waiting.lock();
-            waiting.retain(|node, (member, until)| {
-                let keep = *until > now;
-                if !keep {
-                    tracing::warn!(%node, address = member.address,
-                        "the node was not seen in time; add it again when it runs");
-                }
-                keep
-            });
-            waiting.iter().map(|(node, (member, _))| (*node, member.clone())).collect()
-        };
+    /// One look at the nodes that wait to be added; called on the leader of `term`.
+    pub async fn continue_additions(&self, term: u64) {
+        let waiting = self.additions.due(term);
         // At once: one that never answers costs a timeout, and there may be many.
         let asked = waiting.iter().map(|(node, member)| self.hello(*node, &member.address));
         let answers = join_all(asked).await;
         for ((node, member), answer) in waiting.into_iter().zip(answers) {
-            if let Err(why) = answer {
-                tracing::debug!(%node, address = member.address, why, "a new node is not there yet");
+            match answer {
+                Ok(None) => {}
+                Ok(Some(objection)) => {
+                    self.additions.object(node, objection);
+                    continue;
+                }
+                Err(why) => {
+                    tracing::debug!(%node, address = member.address, why, "a new node is not there");
+                    continue;
+                }
+            }
+            let wanted = || self.additions.waiting.lock().contains_key(&node);
+            if self.leadership.status().term != term || !wanted() {
                 continue;
             }
             let outcome = self.consensus.add_learner(node, member.clone()).await;
             if let Err(ConsensusError::NotLeader { .. }) = outcome {
-                self.additions.waiting.lock().clear();
+                self.additions.forget();
                 return;
             }
             let resource = format!("node {node} at {}", member.address);

@@ -83,3 +83,47 @@ async fn leases_end_in_time_while_nodes_to_be_added_swallow_what_is_sent_to_them
     let round = HELLO_TIMEOUT * MAX_ADDITIONS as u32;
     assert!(begun.elapsed() < round / 3, "it ended only after {:?}", begun.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_leader_that_was_deposed_forgets_the_additions_it_promised() {
+    let rig = Rig::start(3).await;
+    let old = rig.leader().await;
+    let admin = rig.client(Role::Admin);
+    let at = |port: u16| new_node(&format!("127.0.0.1:{port}"));
+    let id = rig.client_of(Role::Admin, &[rig.address(old)]).add_member(&at(1)).await.unwrap().node;
+    let shell = rig.node(old).shell().clone();
+    let waits = || shell.additions.waiting().iter().any(|(node, _)| *node == id);
+    assert!(waits());
+    let next = (1..=3).map(NodeId).find(|node| node.0 != old).unwrap();
+    admin.transfer_leader(Some(next)).await.unwrap();
+    eventually("it is forgotten", || !waits()).await;
+
+    // However short it was: a promise of another term is none.
+    admin.transfer_leader(Some(NodeId(old))).await.unwrap();
+    assert_eq!(rig.leader().await, old);
+    let member = crate::members::Additions::default();
+    member.promise(id, Default::default(), 7);
+    assert_eq!(member.due(7).len(), 1);
+    assert!(member.due(9).is_empty() && member.waiting().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_answers_with_an_objection_is_not_added() {
+    let rig = Rig::start(1).await;
+    let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = grpc.local_addr().unwrap().to_string();
+    let id = rig.client(Role::Admin).add_member(&new_node(&at)).await.unwrap().node;
+    rig.issue_node(id);
+    let config = rig.config(id, &at, &http.local_addr().unwrap().to_string());
+    let config = NodeConfig { join: true, cluster: "another".into(), ..config };
+    let stranger = Node::start_on(config, grpc, http).await.unwrap();
+    let shell = rig.node(1).shell().clone();
+    let objects = |why: &str| why.contains("another");
+    eventually("the objection is known", || {
+        shell.additions.waiting().iter().any(|(node, why)| *node == id && objects(why))
+    })
+    .await;
+    assert_eq!(shell.leadership.status().members.len(), 1);
+    stranger.kill().await;
+}
