@@ -20,7 +20,7 @@ use regent_core::state::version::FEATURE_LEVEL;
 use regent_raft::api::{ConsensusError, ConsensusStatus, Member};
 use regent_rpc::channel::{ChannelOptions, connect_lazy};
 use regent_rpc::pb::raft::HelloRequest;
-use regent_rpc::pb::v1::ListMembersRequest;
+use regent_rpc::pb::v1::{ListMembersRequest, ListMembersResponse};
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
 use regent_rpc::tls::ExpectPeer;
 use tokio::time::Instant;
@@ -106,6 +106,15 @@ impl Additions {
             it.objection = objection;
         }
     }
+}
+
+/// Whether a list of members, made after a round among a quorum, says that `node` was removed. Only
+/// what is committed counts: a removal under way may come to nothing, and then the node must still
+/// vote.
+fn says_removed(list: &ListMembersResponse, node: NodeId) -> bool {
+    !list.committed.is_empty()
+        && !list.committed.contains(&node.0)
+        && list.members.iter().all(|member| member.id != node.0)
 }
 
 impl Shell {
@@ -314,8 +323,7 @@ impl Shell {
             let asked =
                 client.list_members(self.peers.request(ListMembersRequest {}, HELLO_TIMEOUT));
             if let Ok(Ok(answer)) = tokio::time::timeout(HELLO_TIMEOUT, asked).await {
-                let members = answer.into_inner().members;
-                return !members.is_empty() && members.iter().all(|m| m.id != self.node.0);
+                return says_removed(answer.get_ref(), self.node);
             }
         }
         false
@@ -399,5 +407,32 @@ impl Shell {
         let known = !voters.is_empty();
         voters.retain(|(id, _)| *id != self.node);
         known.then_some(voters)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regent_rpc::pb::v1::Member;
+
+    use super::*;
+
+    #[test]
+    fn only_a_removal_that_is_committed_takes_a_nodes_vote() {
+        let list = |members: &[u64], committed: &[u64]| ListMembersResponse {
+            stamp: None,
+            members: members.iter().map(|id| Member { id: *id, ..Member::default() }).collect(),
+            committed: committed.to_vec(),
+        };
+        for (members, committed, removed) in [
+            (&[1, 2][..], &[1, 2][..], true),
+            // Under way: it may be undone by the next leader.
+            (&[1, 2], &[1, 2, 3], false),
+            // Being added, or said by a node that has applied nothing yet.
+            (&[1, 2, 3], &[1, 2], false),
+            (&[1, 2], &[], false),
+        ] {
+            let found = says_removed(&list(members, committed), NodeId(3));
+            assert_eq!(found, removed, "{members:?} {committed:?}");
+        }
     }
 }

@@ -133,8 +133,13 @@ impl ClusterService for ClusterHandler {
         let caller = self.0.admit(&request, Verb::MembersRead, "members")?;
         self.0.reads.linearizable(caller.until).await?;
         let members = self.members(&self.0.leadership.status());
+        let committed = {
+            let state = self.0.state.read();
+            let cluster = state.cluster();
+            cluster.voters.iter().chain(&cluster.learners).map(|id| id.0).collect()
+        };
         let stamp = Some(self.0.stamp_at(None));
-        Ok(Response::new(ListMembersResponse { stamp, members }))
+        Ok(Response::new(ListMembersResponse { stamp, members, committed }))
     }
 
     async fn add_member(
