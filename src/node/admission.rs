@@ -44,6 +44,30 @@ pub struct Admission {
     heard: Mutex<BTreeMap<NodeId, Start>>,
     state: Mutex<Option<Arc<RwLock<State>>>>,
     standing: watch::Sender<Standing>,
+    life_elsewhere: Mutex<Option<(NodeId, Incarnation)>>,
+}
+
+/// A node is not of this node's life of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OtherLife {
+    /// It belongs to another one.
+    #[error("node {node} belongs to incarnation {theirs}, this one to {ours}")]
+    Other {
+        /// Which node.
+        node: NodeId,
+        /// Its life.
+        theirs: Incarnation,
+        /// This node's.
+        ours: Incarnation,
+    },
+    /// It has no state and is no member; the entry that makes it one may be on its way.
+    #[error("node {node} has no state and is no member of incarnation {ours}")]
+    Unknown {
+        /// Which node.
+        node: NodeId,
+        /// This node's life.
+        ours: Incarnation,
+    },
 }
 
 impl Admission {
@@ -55,6 +79,7 @@ impl Admission {
             heard: Mutex::default(),
             state: Mutex::default(),
             standing: watch::Sender::new(Standing::Asking),
+            life_elsewhere: Mutex::default(),
         }
     }
 
@@ -149,22 +174,49 @@ impl Admission {
     pub fn judge_metadata(&self, node: NodeId, metadata: &MetadataMap) -> Result<(), String> {
         let start = Start::from_metadata(metadata)
             .ok_or_else(|| format!("node {node} did not say which start it is"))?;
-        self.judge_life(node, metadata)?;
+        self.judge_life(node, metadata).map_err(|other| other.to_string())?;
         self.judge(node, start)
     }
 
     /// After a recovery the old majority may come back: it is another life of the cluster, and its
-    /// entries and votes must not mix with this one's. A node that has no state yet has no life.
+    /// entries and votes must not mix with this one's. A node that has no state yet has no life; in
+    /// a cluster that has one it counts only if it is a committed member, because an old node that
+    /// was installed anew would otherwise win this one over for a cluster of the old members.
     ///
     /// # Errors
-    /// Says which life each belongs to.
-    pub fn judge_life(&self, node: NodeId, metadata: &MetadataMap) -> Result<(), String> {
+    /// Says which life each belongs to, or that the node is not known yet.
+    pub fn judge_life(&self, node: NodeId, metadata: &MetadataMap) -> Result<(), OtherLife> {
         let theirs = life_from_metadata(metadata).unwrap_or_default();
         let ours = self.life();
-        if theirs.counter == 0 || ours.counter == 0 || theirs == ours {
+        if ours.counter == 0 || theirs == ours {
             return Ok(());
         }
-        Err(format!("node {node} belongs to incarnation {theirs}, this one to {ours}"))
+        if theirs.counter > 0 {
+            return Err(OtherLife::Other { node, theirs, ours });
+        }
+        if self.is_member(node) { Ok(()) } else { Err(OtherLife::Unknown { node, ours }) }
+    }
+
+    /// Whether the committed membership, as far as it was applied here, has `node` in it.
+    fn is_member(&self, node: NodeId) -> bool {
+        let state = self.state.lock().clone();
+        state.is_some_and(|state| {
+            let state = state.read();
+            let cluster = state.cluster();
+            cluster.voters.contains(&node) || cluster.learners.contains(&node)
+        })
+    }
+
+    /// Another node said which life of the cluster it belongs to; counter 0 is none.
+    pub fn heard_life(&self, node: NodeId, life: Incarnation) {
+        if life.counter > 0 {
+            *self.life_elsewhere.lock() = Some((node, life));
+        }
+    }
+
+    /// A node that said that it belongs to a life of the cluster.
+    pub fn life_elsewhere(&self) -> Option<(NodeId, Incarnation)> {
+        *self.life_elsewhere.lock()
     }
 
     /// The incarnation of this node's state; counter 0 while there is none.

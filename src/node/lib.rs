@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod audit;
 pub mod clocks;
+pub mod come_up;
 pub mod compare;
 pub mod config;
 pub mod duties;

@@ -16,16 +16,15 @@ use regent_core::authz::{Principal, Verb};
 use regent_core::command::{Command, Request as RequestId};
 use regent_core::id::{NodeId, Revision};
 use regent_core::reply::Reply;
-use regent_core::state::version::FEATURE_LEVEL;
 use regent_raft::api::{ConsensusError, ConsensusStatus, Member};
 use regent_rpc::channel::{ChannelOptions, connect_lazy};
-use regent_rpc::pb::raft::HelloRequest;
 use regent_rpc::pb::v1::{ListMembersRequest, ListMembersResponse};
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
 use regent_rpc::tls::ExpectPeer;
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::come_up::{HELLO_TIMEOUT, Welcome};
 use crate::refuse;
 use crate::shell::Shell;
 
@@ -35,8 +34,6 @@ const ADDITION_PATIENCE: Duration = Duration::from_secs(30 * 60);
 pub const MAX_ADDITIONS: usize = 16;
 /// How often the new nodes are asked.
 pub const ADDITION_INTERVAL: Duration = Duration::from_millis(500);
-/// Time for one hello, dialling included.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Subject of readiness under which a removed node says so.
 pub const MEMBERSHIP: &str = "membership";
@@ -168,12 +165,12 @@ impl Shell {
         let answers = join_all(asked).await;
         for ((node, member), answer) in waiting.into_iter().zip(answers) {
             match answer {
-                Ok(None) => {}
-                Ok(Some(objection)) => {
+                Ok(Welcome::Yes) => {}
+                Ok(Welcome::Objects(objection)) => {
                     self.additions.object(node, objection);
                     continue;
                 }
-                Err(why) => {
+                Ok(Welcome::NotYet(why)) | Err(why) => {
                     tracing::debug!(%node, address = member.address, why, "a new node is not there");
                     continue;
                 }
@@ -327,86 +324,6 @@ impl Shell {
             }
         }
         false
-    }
-
-    /// Shows this node's start to another one.
-    ///
-    /// # Errors
-    /// Why there was no answer, or what it objects to this node (see [`Shell::ask_admission`]).
-    pub async fn hello(&self, to: NodeId, address: &str) -> Result<Option<String>, String> {
-        let mut client = self.peers.peer(to, address).map_err(|bad| bad.to_string())?;
-        let start = self.peers.start();
-        let hello = HelloRequest {
-            node: self.node.0,
-            disk: start.disk,
-            boot: start.boot,
-            nonce: start.nonce.0,
-            feature_level: FEATURE_LEVEL,
-            cluster: self.config.cluster.clone(),
-        };
-        let call = client.hello(self.peers.request(hello, HELLO_TIMEOUT));
-        match tokio::time::timeout(HELLO_TIMEOUT, call).await {
-            Ok(Ok(answer)) => {
-                let refused = answer.into_inner().refused;
-                Ok((!refused.is_empty()).then_some(refused))
-            }
-            Ok(Err(status)) => Err(status.message().to_owned()),
-            Err(_) => Err("no answer in time".into()),
-        }
-    }
-
-    /// Asks the voters until a majority (this node included) has not objected, or one has.
-    pub async fn ask_admission(self: Arc<Self>) {
-        let mut pause = Duration::from_millis(20);
-        loop {
-            self.admission.check_own_record();
-            if self.admission.quarantine().is_some() {
-                self.consensus.set_votes_allowed(false);
-                return;
-            }
-            let Some(others) = self.voters_to_ask() else {
-                // A node that was told to join has nobody to ask until the cluster speaks to it.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            };
-            let voters = others.len() + 1;
-            let asked = others.iter().map(|(id, address)| self.hello(*id, address));
-            let answers = join_all(asked).await;
-            let mut content = 1;
-            for ((id, _), answer) in others.iter().zip(answers) {
-                match answer {
-                    Ok(None) => content += 1,
-                    Ok(Some(why)) => {
-                        self.admission.quarantine_self(format!("node {id} says: {why}"));
-                    }
-                    Err(why) => tracing::debug!(node = %id, why, "no hello yet"),
-                }
-            }
-            // Too slow for this cluster, it is about to stop; it must not be elected before.
-            if self.too_slow().is_none() && content > voters / 2 && self.admission.admit() {
-                self.consensus.set_votes_allowed(true);
-                tracing::info!(content, voters, "admitted: this node votes");
-                return;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_millis(500));
-        }
-    }
-
-    /// The other voters by membership; before there is one, those of the configuration. `None`:
-    /// there is neither.
-    fn voters_to_ask(&self) -> Option<Vec<(NodeId, String)>> {
-        let status = self.leadership.status();
-        let members = status.members.iter().filter(|(_, _, voter)| *voter);
-        let mut voters: Vec<_> =
-            members.map(|(id, member, _)| (*id, member.address.clone())).collect();
-        if voters.is_empty() {
-            let initial = self.config.initial_members.iter();
-            voters = initial.map(|m| (m.id, m.address.clone())).collect();
-        }
-        let known = !voters.is_empty();
-        voters.retain(|(id, _)| *id != self.node);
-        known.then_some(voters)
     }
 }
 

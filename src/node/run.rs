@@ -8,7 +8,6 @@
 //! Stopping goes the other way: leadership is handed over while everything still works, then
 //! nothing new is begun, what is under way is finished, and only then the log is closed.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +17,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use regent_core::decide::Expiry;
 use regent_core::id::NodeId;
-use regent_raft::api::Member;
 use regent_raft::store::real_disk::RealDisk;
 use regent_raft::{Consensus, ConsensusConfig, StartError};
 use regent_rpc::clock::{Clock, SystemClock};
@@ -198,7 +196,7 @@ impl Node {
                 lost.fail(format!("the gRPC port is lost: {error}"));
             }
         }));
-        duties.spawn_once("coming up", come_up(shell.clone()));
+        duties.spawn_once("coming up", crate::come_up::come_up(shell.clone()));
         let fatal = duties.fatal();
         Ok(Self {
             shell,
@@ -479,54 +477,7 @@ fn begin(shell: &Arc<Shell>) {
     });
 }
 
-/// From "it serves" to "it is ready".
-async fn come_up(shell: Arc<Shell>) {
-    shell.clone().ask_admission().await;
-    if shell.admission.quarantine().is_some() {
-        return;
-    }
-    shell.clone().initialize_if_first().await;
-    shell.record_boot().await;
-    if shell.admission.quarantine().is_none() {
-        shell.health.set("start", None);
-        tracing::info!(node = %shell.node, "ready");
-    }
-}
-
 impl Shell {
-    /// The node with the lowest id of a list that no cluster has come from yet begins it.
-    async fn initialize_if_first(self: Arc<Self>) {
-        let initial = &self.config.initial_members;
-        let first = initial.iter().map(|m| m.id).min();
-        if first != Some(self.node) {
-            return;
-        }
-        match self.consensus.is_initialized().await {
-            Ok(false) => {}
-            Ok(true) => return,
-            Err(error) => {
-                tracing::error!(%error, "cannot tell whether there is a cluster already");
-                return;
-            }
-        }
-        let members: BTreeMap<NodeId, Member> = initial
-            .iter()
-            .map(|m| {
-                let member = Member {
-                    address: m.address.clone(),
-                    http_address: m.http_address.clone(),
-                    locality: m.locality.clone().into(),
-                    label: m.label.clone(),
-                };
-                (m.id, member)
-            })
-            .collect();
-        match self.consensus.initialize(members).await {
-            Ok(()) => tracing::info!("initialized a new cluster"),
-            Err(error) => tracing::warn!(%error, "a cluster was not initialized"),
-        }
-    }
-
     /// Returns when this node must not go on, with the reason: consensus stopped for good, it is too
     /// slow for the cluster, or an entry is beyond it.
     async fn watch_consensus(&self) -> String {

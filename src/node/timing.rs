@@ -16,7 +16,7 @@ use regent_rpc::convert::status;
 use regent_rpc::pb::v1::{RequestId, StatusRequest};
 use tonic::Status;
 
-use crate::members::HELLO_TIMEOUT;
+use crate::come_up::HELLO_TIMEOUT;
 use crate::rpc::guard::Caller;
 use crate::shell::Shell;
 

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::forwarded;
 use super::guard::deadline;
+use crate::admission::OtherLife;
 use crate::refuse;
 use crate::sessions::RenewError;
 use crate::shell::Shell;
@@ -36,12 +37,19 @@ impl PeerService for PeerHandler {
         let from = NodeId(request.get_ref().node);
         let other_life = self.0.admission.judge_life(from, request.metadata());
         let hello = request.into_inner();
+        let mut not_yet = String::new();
         let refused = if principal.name != hello.node.to_string() {
             format!("the certificate is of {principal}, not of node {}", hello.node)
         } else if hello.cluster != self.0.config.cluster {
             format!("this is cluster {:?}, not {:?}", self.0.config.cluster, hello.cluster)
-        } else if let Err(why) = other_life {
-            why
+        } else if let Err(other) = other_life {
+            match other {
+                OtherLife::Other { .. } => other.to_string(),
+                OtherLife::Unknown { .. } => {
+                    not_yet = other.to_string();
+                    String::new()
+                }
+            }
         } else {
             let start = Start { disk: hello.disk, boot: hello.boot, nonce: Nonce(hello.nonce) };
             self.0.admission.judge(NodeId(hello.node), start).err().unwrap_or_default()
@@ -50,11 +58,15 @@ impl PeerService for PeerHandler {
             tracing::warn!(node = hello.node, refused, "a starting node was refused");
         }
         let recorded = self.0.admission.recorded(NodeId(hello.node));
+        let life = self.0.admission.life();
         Ok(Response::new(HelloResponse {
             node: self.0.node.0,
             refused,
             feature_level: FEATURE_LEVEL,
             boot_recorded: recorded.map_or(0, |start| start.boot),
+            not_yet,
+            life_counter: life.counter,
+            life_id: life.id,
         }))
     }
 

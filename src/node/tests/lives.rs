@@ -8,6 +8,7 @@ use regent_rpc::convert::common::Freshness;
 use tokio::net::TcpListener;
 
 use super::rig::{PATIENCE, Rig, eventually};
+use crate::come_up::Welcome;
 use crate::config::NodeConfig;
 use crate::recover::{RecoverError, RecoverOptions, recover};
 use crate::restore::{RestoreError, RestoreOptions, restore};
@@ -155,4 +156,38 @@ impl Kept for regent_rpc::client::Client {
         assert_eq!(all.elections.len(), 1);
         assert_eq!(all.stamp.unwrap().incarnation, 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn old_nodes_that_are_installed_anew_begin_no_second_cluster_beside_a_survivor() {
+    let mut rig = Rig::start(3).await;
+    for id in 1..=3 {
+        rig.kill(id).await;
+    }
+    let options = RecoverOptions {
+        config: rig.config_of(3),
+        although_reachable: Vec::new(),
+        above: 0,
+        reason: "a test".into(),
+        by: admin(),
+        dry_run: false,
+    };
+    recover(&options).await.unwrap();
+    rig.restart(3).await.unwrap();
+    rig.node(3).ready(PATIENCE).await.unwrap();
+    // The lowest id of the old list would begin a cluster of all three.
+    for id in [2, 1] {
+        std::fs::remove_dir_all(rig.data_dir(NodeId(id))).unwrap();
+        rig.restart(id).await.unwrap();
+    }
+    let (first, survivor) = (rig.node(1).shell().clone(), rig.node(3).shell().clone());
+    eventually("the first node to see that there is a cluster", || {
+        first.health.get().body().contains("incarnation 2")
+    })
+    .await;
+    assert!(!first.consensus.is_initialized().await.unwrap());
+    let status = survivor.leadership.status();
+    assert_eq!((status.leader, status.members.len()), (Some(NodeId(3)), 1));
+    let asked = rig.node(2).shell().hello(NodeId(3), &rig.address(3)).await.unwrap();
+    assert!(matches!(asked, Welcome::NotYet(_)), "{asked:?}");
 }

@@ -9,8 +9,9 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use super::rig::{PATIENCE, Rig, eventually};
+use crate::come_up::HELLO_TIMEOUT;
 use crate::config::NodeConfig;
-use crate::members::{HELLO_TIMEOUT, MAX_ADDITIONS};
+use crate::members::MAX_ADDITIONS;
 use crate::run::Node;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
