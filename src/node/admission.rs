@@ -12,8 +12,9 @@
 //! that lags behind that record is no objection. Asking all nodes would see that too, at the price
 //! of a cluster that cannot restart a node while another is down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use regent_core::id::{Incarnation, NodeId};
@@ -37,12 +38,22 @@ pub enum Standing {
     Quarantined(String),
 }
 
+/// What the replicated state says of the nodes, as far as it was applied here.
+#[derive(Default)]
+struct Known {
+    boots: BTreeMap<NodeId, Start>,
+    members: BTreeSet<NodeId>,
+    life: Incarnation,
+}
+
 /// What is known of all nodes' starts, this one's standing among them.
 pub struct Admission {
     node: NodeId,
     start: Start,
     heard: Mutex<BTreeMap<NodeId, Start>>,
-    state: Mutex<Option<Arc<RwLock<State>>>>,
+    known: RwLock<Known>,
+    /// Counts what was learned of any node's start: a stream is judged again when it moved.
+    learned: AtomicU64,
     standing: watch::Sender<Standing>,
     life_elsewhere: Mutex<Option<(NodeId, Incarnation)>>,
 }
@@ -77,15 +88,31 @@ impl Admission {
             node,
             start,
             heard: Mutex::default(),
-            state: Mutex::default(),
+            known: RwLock::default(),
+            learned: AtomicU64::new(0),
             standing: watch::Sender::new(Standing::Asking),
             life_elsewhere: Mutex::default(),
         }
     }
 
-    /// From now on the replicated record counts as well.
-    pub fn attach(&self, state: Arc<RwLock<State>>) {
-        *self.state.lock() = Some(state);
+    /// The cluster's row was applied, or the whole state replaced. Called with the state locked, so
+    /// what is needed of it is copied: whoever judges a call must not wait for `apply`.
+    ///
+    /// The log may know a later start of this very node than the one that runs: this disk is an old
+    /// copy and the log was fetched from the others since, or a copy of it runs elsewhere.
+    pub fn noticed(&self, state: &State) {
+        let cluster = state.cluster();
+        *self.known.write() = Known {
+            boots: cluster.boots.iter().map(|(node, boot)| (*node, Start::from(boot))).collect(),
+            members: cluster.voters.iter().chain(&cluster.learners).copied().collect(),
+            life: cluster.incarnation,
+        };
+        self.learned.fetch_add(1, Ordering::AcqRel);
+        if let Some(recorded) = self.recorded(self.node)
+            && let Some(why) = self.start.objection(&recorded)
+        {
+            self.quarantine_self(format!("the cluster's log says: {why}"));
+        }
     }
 
     /// This node's standing, kept current.
@@ -143,8 +170,7 @@ impl Admission {
 
     /// The newest start of `node` in the log.
     pub fn recorded(&self, node: NodeId) -> Option<Start> {
-        let state = self.state.lock().clone()?;
-        state.read().cluster().boots.get(&node).map(Start::from)
+        self.known.read().boots.get(&node).copied()
     }
 
     /// Whether a process that says it is `start` of `node` may speak for it; remembers it if so.
@@ -163,6 +189,8 @@ impl Admission {
         let mut heard = self.heard.lock();
         if heard.len() < MAX_HEARD || heard.contains_key(&node) {
             heard.insert(node, start);
+            drop(heard);
+            self.learned.fetch_add(1, Ordering::AcqRel);
         }
         Ok(())
     }
@@ -199,12 +227,7 @@ impl Admission {
 
     /// Whether the committed membership, as far as it was applied here, has `node` in it.
     fn is_member(&self, node: NodeId) -> bool {
-        let state = self.state.lock().clone();
-        state.is_some_and(|state| {
-            let state = state.read();
-            let cluster = state.cluster();
-            cluster.voters.contains(&node) || cluster.learners.contains(&node)
-        })
+        self.known.read().members.contains(&node)
     }
 
     /// Another node said which life of the cluster it belongs to; counter 0 is none.
@@ -221,18 +244,51 @@ impl Admission {
 
     /// The incarnation of this node's state; counter 0 while there is none.
     pub fn life(&self) -> Incarnation {
-        let state = self.state.lock().clone();
-        state.map(|state| state.read().incarnation()).unwrap_or_default()
+        self.known.read().life
     }
 
-    /// Looks at this node's own record: the log may know a later start of this very node than the
-    /// one that runs, when this disk is an old copy and the log was fetched from the others since.
-    pub fn check_own_record(&self) {
-        if let Some(recorded) = self.recorded(self.node)
-            && let Some(why) = self.start.objection(&recorded)
-        {
-            self.quarantine_self(format!("the cluster's log says: {why}"));
+    /// Judges who opens a stream, and keeps what is needed to do so again.
+    ///
+    /// # Errors
+    /// As [`Self::judge_metadata`].
+    pub fn pass(self: &Arc<Self>, node: NodeId, metadata: &MetadataMap) -> Result<Pass, String> {
+        // Before the judgement: what is learned meanwhile makes the next one due.
+        let judged = self.learned.load(Ordering::Acquire);
+        self.judge_metadata(node, metadata)?;
+        let start = Start::from_metadata(metadata).ok_or("it did not say which start it is")?;
+        Ok(Pass { admission: self.clone(), node, start, judged })
+    }
+}
+
+/// The right of one start of a node to go on speaking on a stream, which may outlive that right: the
+/// node was started from another copy of its disk meanwhile.
+///
+/// Which life it belongs to is judged once: a new member's state goes through the lives before on
+/// its way to the present one, and must not end the stream that takes it there.
+pub struct Pass {
+    admission: Arc<Admission>,
+    node: NodeId,
+    start: Start,
+    judged: u64,
+}
+
+impl Pass {
+    /// Whose it is.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Judges again, if anything was learned of any node's start since. Costs one load otherwise.
+    ///
+    /// # Errors
+    /// Says what speaks against it now.
+    pub fn still_good(&mut self) -> Result<(), String> {
+        let learned = self.admission.learned.load(Ordering::Acquire);
+        if learned != self.judged {
+            self.admission.judge(self.node, self.start)?;
+            self.judged = learned;
         }
+        Ok(())
     }
 }
 
@@ -253,6 +309,23 @@ mod tests {
         assert!(it.judge(NodeId(2), start(5, 3, 1)).is_err());
         assert!(it.judge(NodeId(2), start(5, 4, 3)).is_err(), "a copied disk");
         assert_eq!(it.judge(NodeId(2), start(5, 4, 2)), Ok(()), "and the true one goes on");
+    }
+
+    fn metadata(start: Start) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(crate::start::HEADER, start.header());
+        metadata
+    }
+
+    #[test]
+    fn a_stream_loses_its_right_when_a_later_start_of_its_node_is_heard() {
+        let it = Arc::new(Admission::new(NodeId(1), start(1, 1, 1)));
+        let mut old = it.pass(NodeId(2), &metadata(start(5, 3, 1))).expect("the first");
+        let mut other = it.pass(NodeId(3), &metadata(start(6, 1, 1))).expect("another node");
+        assert_eq!(old.still_good(), Ok(()));
+        let mut new = it.pass(NodeId(2), &metadata(start(5, 4, 2))).expect("a later boot");
+        assert!(old.still_good().is_err() && old.still_good().is_err());
+        assert_eq!((new.still_good(), other.still_good()), (Ok(()), Ok(())));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use regent_core::state::version::FEATURE_LEVEL;
 use regent_raft::api::Member;
 use regent_rpc::pb::raft::{HelloRequest, HelloResponse};
 
+use crate::admission::Standing;
 use crate::shell::Shell;
 
 /// Time for one hello, dialling included.
@@ -126,13 +127,34 @@ impl Shell {
         }
     }
 
+    /// Takes the votes of a quarantined node. One that finds out before it was admitted stays, to
+    /// say so; one that voted already stops: returns then, with the reason.
+    pub async fn keep_quarantine(&self) -> String {
+        let mut standing = self.admission.standing();
+        let mut voted = false;
+        loop {
+            match &*standing.borrow_and_update() {
+                Standing::Asking => {}
+                Standing::Admitted => voted = true,
+                Standing::Quarantined(why) => {
+                    self.consensus.set_votes_allowed(false);
+                    if voted {
+                        return format!("quarantined: {why}");
+                    }
+                }
+            }
+            if standing.changed().await.is_err() {
+                // Only the end of the node ends this channel.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Asks the voters until a majority (this node included) has not objected, or one has.
     pub async fn ask_admission(self: Arc<Self>) {
         let mut pause = Duration::from_millis(20);
         loop {
-            self.admission.check_own_record();
             if self.admission.quarantine().is_some() {
-                self.consensus.set_votes_allowed(false);
                 return;
             }
             let Some(others) = self.voters_to_ask() else {

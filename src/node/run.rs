@@ -357,6 +357,7 @@ async fn assemble(
         hub: hub.clone(),
         history: history.clone(),
         peers: peers.clone(),
+        admission: admission.clone(),
     };
     let mut settings = ConsensusConfig::new(node, config.raft_dir(), timing);
     settings.votes_allowed = false;
@@ -365,7 +366,6 @@ async fn assemble(
     let consensus =
         Consensus::start(settings, Arc::new(transport), Arc::new(RealDisk), Arc::new(sink)).await?;
     let state = consensus.state();
-    admission.attach(state.clone());
 
     let patience = Duration::from_millis(timing.elect_ms());
     let leadership = Leadership::new(node, consensus.status(), patience);
@@ -474,6 +474,11 @@ fn begin(shell: &Arc<Shell>) {
     duties.spawn("consensus", async move {
         let why = watched.watch_consensus().await;
         watched.duties.fail(why);
+    });
+    let quarantined = shell.clone();
+    duties.spawn("quarantine", async move {
+        let why = quarantined.keep_quarantine().await;
+        quarantined.duties.fail(why);
     });
 }
 

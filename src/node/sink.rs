@@ -11,6 +11,7 @@ use regent_core::state::State;
 use regent_raft::api::Sink;
 use regent_rpc::clock::Clock;
 
+use crate::admission::Admission;
 use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
 use crate::history::History;
@@ -33,6 +34,8 @@ pub struct FanOut {
     pub history: History,
     /// Told which life of the cluster the state belongs to.
     pub peers: Arc<Peers>,
+    /// Told who may speak for which node.
+    pub admission: Arc<Admission>,
 }
 
 impl Sink for FanOut {
@@ -45,6 +48,7 @@ impl Sink for FanOut {
         self.history.record(&applied.audit);
         if applied.changes.iter().any(|c| matches!(c, Change::Cluster | Change::Incarnation)) {
             self.peers.set_life(state.incarnation());
+            self.admission.noticed(state);
         }
     }
 
@@ -54,5 +58,6 @@ impl Sink for FanOut {
         self.hub.installed(state);
         self.history.set_head(state.audit().head().number);
         self.peers.set_life(state.incarnation());
+        self.admission.noticed(state);
     }
 }

@@ -130,10 +130,16 @@ impl Transport for GrpcTransport {
                     }
                     Err(_) => return Err(failed(began, to, "no stream in time".into()).await),
                 };
-                if let Err(problem) = check(&admission, to, answers.metadata()) {
-                    return Err(failed(began, to, problem).await);
-                }
-                Ok(answers.into_inner().map(body).boxed())
+                let mut pass = match admission.pass(to, answers.metadata()) {
+                    Ok(pass) => pass,
+                    Err(problem) => return Err(failed(began, to, problem).await),
+                };
+                // An acknowledgement of a start that may not speak for its node any more is none.
+                let judged = move |answer| match pass.still_good() {
+                    Ok(()) => body(answer),
+                    Err(why) => Err(TransportError(format!("node {to}: {why}"))),
+                };
+                Ok(answers.into_inner().map(judged).boxed())
             }
             .boxed(),
         )

@@ -19,6 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::guard::MAX_DEADLINE;
+use crate::admission::Pass;
 use crate::shell::Shell;
 
 /// Entries of one follower that are under way at most; the rest waits in the connection's window.
@@ -33,7 +34,7 @@ type UnderWay = FuturesUnordered<BoxFuture<'static, ForwardAnswer>>;
 /// Proposes what `from` sends; the answers end when it stops sending and all is answered.
 pub fn serve(
     shell: &Arc<Shell>,
-    from: NodeId,
+    mut from: Pass,
     mut batches: Streaming<ForwardBatch>,
 ) -> BoxStream<'static, Result<ForwardAnswers, Status>> {
     let shell = shell.clone();
@@ -45,6 +46,11 @@ pub fn serve(
             tokio::select! {
                 batch = batches.message(), if open && under_way.len() < MAX_UNDER_WAY => match batch {
                     Ok(Some(batch)) => {
+                        if let Err(why) = from.still_good() {
+                            tracing::warn!(from = %from.node(), why, "forwarding was ended");
+                            return;
+                        }
+                        let from = from.node();
                         under_way.extend(batch.entries.into_iter().map(|e| propose(&shell, from, e)));
                     }
                     // A broken stream: nobody waits for the answers.

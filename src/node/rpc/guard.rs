@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
+use crate::admission::Pass;
 use crate::http::metrics::Refused;
 use crate::refuse::RETRY_AFTER;
 use crate::shell::Shell;
@@ -137,7 +138,7 @@ impl Shell {
     ///
     /// # Errors
     /// PERMISSION_DENIED for everybody else.
-    pub fn authorize_node<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+    pub fn authorize_node<T>(&self, request: &Request<T>) -> Result<Pass, Status> {
         let principal = self.authorize(request, Verb::Internal, "raft")?;
         let node = principal
             .name
@@ -146,11 +147,13 @@ impl Shell {
             .filter(|_| principal.role == Role::Node)
             .map(NodeId)
             .ok_or_else(|| status::not_allowed(format!("{principal} names no node id")))?;
-        self.admission
-            .judge_metadata(node, request.metadata())
-            .map_err(|why| status::refused("disk_went_back", why, "give it a new node id"))?;
-        Ok(node)
+        self.admission.pass(node, request.metadata()).map_err(went_back)
     }
+}
+
+/// A node's start is not one that may speak for it (any more).
+pub fn went_back(why: String) -> Status {
+    status::refused("disk_went_back", why, "give it a new node id")
 }
 
 /// How long the caller waits: `grpc-timeout`, at most [`MAX_DEADLINE`].

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use regent_core::id::NodeId;
 use regent_raft::api::{RpcKind, TransportError};
 use regent_rpc::convert::status::{self, rule};
 use regent_rpc::pb::raft::raft_service_server::RaftService;
 use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
 use tonic::{Request, Response, Status, Streaming};
 
+use super::guard::went_back;
+use crate::admission::Pass;
 use crate::refuse::RETRY_AFTER;
 use crate::shell::Shell;
 
@@ -30,7 +31,7 @@ impl RaftHandler {
     }
 
     /// Names the call's sender in the log of a refusal.
-    fn sender<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+    fn sender<T>(&self, request: &Request<T>) -> Result<Pass, Status> {
         self.0.authorize_node(request)
     }
 }
@@ -56,12 +57,18 @@ impl RaftService for RaftHandler {
         &self,
         request: Request<Streaming<RaftAnswer>>,
     ) -> Result<Response<Self::StreamAppendStream>, Status> {
-        self.sender(&request)?;
-        // A broken stream ends here; the sender opens a new one and goes on where it must.
-        let input = request
-            .into_inner()
-            .take_while(|message| std::future::ready(message.is_ok()))
-            .filter_map(|message| std::future::ready(message.ok().map(|m| m.body)));
+        let sender = self.sender(&request)?;
+        // A broken stream ends here; the sender opens a new one and goes on where it must. So does
+        // one of a start that may not speak for its node any more, and that one gets no new one.
+        let input = request.into_inner().scan(sender, |sender, message| {
+            std::future::ready(match sender.still_good() {
+                Ok(()) => message.ok().map(|message| message.body),
+                Err(why) => {
+                    tracing::warn!(from = %sender.node(), why, "a replication stream was ended");
+                    None
+                }
+            })
+        });
         let answers = self.0.consensus.handle_append_stream(input.boxed());
         let answers = answers.map(|answer| match answer {
             Ok(body) => Ok(RaftAnswer { body }),
@@ -74,7 +81,8 @@ impl RaftService for RaftHandler {
         &self,
         request: Request<Streaming<SnapshotChunk>>,
     ) -> Result<Response<RaftAnswer>, Status> {
-        let from = self.sender(&request)?;
+        let mut sender = self.sender(&request)?;
+        let from = sender.node();
         let mut chunks = request.into_inner();
         let Some(first) = chunks.message().await? else {
             return Err(Status::invalid_argument("a snapshot begins with its head"));
@@ -86,6 +94,7 @@ impl RaftService for RaftHandler {
             }
             data.extend_from_slice(&chunk.data);
         }
+        sender.still_good().map_err(went_back)?;
         tracing::info!(%from, bytes = data.len(), "installing a snapshot");
         let head: Bytes = first.head;
         let body = self.0.consensus.handle_snapshot(head, data).await.map_err(failed)?;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use regent_core::authz::Role;
-use regent_core::id::{ElectionName, NodeId, Revision};
+use regent_core::authz::{Principal, Role};
+use regent_core::command::Command;
+use regent_core::id::{ElectionName, NodeId, Nonce, Revision};
 use regent_rpc::client::{CallErrorKind, CampaignOptions, Session, SessionOptions};
 use regent_rpc::convert::common::Freshness;
 use regent_rpc::pb::v1;
@@ -179,4 +180,20 @@ async fn a_node_of_which_a_lasting_task_panics_stops_with_its_name_and_can_be_st
     node.kill().await;
     rig.restart(1).await.unwrap();
     rig.node(1).ready(PATIENCE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_of_which_a_later_start_is_recorded_stops() {
+    let mut rig = Rig::start(3).await;
+    let leader = rig.leader().await;
+    let victim = (1..=3).find(|id| *id != leader).unwrap();
+    // As if a copy of its disk had been started elsewhere.
+    let start = rig.node(victim).shell().peers.start();
+    let (node, nonce) = (NodeId(victim), Nonce(start.nonce.0 ^ 1));
+    let later = Command::RecordBoot { node, disk: start.disk, boot: start.boot + 1, nonce };
+    let by = Principal::new(Role::Node, victim.to_string());
+    let until = tokio::time::Instant::now() + PATIENCE;
+    rig.node(leader).shell().propose(by, None, &later, until).await.unwrap();
+    let why = rig.failed(victim).await;
+    assert!(why.contains("quarantined") && why.contains("went back in time"), "{why}");
 }
