@@ -206,7 +206,8 @@ pub struct InitialMember {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Open connections; more are closed at once. A connection costs about 60 KiB.
+    /// Open connections; more are closed at once, and the last 64 (or half) are for nodes alone. A
+    /// connection costs about 60 KiB.
     pub max_connections: u32,
     /// Calls and streams at a time on one connection (HTTP/2 SETTINGS).
     pub max_streams_per_connection: u32,
