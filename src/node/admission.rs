@@ -7,7 +7,12 @@
 //! quarantine, and nothing in this process ends a quarantine: the disk has forgotten votes or
 //! entries that it acknowledged, so the way back is a new node id on an empty disk.
 //!
-//! What this does not see: a majority that itself lost the record. A start is in the log of a
+//! A boot counter does not tell an image of the newest boot: so every node remembers what each other
+//! one has promised (votes, acknowledged entries), and every process says what its disk held when it
+//! started.
+//!
+//! What this does not see: promises that only nodes heard which have been restarted since, or that
+//! were made in the last second to nobody who leads. And a majority that itself lost the record. A start is in the log of a
 //! majority soon after it happened, and any two majorities share a node; but an answer of a node
 //! that lags behind that record is no objection. Asking all nodes would see that too, at the price
 //! of a cluster that cannot restart a node while another is down.
@@ -19,10 +24,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use regent_core::id::{Incarnation, NodeId};
 use regent_core::state::State;
+use regent_raft::held::Held;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 
-use crate::start::{Start, life_from_metadata};
+use crate::start::{Start, held_from_metadata, life_from_metadata};
 
 /// Nodes whose starts are remembered; far above any real cluster, so that it bounds only nonsense.
 const MAX_HEARD: usize = 1024;
@@ -52,6 +58,8 @@ pub struct Admission {
     start: Start,
     heard: Mutex<BTreeMap<NodeId, Start>>,
     known: RwLock<Known>,
+    /// The most that each node is known to have promised.
+    promised: Mutex<BTreeMap<NodeId, Held>>,
     /// Counts what was learned of any node's start: a stream is judged again when it moved.
     learned: AtomicU64,
     standing: watch::Sender<Standing>,
@@ -89,6 +97,7 @@ impl Admission {
             start,
             heard: Mutex::default(),
             known: RwLock::default(),
+            promised: Mutex::default(),
             learned: AtomicU64::new(0),
             standing: watch::Sender::new(Standing::Asking),
             life_elsewhere: Mutex::default(),
@@ -173,18 +182,55 @@ impl Admission {
         self.known.read().boots.get(&node).copied()
     }
 
-    /// Whether a process that says it is `start` of `node` may speak for it; remembers it if so.
+    /// A process that may speak for `node` has promised this, and it is on its disk.
+    pub fn heard_promise(&self, node: NodeId, held: Held) {
+        let mut promised = self.promised.lock();
+        let room = promised.len() < MAX_HEARD;
+        match promised.get_mut(&node) {
+            Some(known) => *known = held.max(*known),
+            None if room => drop(promised.insert(node, held)),
+            None => {}
+        }
+    }
+
+    /// The most that `node` is known to have promised.
+    pub fn promised(&self, node: NodeId) -> Option<Held> {
+        self.promised.lock().get(&node).copied()
+    }
+
+    /// Why a disk that held this when its process started is not the one that `node` promised with.
+    fn forgot(&self, node: NodeId, held: Held) -> Option<String> {
+        let promised = self.promised(node).filter(|promised| held < *promised)?;
+        let show = |it: Held| format!("term {} of node {}, entry {}", it.term, it.leader, it.last);
+        Some(format!(
+            "its disk held {} when it started, but the node has promised {} before: its disk went \
+             back in time",
+            show(held),
+            show(promised)
+        ))
+    }
+
+    /// Whether a process that says it is `start` of `node`, and that its disk held this when it
+    /// started, may speak for it; remembers it if so. The boot counter alone does not tell an image
+    /// that was taken during the newest boot: its next start counts one more, as an honest one's.
     ///
     /// # Errors
     /// Says what speaks against it, for people.
-    pub fn judge(&self, node: NodeId, start: Start) -> Result<(), String> {
+    pub fn judge(&self, node: NodeId, start: Start, held: Option<Held>) -> Result<(), String> {
+        let judged = self.heard.lock().get(&node) == Some(&start);
         if let Some(newest) = self.newest(node) {
-            if newest == start {
+            // What it has promised since is not held against what its disk held when it started. A
+            // start that is recorded was judged by others, who may have heard less.
+            if newest == start && judged {
                 return Ok(());
             }
             if let Some(why) = start.objection(&newest) {
                 return Err(why);
             }
+        }
+        // Who does not say what its disk held is judged as if it had held nothing.
+        if let Some(why) = self.forgot(node, held.unwrap_or_default()) {
+            return Err(why);
         }
         let mut heard = self.heard.lock();
         if heard.len() < MAX_HEARD || heard.contains_key(&node) {
@@ -203,7 +249,7 @@ impl Admission {
         let start = Start::from_metadata(metadata)
             .ok_or_else(|| format!("node {node} did not say which start it is"))?;
         self.judge_life(node, metadata).map_err(|other| other.to_string())?;
-        self.judge(node, start)
+        self.judge(node, start, held_from_metadata(metadata))
     }
 
     /// After a recovery the old majority may come back: it is another life of the cluster, and its
@@ -256,7 +302,8 @@ impl Admission {
         let judged = self.learned.load(Ordering::Acquire);
         self.judge_metadata(node, metadata)?;
         let start = Start::from_metadata(metadata).ok_or("it did not say which start it is")?;
-        Ok(Pass { admission: self.clone(), node, start, judged })
+        let held = held_from_metadata(metadata);
+        Ok(Pass { admission: self.clone(), node, start, held, judged })
     }
 }
 
@@ -269,6 +316,7 @@ pub struct Pass {
     admission: Arc<Admission>,
     node: NodeId,
     start: Start,
+    held: Option<Held>,
     judged: u64,
 }
 
@@ -285,7 +333,7 @@ impl Pass {
     pub fn still_good(&mut self) -> Result<(), String> {
         let learned = self.admission.learned.load(Ordering::Acquire);
         if learned != self.judged {
-            self.admission.judge(self.node, self.start)?;
+            self.admission.judge(self.node, self.start, self.held)?;
             self.judged = learned;
         }
         Ok(())
@@ -295,7 +343,7 @@ impl Pass {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use regent_core::id::Nonce;
+    use regent_core::id::{Nonce, Revision};
 
     fn start(disk: u64, boot: u64, nonce: u64) -> Start {
         Start { disk, boot, nonce: Nonce(nonce) }
@@ -304,11 +352,32 @@ mod tests {
     #[test]
     fn an_older_process_of_a_node_is_refused_once_a_newer_was_heard() {
         let it = Admission::new(NodeId(1), start(1, 1, 1));
-        assert_eq!(it.judge(NodeId(2), start(5, 3, 1)), Ok(()));
-        assert_eq!(it.judge(NodeId(2), start(5, 4, 2)), Ok(()));
-        assert!(it.judge(NodeId(2), start(5, 3, 1)).is_err());
-        assert!(it.judge(NodeId(2), start(5, 4, 3)).is_err(), "a copied disk");
-        assert_eq!(it.judge(NodeId(2), start(5, 4, 2)), Ok(()), "and the true one goes on");
+        assert_eq!(it.judge(NodeId(2), start(5, 3, 1), None), Ok(()));
+        assert_eq!(it.judge(NodeId(2), start(5, 4, 2), None), Ok(()));
+        assert!(it.judge(NodeId(2), start(5, 3, 1), None).is_err());
+        assert!(it.judge(NodeId(2), start(5, 4, 3), None).is_err(), "a copied disk");
+        assert_eq!(it.judge(NodeId(2), start(5, 4, 2), None), Ok(()), "and the true one goes on");
+    }
+
+    #[test]
+    fn an_image_of_the_newest_boot_is_known_by_what_it_forgot() {
+        let held = |term, last| Held { term, leader: NodeId(1), last: Revision(last) };
+        let it = Admission::new(NodeId(1), start(1, 1, 1));
+        let node = NodeId(2);
+        assert_eq!(it.judge(node, start(5, 5, 1), Some(held(3, 40))), Ok(()));
+        it.heard_promise(node, held(3, 70));
+        it.heard_promise(node, held(3, 60));
+        for forgot in [held(2, 90), held(3, 69), held(0, 0)] {
+            let why = it.judge(node, start(5, 6, 2), Some(forgot)).expect_err("it forgot");
+            assert!(why.contains("entry 70"), "{why}");
+        }
+        // The process that promised is not measured by what it held when it started.
+        assert_eq!(it.judge(node, start(5, 5, 1), Some(held(3, 40))), Ok(()));
+        // Nor does a majority that heard less make it right.
+        it.known.write().boots.insert(node, start(5, 6, 2));
+        assert!(it.judge(node, start(5, 6, 2), Some(held(3, 69))).is_err());
+        // A later leader may have cut what was never committed.
+        assert_eq!(it.judge(node, start(5, 6, 2), Some(held(4, 50))), Ok(()));
     }
 
     fn metadata(start: Start) -> MetadataMap {

@@ -12,6 +12,7 @@ use futures::future::join_all;
 use regent_core::id::{Incarnation, NodeId};
 use regent_core::state::version::FEATURE_LEVEL;
 use regent_raft::api::Member;
+use regent_raft::held::Held;
 use regent_rpc::pb::raft::{HelloRequest, HelloResponse};
 
 use crate::admission::Standing;
@@ -127,6 +128,27 @@ impl Shell {
         }
     }
 
+    /// Remembers what the other nodes acknowledge to this one while it leads, until the node stops.
+    /// What they promise to others they say themselves, once a second (see [`crate::compare`]).
+    pub async fn remember_promises(self: Arc<Self>) {
+        let mut status = self.leadership.watch();
+        loop {
+            let (term, matched) = {
+                let status = status.borrow_and_update();
+                // Nothing acknowledged yet does not even mean that the vote is known there.
+                let known = status.matched.iter().filter(|(id, at)| *id != self.node && at.0 > 0);
+                let known = known.copied().filter(|_| status.is_leader);
+                (status.term, known.collect::<Vec<_>>())
+            };
+            for (node, last) in matched {
+                self.admission.heard_promise(node, Held { term, leader: self.node, last });
+            }
+            if status.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Takes the votes of a quarantined node. One that finds out before it was admitted stays, to
     /// say so; one that voted already stops: returns then, with the reason.
     pub async fn keep_quarantine(&self) -> String {
@@ -172,7 +194,9 @@ impl Shell {
                     Ok(Welcome::Objects(why)) => {
                         self.admission.quarantine_self(format!("node {id} says: {why}"));
                     }
-                    Ok(Welcome::NotYet(why)) | Err(why) => tracing::debug!(node = %id, why, "no hello yet"),
+                    Ok(Welcome::NotYet(why)) | Err(why) => {
+                        tracing::debug!(node = %id, why, "no hello yet")
+                    }
                 }
             }
             // Too slow for this cluster, it is about to stop; it must not be elected before.
@@ -202,4 +226,3 @@ impl Shell {
         known.then_some(voters)
     }
 }
-

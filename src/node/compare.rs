@@ -162,6 +162,7 @@ impl Shell {
     ) -> Option<[u8; 16]> {
         let mut client = self.peers.peer(node, address).ok()?;
         let sent = self.clock.now();
+        let held = self.consensus.held();
         let message = CompareRequest {
             boottime_us: sent.boottime_us,
             raw_us: sent.raw_us,
@@ -169,6 +170,9 @@ impl Shell {
             hash: mine.map_or_else(Vec::new, |h| h.hash.to_vec()).into(),
             nonce: self.peers.start().nonce.0,
             feature_level: FEATURE_LEVEL,
+            held_term: held.term,
+            held_leader: held.leader.0,
+            held_last: held.last.0,
         };
         let call = client.compare(self.peers.request(message, CALL_TIMEOUT));
         let answer = tokio::time::timeout(CALL_TIMEOUT, call).await.ok()?.ok()?.into_inner();

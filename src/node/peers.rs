@@ -4,12 +4,13 @@
 //! id, because an answer in another's name would be a false vote.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use regent_core::id::{Incarnation, NodeId};
+use regent_raft::held::Held;
 use regent_rpc::channel::{BadAddress, ChannelOptions, connect_lazy};
 use regent_rpc::pb::raft::peer_service_client::PeerServiceClient;
 use regent_rpc::pb::raft::raft_service_client::RaftServiceClient;
@@ -19,7 +20,7 @@ use tonic::Request;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 
-use crate::start::{HEADER, LIFE_HEADER, Start, life_header};
+use crate::start::{HEADER, HELD_HEADER, LIFE_HEADER, Start, held_header, life_header};
 
 /// Largest message among nodes.
 pub const MAX_MESSAGE_BYTES: usize = regent_rpc::limits::MAX_PEER_MESSAGE_BYTES;
@@ -42,6 +43,7 @@ pub struct Peers {
     tls: Arc<Tls>,
     start: Start,
     header: MetadataValue<Ascii>,
+    held: OnceLock<MetadataValue<Ascii>>,
     life: ArcSwapOption<MetadataValue<Ascii>>,
     channels: Mutex<HashMap<(NodeId, Lane), (String, Channel)>>,
 }
@@ -49,8 +51,8 @@ pub struct Peers {
 impl Peers {
     /// No channel yet; `start` is shown in every call.
     pub fn new(tls: Arc<Tls>, start: Start) -> Self {
-        let (header, life) = (start.header(), ArcSwapOption::empty());
-        Self { tls, start, header, life, channels: Mutex::default() }
+        let (header, held, life) = (start.header(), OnceLock::new(), ArcSwapOption::empty());
+        Self { tls, start, header, held, life, channels: Mutex::default() }
     }
 
     /// This process's start.
@@ -72,9 +74,18 @@ impl Peers {
         request
     }
 
-    /// Shows this process's start, and the life of the cluster its state belongs to.
+    /// What this node's disk held when it started; shown in every call from now on. Set once, before
+    /// the first call.
+    pub fn set_held(&self, held: Held) {
+        let _ = self.held.set(held_header(held));
+    }
+
+    /// Shows this process's start, what its disk held, and the life of the cluster its state belongs to.
     pub fn sign(&self, metadata: &mut MetadataMap) {
         metadata.insert(HEADER, self.header.clone());
+        if let Some(held) = self.held.get() {
+            metadata.insert(HELD_HEADER, held.clone());
+        }
         if let Some(life) = self.life.load().as_deref() {
             metadata.insert(LIFE_HEADER, life.clone());
         }

@@ -365,6 +365,7 @@ async fn assemble(
     let transport = GrpcTransport::new(peers.clone(), admission.clone());
     let consensus =
         Consensus::start(settings, Arc::new(transport), Arc::new(RealDisk), Arc::new(sink)).await?;
+    peers.set_held(consensus.held_at_start());
     let state = consensus.state();
 
     let patience = Duration::from_millis(timing.elect_ms());
@@ -448,6 +449,7 @@ fn begin(shell: &Arc<Shell>) {
     let duties = &shell.duties;
     duties.spawn("leader's work", shell.clone().lead_forever());
     duties.spawn("leader's slow work", shell.clone().lead_slowly_forever());
+    duties.spawn("promises", shell.clone().remember_promises());
     duties.spawn("belief", shell.clone().believe_forever());
     duties.spawn("refusals", shell.clone().flush_refusals_forever());
     // A node that was removed has nothing more to notice.

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use regent_core::id::{Incarnation, Nonce};
+use regent_core::id::{Incarnation, NodeId, Nonce, Revision};
 use regent_core::state::cluster::NodeBoot;
+use regent_raft::held::Held;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
 /// Metadata key, in requests and in answers.
@@ -11,6 +12,23 @@ pub const HEADER: &str = "regent-start";
 
 /// Metadata key of the life of the cluster that a node belongs to.
 pub const LIFE_HEADER: &str = "regent-life";
+
+/// Metadata key of what the node's disk held when its process started.
+pub const HELD_HEADER: &str = "regent-held";
+
+/// What a disk held as it goes into metadata.
+pub fn held_header(held: Held) -> MetadataValue<Ascii> {
+    let text = format!("{}.{}.{}", held.term, held.leader, held.last);
+    text.parse().expect("digits and dots are ASCII")
+}
+
+/// Reads it; `None` when it is missing or malformed.
+pub fn held_from_metadata(metadata: &MetadataMap) -> Option<Held> {
+    let mut parts = metadata.get(HELD_HEADER)?.to_str().ok()?.split('.').map(str::parse);
+    let mut next = || parts.next()?.ok();
+    let held = Held { term: next()?, leader: NodeId(next()?), last: Revision(next()?) };
+    parts.next().is_none().then_some(held)
+}
 
 /// An incarnation as it goes into metadata.
 pub fn life_header(life: Incarnation) -> MetadataValue<Ascii> {
@@ -106,6 +124,18 @@ mod tests {
         assert_eq!(start(7, 6, 2).objection(&newest), None);
         for bad in [start(7, 5, 2), start(7, 4, 1), start(7, 4, 9), start(8, 9, 9)] {
             assert!(bad.objection(&newest).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_disk_held_survives_a_round_trip_and_nonsense_is_none() {
+        let mut metadata = MetadataMap::new();
+        let it = Held { term: 7, leader: NodeId(u64::MAX), last: Revision(3) };
+        metadata.insert(HELD_HEADER, held_header(it));
+        assert_eq!(held_from_metadata(&metadata), Some(it));
+        for bad in ["", "1.2", "x.1.1", "1.2.3.4", "1.-2.3"] {
+            metadata.insert(HELD_HEADER, bad.parse().expect("ascii"));
+            assert_eq!(held_from_metadata(&metadata), None, "{bad}");
         }
     }
 

@@ -16,6 +16,7 @@ use futures::stream::BoxStream;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use regent_core::id::NodeId;
 use regent_raft::api::{Member, RpcKind, Transport, TransportError};
+use regent_raft::held::promised;
 use regent_rpc::limits::CHUNK_BYTES;
 use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
 use tokio::time::Instant;
@@ -93,10 +94,14 @@ impl Transport for GrpcTransport {
                 Ok(Err(status)) => return Err(failed(began, to, status.message().to_owned()).await),
                 Err(_) => return Err(failed(began, to, "no answer in time".into()).await),
             };
-            match check(&admission, to, answer.metadata()) {
-                Ok(()) => Ok(answer.into_inner().body),
-                Err(problem) => Err(failed(began, to, problem).await),
+            if let Err(problem) = check(&admission, to, answer.metadata()) {
+                return Err(failed(began, to, problem).await);
             }
+            let body = answer.into_inner().body;
+            if let Some(held) = promised(kind, &body) {
+                admission.heard_promise(to, held);
+            }
+            Ok(body)
         }
         .boxed()
     }

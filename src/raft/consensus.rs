@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 use crate::api::{ConsensusError, ConsensusStatus, Sink, Transport};
 use crate::config::{ConsensusConfig, RunMode, StartError};
 use crate::followers::Followers;
+use crate::held::Held;
 use crate::log_store::LogStore;
 use crate::machine::{Machine, Shared, Snapshots};
 use crate::network::Links;
@@ -53,6 +54,8 @@ pub(crate) struct Inner {
     pub machine: Arc<Shared>,
     pub status: watch::Receiver<ConsensusStatus>,
     pub votes_allowed: AtomicBool,
+    /// What the disk held when this node started.
+    pub held_at_start: Held,
     /// Held while a membership change is under way, so that two do not interleave.
     pub membership: tokio::sync::Mutex<()>,
     proposals: Semaphore,
@@ -189,6 +192,8 @@ impl Consensus {
         let log = open_log(&config, &vfs, presence)?;
         let machine = open_machine(&config, &vfs, sink)?;
         log.check_covered(machine.last).map_err(|e| StartError::Storage(e.to_string()))?;
+        // The snapshot may be ahead of the log that it replaces.
+        let held_at_start = log.opened_with(machine.last);
         let shared = machine.shared.clone();
         let followers = Arc::new(Followers::default());
         let links = Links {
@@ -205,6 +210,7 @@ impl Consensus {
         let (reads, waiting) = mpsc::channel(config.max_proposals);
         let inner = Arc::new(Inner {
             votes_allowed: AtomicBool::new(config.votes_allowed),
+            held_at_start,
             membership: tokio::sync::Mutex::default(),
             proposals: Semaphore::new(config.max_proposals),
             tasks: Mutex::default(),

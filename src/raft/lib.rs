@@ -21,6 +21,7 @@ pub mod api;
 mod config;
 mod consensus;
 mod followers;
+pub mod held;
 mod keeper;
 mod log_store;
 mod machine;

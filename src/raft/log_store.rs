@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
+use crate::held::Held;
 use crate::store::figures::LogFigures;
 use crate::store::record::Record;
 use crate::store::wal::Recovered;
@@ -58,6 +59,8 @@ struct Shared {
     writer: Writer,
     /// Why nothing will ever be written again; empty while the log works or may heal.
     failed: Mutex<String>,
+    /// What was promised and is on disk.
+    held: Mutex<Held>,
 }
 
 impl Shared {
@@ -70,6 +73,12 @@ impl Shared {
             }
         }
         result
+    }
+
+    /// Something promised is on disk now.
+    fn hold(&self, held: Held) {
+        let mut known = self.held.lock();
+        *known = held.max(*known);
     }
 }
 
@@ -137,7 +146,21 @@ impl LogStore {
             log.push(entry, bytes.len() as u64 + ENTRY_OVERHEAD);
         }
         let failed = Mutex::default();
-        Ok(Self(Arc::new(Shared { log: RwLock::new(log), writer, failed })))
+        // The log's tail may be cut by the leader that this node voted for, so it is no promise.
+        let held = Mutex::new(Held::of(log.vote, None));
+        Ok(Self(Arc::new(Shared { log: RwLock::new(log), writer, failed, held })))
+    }
+
+    /// What the disk holds, given the last entry of the newest snapshot; asked before anything else
+    /// is written.
+    pub(crate) fn opened_with(&self, snapshot: Option<LogId>) -> Held {
+        let log = self.0.log.read();
+        Held::of(log.vote, log.last().max(snapshot))
+    }
+
+    /// What was promised and is on disk.
+    pub(crate) fn held(&self) -> Held {
+        *self.0.held.lock()
     }
 
     /// Checks that no entry is missing between the snapshot's last one and the log's first one.
@@ -301,6 +324,7 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.write_durably(Record::Vote(encode(vote))).await?;
         self.0.log.write().vote = Some(*vote);
+        self.0.hold(Held::of(Some(*vote), None));
         Ok(())
     }
 
@@ -323,7 +347,7 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut records = Vec::new();
-        {
+        let held = {
             let mut log = self.0.log.write();
             records.extend(log.take_committed());
             for entry in entries {
@@ -338,8 +362,16 @@ impl RaftLogStorage<Types> for LogStore {
                 log.push(entry, bytes.len() as u64 + ENTRY_OVERHEAD);
                 records.push(Record::Entry { index, bytes });
             }
-        }
-        self.submit(records, move |result| callback.io_completed(result));
+            // What is appended under a vote agrees with its leader's log.
+            Held::of(log.vote, log.last())
+        };
+        let shared = self.0.clone();
+        self.submit(records, move |result| {
+            if result.is_ok() {
+                shared.hold(held);
+            }
+            callback.io_completed(result);
+        });
         Ok(())
     }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use futures::stream::BoxStream;
 use regent_core::command::Renewal;
-use regent_core::id::{NodeId, Nonce};
+use regent_core::id::{NodeId, Nonce, Revision};
 use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::state::version::FEATURE_LEVEL;
+use regent_raft::held::Held;
 use regent_rpc::convert::status::{self, rule};
 use regent_rpc::pb::raft::peer_service_server::PeerService;
 use regent_rpc::pb::raft::{
@@ -21,7 +22,7 @@ use crate::admission::OtherLife;
 use crate::refuse;
 use crate::sessions::RenewError;
 use crate::shell::Shell;
-use crate::start::Start;
+use crate::start::{Start, held_from_metadata};
 
 /// Serves the other nodes.
 pub struct PeerHandler(pub Arc<Shell>);
@@ -36,6 +37,7 @@ impl PeerService for PeerHandler {
         let principal = self.0.authorize(&request, regent_core::authz::Verb::Internal, "hello")?;
         let from = NodeId(request.get_ref().node);
         let other_life = self.0.admission.judge_life(from, request.metadata());
+        let held = held_from_metadata(request.metadata());
         let hello = request.into_inner();
         let mut not_yet = String::new();
         let refused = if principal.name != hello.node.to_string() {
@@ -52,7 +54,7 @@ impl PeerService for PeerHandler {
             }
         } else {
             let start = Start { disk: hello.disk, boot: hello.boot, nonce: Nonce(hello.nonce) };
-            self.0.admission.judge(NodeId(hello.node), start).err().unwrap_or_default()
+            self.0.admission.judge(NodeId(hello.node), start, held).err().unwrap_or_default()
         };
         if !refused.is_empty() {
             tracing::warn!(node = hello.node, refused, "a starting node was refused");
@@ -121,7 +123,11 @@ impl PeerService for PeerHandler {
         &self,
         request: Request<CompareRequest>,
     ) -> Result<Response<CompareResponse>, Status> {
-        self.0.authorize_node(&request)?;
+        let from = self.0.authorize_node(&request)?;
+        let ask = request.get_ref();
+        let leader = NodeId(ask.held_leader);
+        let held = Held { term: ask.held_term, leader, last: Revision(ask.held_last) };
+        self.0.admission.heard_promise(from.node(), held);
         self.0.compare_answer(request.get_ref()).map(Response::new)
     }
 }

@@ -137,6 +137,58 @@ async fn a_node_on_an_old_image_of_its_disk_gets_no_vote() {
         .put_election(&election("after"), &Default::default(), Default::default())
         .await
         .unwrap();
+    assert_elects_nobody(&mut rig, victim).await;
+}
+
+/// Without the leader there is a majority only with the quarantined node: it must not be one.
+async fn assert_elects_nobody(rig: &mut Rig, quarantined: u64) {
+    let leader = rig.leader().await;
+    rig.kill(leader).await;
+    let third = (1..=3).find(|id| ![leader, quarantined].contains(id)).unwrap();
+    let brief = rig.client(Role::Operator).with_timeout(Duration::from_secs(3));
+    let lost = brief.put_election(&election("lost"), &Default::default(), Default::default()).await;
+    lost.expect_err("a leader was elected by an old disk");
+    for id in [third, quarantined] {
+        let status = rig.node(id).shell().leadership.status();
+        assert!(!status.is_leader && status.leader.is_none_or(|it| it.0 == leader), "{status:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_image_taken_during_the_newest_boot_gets_no_vote_either() {
+    let mut rig = Rig::start(3).await;
+    let leader = rig.leader().await;
+    let victim = (1..=3).find(|id| *id != leader).unwrap();
+    let dir = rig.data_dir(NodeId(victim));
+    let image = dir.with_extension("image");
+    copy_dir(&dir, &image);
+    // It acknowledges more, and does not start once more before its disk goes back in time.
+    let operator = rig.client(Role::Operator);
+    for name in ["a", "b", "c"] {
+        operator
+            .put_election(&election(name), &Default::default(), Default::default())
+            .await
+            .unwrap();
+    }
+    let last = rig.node(leader).shell().state.read().revision();
+    let shell = rig.node(leader).shell().clone();
+    eventually("the acknowledgement", || {
+        shell.admission.promised(NodeId(victim)).is_some_and(|held| held.last >= last)
+    })
+    .await;
+    rig.kill(victim).await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    copy_dir(&image, &dir);
+    rig.restart(victim).await.unwrap();
+    let old = rig.node(victim).shell().clone();
+    eventually("the quarantine", || old.admission.quarantine().is_some()).await;
+    let why = old.admission.quarantine().unwrap();
+    assert!(why.contains("has promised"), "{why}");
+    operator
+        .put_election(&election("after"), &Default::default(), Default::default())
+        .await
+        .unwrap();
+    assert_elects_nobody(&mut rig, victim).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
