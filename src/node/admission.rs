@@ -12,10 +12,10 @@
 //! started.
 //!
 //! What this does not see: promises that only nodes heard which have been restarted since, or that
-//! were made in the last second to nobody who leads. And a majority that itself lost the record. A start is in the log of a
-//! majority soon after it happened, and any two majorities share a node; but an answer of a node
-//! that lags behind that record is no objection. Asking all nodes would see that too, at the price
-//! of a cluster that cannot restart a node while another is down.
+//! were made in the last second and not to the leader. And a majority that itself lost the record:
+//! a start is in the log of a majority soon after it happened, and any two majorities share a node;
+//! but an answer of a node that lags behind that record is no objection. Asking all nodes would see
+//! that too, at the price of a cluster that cannot restart a node while another is down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -105,6 +105,14 @@ impl Shell {
     /// # Errors
     /// Why there was no answer.
     pub async fn hello(&self, to: NodeId, address: &str) -> Result<Welcome, String> {
+        self.hello_answer(to, address).await.map(Welcome::from)
+    }
+
+    /// The same, with all that the other node answers.
+    ///
+    /// # Errors
+    /// Why there was no answer.
+    pub async fn hello_answer(&self, to: NodeId, address: &str) -> Result<HelloResponse, String> {
         let mut client = self.peers.peer(to, address).map_err(|bad| bad.to_string())?;
         let start = self.peers.start();
         let hello = HelloRequest {
@@ -121,7 +129,7 @@ impl Shell {
                 let answer = answer.into_inner();
                 let life = Incarnation { counter: answer.life_counter, id: answer.life_id };
                 self.admission.heard_life(to, life);
-                Ok(answer.into())
+                Ok(answer)
             }
             Ok(Err(status)) => Err(status.message().to_owned()),
             Err(_) => Err("no answer in time".into()),

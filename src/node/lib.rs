@@ -5,6 +5,7 @@
 //! what is granted, refused or expired is decided by `State::apply` from the log alone.
 
 pub mod admission;
+pub mod announced;
 pub mod audit;
 pub mod clocks;
 pub mod come_up;

@@ -18,12 +18,14 @@ use regent_core::id::{NodeId, Revision};
 use regent_core::reply::Reply;
 use regent_raft::api::{ConsensusError, ConsensusStatus, Member};
 use regent_rpc::channel::{ChannelOptions, connect_lazy};
-use regent_rpc::pb::v1::{ListMembersRequest, ListMembersResponse};
+use regent_rpc::pb::raft::HelloResponse;
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
+use regent_rpc::pb::v1::{ListMembersRequest, ListMembersResponse};
 use regent_rpc::tls::ExpectPeer;
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::announced;
 use crate::come_up::{HELLO_TIMEOUT, Welcome};
 use crate::refuse;
 use crate::shell::Shell;
@@ -105,6 +107,19 @@ impl Additions {
     }
 }
 
+/// The member that a node becomes which answers a hello so: what the addition says of it, filled
+/// with what its own configuration says.
+///
+/// # Errors
+/// What speaks against it, for people.
+fn as_announced(member: &Member, mut answer: HelloResponse) -> Result<Member, String> {
+    let own = announced::read(answer.announced.take().unwrap_or_default())?;
+    match Welcome::from(answer) {
+        Welcome::Yes => announced::merge(member, &own).map_err(|wrong| wrong.to_string()),
+        Welcome::Objects(why) | Welcome::NotYet(why) => Err(why),
+    }
+}
+
 /// Whether a list of members, made after a round among a quorum, says that `node` was removed. Only
 /// what is committed counts: a removal under way may come to nothing, and then the node must still
 /// vote.
@@ -161,20 +176,20 @@ impl Shell {
     pub async fn continue_additions(&self, term: u64) {
         let waiting = self.additions.due(term);
         // At once: one that never answers costs a timeout, and there may be many.
-        let asked = waiting.iter().map(|(node, member)| self.hello(*node, &member.address));
+        let asked = waiting.iter().map(|(node, member)| self.hello_answer(*node, &member.address));
         let answers = join_all(asked).await;
         for ((node, member), answer) in waiting.into_iter().zip(answers) {
-            match answer {
-                Ok(Welcome::Yes) => {}
-                Ok(Welcome::Objects(objection)) => {
+            let member = match answer.map(|answer| as_announced(&member, answer)) {
+                Ok(Ok(member)) => member,
+                Ok(Err(objection)) => {
                     self.additions.object(node, objection);
                     continue;
                 }
-                Ok(Welcome::NotYet(why)) | Err(why) => {
+                Err(why) => {
                     tracing::debug!(%node, address = member.address, why, "a new node is not there");
                     continue;
                 }
-            }
+            };
             let wanted = || self.additions.waiting.lock().contains_key(&node);
             if self.leadership.status().term != term || !wanted() {
                 continue;

@@ -499,7 +499,7 @@ impl Shell {
             }
             let reason = (!problem.is_empty()).then_some(problem);
             self.health.set("storage", reason.as_deref());
-            if let Some(why) = self.too_slow() {
+            if let Some(why) = self.too_slow().or_else(|| self.misdescribed()) {
                 self.consensus.set_votes_allowed(false);
                 return why;
             }

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 
 use regent_core::limits::{MAX_ENTRY_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES};
 use regent_core::spec::Problem;
+use regent_raft::api::Member;
 
 use super::{ConfigError, NodeConfig, Profile};
+use crate::announced::{self, Contradiction};
 use crate::http::server::refuse_plaintext;
 
 /// Voters beyond this only slow every write down.
@@ -115,6 +117,23 @@ impl NodeConfig {
                 format!("this node, {}, is not in it", self.node_id),
                 "add it, or set join = true",
             );
+        }
+        if let Some(own) = members.iter().find(|m| m.id == self.node_id) {
+            let row = Member {
+                address: own.address.clone(),
+                http_address: own.http_address.clone(),
+                locality: own.locality.clone().into(),
+                label: own.label.clone(),
+            };
+            if let Some(Contradiction { field, own, known }) =
+                announced::contradiction(&row, &announced::of(self))
+            {
+                bad(
+                    field,
+                    format!("{own:?} here, but {known:?} for this node in initial_members"),
+                    "say it in initial_members alone, the same on each node",
+                );
+            }
         }
         let (mut ids, mut addresses) = (BTreeSet::new(), BTreeSet::new());
         for (at, member) in members.iter().enumerate() {
@@ -247,6 +266,14 @@ mod tests {
         NodeConfig::parse(&text).expect("on loopback it is allowed");
         let got = problems(&text.replace("127.0.0.1:7401", "0.0.0.0:7401"));
         assert!(got.contains("listen.http_plaintext") && got.contains("loopback"), "{got}");
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_beside_the_list_must_be_what_the_list_says() {
+        let got = problems(&format!("label = \"x\"\n{GOOD}"));
+        assert!(got.contains("label") && got.contains("initial_members alone"), "{got}");
+        let text = format!("label = \"x\"\n{GOOD}\nlabel = \"x\"");
+        NodeConfig::parse(&text).expect("the same");
     }
 
     #[test]

@@ -30,7 +30,9 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// What it listens on.
     pub listen: Listen,
-    /// What others dial, where it differs from `listen`.
+    /// What others dial, where it differs from `listen`. This, `locality` and `label` are for a node
+    /// that joins or is restored; they must not contradict the member's row (see
+    /// [`crate::announced`]).
     #[serde(default)]
     pub advertise: Advertise,
     /// Where it runs.

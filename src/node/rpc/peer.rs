@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::forwarded;
 use super::guard::deadline;
 use crate::admission::OtherLife;
+use crate::announced;
 use crate::refuse;
 use crate::sessions::RenewError;
 use crate::shell::Shell;
@@ -69,6 +70,7 @@ impl PeerService for PeerHandler {
             not_yet,
             life_counter: life.counter,
             life_id: life.id,
+            announced: Some(announced::out(&announced::of(&self.0.config))),
         }))
     }
 

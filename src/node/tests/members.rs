@@ -8,7 +8,7 @@ use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use super::rig::{PATIENCE, Rig, eventually};
+use super::rig::{PATIENCE, Rig, eventually, start_again};
 use crate::come_up::HELLO_TIMEOUT;
 use crate::config::NodeConfig;
 use crate::members::MAX_ADDITIONS;
@@ -127,4 +127,45 @@ async fn a_node_that_answers_with_an_objection_is_not_added() {
     .await;
     assert_eq!(shell.leadership.status().members.len(), 1);
     stranger.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_new_node_says_of_itself_is_taken_over_or_refused_and_never_ignored() {
+    let rig = Rig::start(1).await;
+    let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = grpc.local_addr().unwrap().to_string();
+    let mut new = new_node(&at);
+    new.locality.zone = "d".into();
+    let id = rig.client(Role::Admin).add_member(&new).await.unwrap().node;
+    rig.issue_node(id);
+    let config = rig.config(id, &at, &http.local_addr().unwrap().to_string());
+    let mut config = NodeConfig { join: true, label: "fourth".into(), ..config };
+    config.locality.zone = "e".into();
+    let node = Node::start_on(config.clone(), grpc, http).await.unwrap();
+    let shell = rig.node(1).shell().clone();
+    eventually("the contradiction is known", || {
+        let waiting = shell.additions.waiting();
+        waiting.iter().any(|(node, why)| *node == id && why.contains("locality.zone"))
+    })
+    .await;
+    node.kill().await;
+
+    config.locality.zone = "d".into();
+    let node = start_again(&config).await.unwrap();
+    let row = || {
+        let status = shell.leadership.status();
+        status.members.into_iter().find(|(node, _, _)| *node == id).map(|(_, member, _)| member)
+    };
+    eventually("the new node is a learner", || row().is_some()).await;
+    let known = row().unwrap();
+    assert_eq!((known.locality.zone.as_str(), known.label.as_str()), ("d", "fourth"));
+    node.ready(PATIENCE).await.unwrap();
+    node.kill().await;
+
+    config.label = "fifth".into();
+    let mut node = start_again(&config).await.unwrap();
+    let why = tokio::time::timeout(PATIENCE, node.failed()).await.expect("it stops");
+    assert!(why.contains("label") && why.contains("fourth") && why.contains("fifth"), "{why}");
+    node.kill().await;
 }

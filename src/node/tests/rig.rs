@@ -170,17 +170,7 @@ impl Rig {
     /// # Errors
     /// As [`Node::start`].
     pub async fn restart(&mut self, id: u64) -> Result<(), RunError> {
-        let config = self.configs[id as usize - 1].clone();
-        let until = Instant::now() + PATIENCE;
-        let node = loop {
-            // Connections of the process before may still hold the port.
-            match Node::start(config.clone()).await {
-                Err(RunError::Listen { .. }) if Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-                other => break other?,
-            }
-        };
+        let node = start_again(&self.configs[id as usize - 1]).await?;
         self.nodes[id as usize - 1] = Some(node);
         Ok(())
     }
@@ -201,6 +191,23 @@ impl Rig {
         })
         .await;
         found
+    }
+}
+
+/// Starts a node on ports that its process before has just left.
+///
+/// # Errors
+/// As [`Node::start`].
+pub async fn start_again(config: &NodeConfig) -> Result<Node, RunError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        // Connections of the process before may still hold the port.
+        match Node::start(config.clone()).await {
+            Err(RunError::Listen { .. }) if Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            other => return other,
+        }
     }
 }
 
