@@ -41,7 +41,7 @@ pub trait Events: Send + Sync + 'static {
     /// The messages of its stream.
     type Message: Send + 'static;
     /// A changed row.
-    type Change;
+    type Change: Clone + PartialEq + Send;
     /// Begins the stream.
     fn begin(
         &self,
@@ -136,9 +136,11 @@ pub struct Watch<E: Events> {
     /// A snapshot is being read: a stream that breaks inside it has told nothing that a resume
     /// could build on.
     in_snapshot: bool,
-    /// Rows told of the newest revision since the last stamp: a resumed stream tells the whole
-    /// revision again.
-    told: (Revision, Vec<String>),
+    /// Revision of the newest change or stamp.
+    newest: Revision,
+    /// What was told of the newest entry since the last stamp: a resumed stream tells the whole
+    /// entry again. Rows of one entry carry its revision or, while more follow, the one before.
+    told: Vec<(Revision, E::Change)>,
     announce: bool,
     pause: Duration,
 }
@@ -152,7 +154,8 @@ impl<E: Events> Watch<E> {
             stream: None,
             from,
             in_snapshot,
-            told: (Revision(0), Vec::new()),
+            newest: Revision(0),
+            told: Vec::new(),
             announce: in_snapshot,
             pause: Duration::ZERO,
         }
@@ -208,18 +211,13 @@ impl<E: Events> Watch<E> {
                 if !self.in_snapshot
                     && let From::After(incarnation, at) = self.from
                 {
-                    let name = E::name(&change);
-                    let (newest, names) = &mut self.told;
-                    if revision < *newest
-                        || (revision == *newest && names.iter().any(|n| n == name))
-                    {
+                    if self.was_told(revision, &change) {
                         return None;
                     }
-                    if revision > *newest {
-                        *newest = revision;
-                        names.clear();
-                    }
-                    names.push(name.to_owned());
+                    self.newest = self.newest.max(revision);
+                    let newest = self.newest;
+                    self.told.retain(|(told, _)| told.0 + 1 >= newest.0);
+                    self.told.push((revision, change.clone()));
                     // One revision may change several rows, and the stream may break between them:
                     // only a stamp says that a revision is complete.
                     let before = Revision(revision.0.saturating_sub(1));
@@ -235,9 +233,21 @@ impl<E: Events> Watch<E> {
         }
     }
 
+    /// Whether the consumer knows this already. A row is shown anew under the same revision when a
+    /// node's belief in its holder changes (C3), here or between two nodes, so that name and
+    /// revision alone do not say so: what was told last of the row does.
+    fn was_told(&self, revision: Revision, change: &E::Change) -> bool {
+        if revision.0 + 1 < self.newest.0 {
+            return true;
+        }
+        let same_row = |told: &&(Revision, E::Change)| E::name(&told.1) == E::name(change);
+        self.told.iter().rev().find(same_row).is_some_and(|(_, told)| told == change)
+    }
+
     fn stamped(&mut self, stamp: &v1::Stamp) -> Revision {
         let (incarnation, revision) = stamp_in(stamp);
-        self.told = (revision, Vec::new());
+        self.newest = revision;
+        self.told.clear();
         self.from = From::After(incarnation, revision);
         revision
     }

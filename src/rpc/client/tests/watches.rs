@@ -24,11 +24,25 @@ fn change(revision: u64, name: &str) -> Result<v1::ObserveResponse, Status> {
     told(Event::Change(v1::ElectionChange { revision, name, election: None }))
 }
 
+/// The same row with a holder, who is believed live.
+fn held(revision: u64, name: &str) -> Result<v1::ObserveResponse, Status> {
+    let election = Some(v1::Election {
+        name: name.to_owned(),
+        holder: Some(v1::Holder::default()),
+        ..v1::Election::default()
+    });
+    let name = name.to_owned();
+    told(Event::Change(v1::ElectionChange { revision, name, election }))
+}
+
 /// What was seen, in short.
 fn short(seen: &Seen<v1::ElectionChange>) -> String {
     match seen {
         Seen::Restart => "restart".to_owned(),
-        Seen::Change(change) => format!("{}@{}", change.name, change.revision),
+        Seen::Change(change) => {
+            let held = change.election.as_ref().is_some_and(|row| row.holder.is_some());
+            format!("{}@{}{}", change.name, change.revision, if held { "+" } else { "" })
+        }
         Seen::SnapshotEnd(Revision(at)) => format!("end@{at}"),
         Seen::Bookmark(Revision(at)) => format!("mark@{at}"),
     }
@@ -58,4 +72,30 @@ async fn a_broken_watch_goes_on_and_tells_every_change_once() {
     let asked: Vec<_> =
         fake.state().asked.iter().map(|from| from.map_or(0, |from| from.revision)).collect();
     assert_eq!(asked, [0, 0, 5, 7, 9, 0]);
+}
+
+#[tokio::test]
+async fn a_holder_that_is_no_longer_believed_live_is_told_although_nothing_was_committed() {
+    let fake = Fake::start(2).await;
+    fake.state().scripts.extend([
+        vec![
+            told(Event::SnapshotEnd(stamp(5))),
+            held(6, "a"),
+            // The node is cut off, and then not any more.
+            change(6, "a"),
+            held(6, "a"),
+            Err(Status::unavailable("gone")),
+        ],
+        // Another node tells the entry again, in which it believes; then it is cut off itself.
+        vec![held(6, "a"), change(6, "a"), Err(Status::unavailable("gone"))],
+        // A third one never believed in it.
+        vec![held(6, "a"), held(7, "b"), Err(Status::unavailable("gone"))],
+        vec![change(6, "a"), change(7, "b"), change(8, "z")],
+    ]);
+    let mut watch = fake.any().observe(ObserveScope::All, From::Snapshot);
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|last| last != "z@8") {
+        seen.push(short(&watch.next().await.unwrap()));
+    }
+    assert_eq!(seen.join(" "), "restart end@5 a@6+ a@6 a@6+ a@6 a@6+ b@7+ a@6 b@7 z@8");
 }
