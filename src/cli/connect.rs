@@ -15,7 +15,7 @@ use regent_rpc::channel::{ChannelOptions, connect_lazy};
 use regent_rpc::client::{CallError, Client, ClientOptions};
 use regent_rpc::convert::status::{Refused, rule};
 use regent_rpc::pb::v1;
-use regent_rpc::tls::{ExpectPeer, Tls, TlsFiles};
+use regent_rpc::tls::{ExpectPeer, Tls, TlsFiles, Watching};
 use tonic::transport::Channel;
 use tonic::{Code, ConnectError, Response, Status};
 
@@ -92,6 +92,8 @@ pub struct Cluster {
     nodes: Vec<(String, Channel)>,
     /// For nodes that only a hint names.
     dialer: Dialer,
+    /// Verbs that run for long (watches, followers) outlive certificates.
+    _fresh: Arc<Watching>,
     /// Which node to ask first: the one that answered last.
     first: AtomicUsize,
     lane: u64,
@@ -121,7 +123,8 @@ impl Cluster {
         // A random lane: two runs of this program must never share one.
         let lane = rand::rng().random();
         let (first, serial) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Ok(Self { settings, nodes, dialer, first, lane, serial })
+        let fresh = dialer.tls.keep_fresh();
+        Ok(Self { settings, nodes, dialer, _fresh: fresh, first, lane, serial })
     }
 
     /// The node at this address, whether it was given or only named by another one.
@@ -135,14 +138,22 @@ impl Cluster {
         }
     }
 
+    /// A connection of its own to one node.
+    ///
+    /// # Errors
+    /// It is no `host:port`.
+    pub fn connect(&self, endpoint: &str) -> Outcome<Channel> {
+        self.dialer.channel(endpoint)
+    }
+
     /// The client library's handle on the same cluster, for leases.
     ///
     /// # Errors
     /// A certificate cannot be used, or an endpoint is no `host:port`.
     pub fn client(&self) -> Outcome<Client> {
-        let dialer = Dialer::new(&self.settings)?;
+        let tls = Arc::clone(&self.dialer.tls);
         let options = ClientOptions { timeout: self.settings.timeout, ..ClientOptions::default() };
-        Client::new(&self.settings.endpoints, dialer.tls, options)
+        Client::new(&self.settings.endpoints, tls, options)
             .or_usage(|| "cannot use these endpoints".to_owned())
     }
 

@@ -75,7 +75,7 @@ impl Cluster {
         self.client_with(self.tls(identity), endpoints)
     }
 
-    /// The same, with files that the test reloads itself.
+    /// The same, with files that the test asks how often they were read again.
     pub fn client_with(&self, tls: Arc<Tls>, endpoints: &[String]) -> Client {
         let options = ClientOptions { timeout: PATIENCE, ..ClientOptions::default() };
         Client::new(endpoints, tls, options).unwrap()

@@ -1,6 +1,7 @@
 //! A verb that does not end by itself: what it prints is read line by line as it comes.
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
@@ -18,13 +19,25 @@ pub struct Follow {
 impl Follow {
     /// Starts a verb with the lab's admin identity, its output as JSON lines.
     pub fn start(cluster: &Cluster, args: &[&str]) -> Self {
+        Self::spawn(cluster, &[], args, Stdio::inherit())
+    }
+
+    /// The same, talkative, with what it says to people in the file `log`.
+    pub fn logged(cluster: &Cluster, args: &[&str], log: &Path) -> Self {
+        Self::spawn(cluster, &["-v"], args, std::fs::File::create(log).unwrap().into())
+    }
+
+    fn spawn(cluster: &Cluster, options: &[&str], args: &[&str], stderr: Stdio) -> Self {
         let mut child = Command::new(REGENT)
             .args(["lab", "exec", "--dir"])
             .arg(&cluster.lab.dir)
-            .args(["-o", "json", "--"])
+            .args(["-o", "json"])
+            .args(options)
+            .arg("--")
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr)
             .spawn()
             .unwrap();
         let (say, lines) = channel();

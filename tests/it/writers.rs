@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use regent_rpc::client::Client;
+
 use crate::cluster::{Cluster, mark, marks, until};
 
 /// When the last write was acknowledged, and the longest time between two of them.
@@ -19,35 +21,49 @@ pub struct Writers {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
     pace: Arc<Mutex<Pace>>,
-    tasks: Vec<tokio::task::JoinHandle<Vec<String>>>,
+    tasks: Vec<tokio::task::JoinHandle<Written>>,
+}
+
+/// What one writer did.
+#[derive(Default)]
+struct Written {
+    acknowledged: Vec<String>,
+    failed: Vec<String>,
 }
 
 impl Writers {
     pub fn start(cluster: &Cluster, writers: usize) -> Self {
+        Self::of((0..writers).map(|_| cluster.client("admin")))
+    }
+
+    /// One writer for each client.
+    pub fn of(clients: impl Iterator<Item = Client>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let pace = Arc::new(Mutex::new(Pace { last: Instant::now(), longest: Duration::ZERO }));
-        let tasks = (0..writers)
-            .map(|writer| {
-                let client = cluster.client("admin");
+        let tasks = clients
+            .enumerate()
+            .map(|(writer, client)| {
                 let (stop, count, pace) =
                     (Arc::clone(&stop), Arc::clone(&count), Arc::clone(&pace));
                 tokio::spawn(async move {
-                    let mut acknowledged = Vec::new();
+                    let mut written = Written::default();
                     for number in 0_u64.. {
                         if stop.load(Ordering::Relaxed) {
                             break;
                         }
                         let name = format!("mark/{writer}/{number}");
-                        if mark(&client, &name).await.is_ok() {
-                            acknowledged.push(name);
-                            count.fetch_add(1, Ordering::Relaxed);
-                            let mut pace = pace.lock().unwrap();
-                            pace.longest = pace.longest.max(pace.last.elapsed());
-                            pace.last = Instant::now();
+                        if let Err(error) = mark(&client, &name).await {
+                            written.failed.push(error.to_string());
+                            continue;
                         }
+                        written.acknowledged.push(name);
+                        count.fetch_add(1, Ordering::Relaxed);
+                        let mut pace = pace.lock().unwrap();
+                        pace.longest = pace.longest.max(pace.last.elapsed());
+                        pace.last = Instant::now();
                     }
-                    acknowledged
+                    written
                 })
             })
             .collect();
@@ -67,11 +83,23 @@ impl Writers {
         std::mem::take(&mut pace.longest).max(pace.last.elapsed())
     }
 
+    /// Stops; everything that was acknowledged.
     pub async fn finish(self) -> Vec<String> {
+        self.stopped().await.acknowledged
+    }
+
+    /// Stops; why each call failed that did.
+    pub async fn failures(self) -> Vec<String> {
+        self.stopped().await.failed
+    }
+
+    async fn stopped(self) -> Written {
         self.stop.store(true, Ordering::Relaxed);
-        let mut all = Vec::new();
+        let mut all = Written::default();
         for task in self.tasks {
-            all.extend(task.await.unwrap());
+            let written = task.await.unwrap();
+            all.acknowledged.extend(written.acknowledged);
+            all.failed.extend(written.failed);
         }
         all
     }

@@ -34,7 +34,7 @@ use tonic::{Code, Status};
 use crate::channel::{BadAddress, ChannelOptions};
 use crate::clock::{Clock, SystemClock};
 use crate::convert::status::{Refused, rule};
-use crate::tls::Tls;
+use crate::tls::{Tls, Watching};
 
 use keeper::Keeper;
 use lane::Lanes;
@@ -82,6 +82,9 @@ struct Inner {
     lanes: Lanes,
     clock: Arc<dyn Clock>,
     keeper: OnceLock<Keeper>,
+    /// A leaf or authority that is replaced while the client runs must reach it without a restart:
+    /// one that cannot dial any more loses its leases.
+    _fresh: Arc<Watching>,
 }
 
 impl std::fmt::Debug for Client {
@@ -102,8 +105,9 @@ pub enum OpenError {
 }
 
 impl Client {
-    /// A client of the nodes at `endpoints` (`host:port`). Nothing is dialled yet. Must be called
-    /// in a tokio runtime.
+    /// A client of the nodes at `endpoints` (`host:port`). Nothing is dialled yet. Certificate
+    /// files that change are read again within seconds, for as long as the client lives. Must be
+    /// called in a tokio runtime.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -125,8 +129,10 @@ impl Client {
         options: ClientOptions,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, OpenError> {
+        let fresh = tls.keep_fresh();
         let nodes = Arc::new(Nodes::new(endpoints, tls, options.channel)?);
-        let inner = Inner { nodes, lanes: Lanes::default(), clock, keeper: OnceLock::new() };
+        let keeper = OnceLock::new();
+        let inner = Inner { nodes, lanes: Lanes::default(), clock, keeper, _fresh: fresh };
         Ok(Self { inner: Arc::new(inner), options })
     }
 

@@ -23,11 +23,12 @@ mod tests;
 mod verify;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use regent_core::authz::Principal;
+use tokio::task::JoinHandle;
 
 pub use accept::{AcceptLimits, TlsStats};
 pub use connection::Connection;
@@ -110,6 +111,20 @@ pub struct Tls {
     problem: Mutex<Option<String>>,
     registry: Registry,
     stats: TlsStats,
+    /// The task of [`Tls::keep_fresh`], while somebody holds it.
+    watching: Mutex<Weak<Watching>>,
+}
+
+/// Looks at the files for as long as somebody holds it: see [`Tls::keep_fresh`].
+#[derive(Debug)]
+pub struct Watching {
+    task: JoinHandle<()>,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Tls {
@@ -125,6 +140,7 @@ impl Tls {
             problem: Mutex::default(),
             registry: Registry::default(),
             stats: TlsStats::default(),
+            watching: Mutex::default(),
         }))
     }
 
@@ -196,6 +212,20 @@ impl Tls {
             }
             logged = problem;
         }
+    }
+
+    /// Reads the files again whenever they change, until the last handle is dropped. All who share
+    /// these certificates share one task. Must be called in a tokio runtime.
+    pub fn keep_fresh(self: &Arc<Self>) -> Arc<Watching> {
+        let mut watching = self.watching.lock().unwrap_or_else(PoisonError::into_inner);
+        // One whose runtime has ended looks at nothing any more.
+        if let Some(running) = watching.upgrade().filter(|running| !running.task.is_finished()) {
+            return running;
+        }
+        let task = tokio::spawn(Arc::clone(self).watch_files(WATCH_INTERVAL));
+        let started = Arc::new(Watching { task });
+        *watching = Arc::downgrade(&started);
+        started
     }
 
     /// How long the certificates in force are still valid; zero when they ran out.

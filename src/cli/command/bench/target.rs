@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use super::Common;
 use crate::command::Context;
 use crate::command::lab;
-use crate::connect::{Cluster, Dialer, Settings};
+use crate::connect::{Cluster, Settings};
 use crate::error::{CliError, Outcome};
 
 /// A cluster to be measured.
@@ -36,9 +36,8 @@ impl Target {
             true => vec![leader(&cluster).await?],
             false => settings.endpoints.clone(),
         };
-        let dialer = Dialer::new(&settings)?;
         let channels = (0..common.connections.max(1))
-            .map(|at| dialer.channel(&endpoints[at % endpoints.len()]))
+            .map(|at| cluster.connect(&endpoints[at % endpoints.len()]))
             .collect::<Outcome<Vec<_>>>()?;
         Ok(Self { cluster, channels, lab })
     }

@@ -91,3 +91,20 @@ async fn a_node_that_is_gone_is_passed_over() {
         Session::open(&client, SessionOptions::default()).await.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_client_looks_at_its_certificate_files_for_as_long_as_it_lives() {
+    let fake = Fake::start(1).await;
+    let tls = fake.pki.tls(regent_core::authz::Role::Client, "app");
+    let open = || {
+        let options = ClientOptions::default();
+        crate::client::Client::new(&fake.addresses, std::sync::Arc::clone(&tls), options).unwrap()
+    };
+    let (one, two) = (open(), open());
+    let shared = std::sync::Arc::downgrade(&tls.keep_fresh());
+    drop(one);
+    assert!(shared.upgrade().is_some(), "the second client still needs it");
+    drop(two);
+    let ended = || shared.upgrade().is_none() && std::sync::Arc::strong_count(&tls) == 1;
+    crate::testing::eventually("nobody looks any more", ended).await;
+}
