@@ -20,6 +20,7 @@ use regent_core::id::NodeId;
 use regent_raft::store::real_disk::RealDisk;
 use regent_raft::{Consensus, ConsensusConfig, StartError};
 use regent_rpc::clock::{Clock, SystemClock};
+use regent_rpc::pb::v1::NodeClock;
 use regent_rpc::tls::{Tls, TlsError, TlsFiles, WATCH_INTERVAL};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -394,6 +395,13 @@ async fn assemble(
     };
     let refusals = Arc::new(Refusals::default());
     let refused = refusals.clone();
+    let (told, start) = (leadership.clone(), peers.start().nonce.0);
+    let face = move || {
+        let members = told.status().members;
+        let voters = members.iter().filter(|(_, _, voter)| *voter).map(|(id, _, _)| id.0).collect();
+        let node = node.0;
+        NodeClock { node, nonce: start, voters, ..NodeClock::default() }
+    };
     let keeper = Keeper::start(
         KeeperConfig::for_tick(timing.commit_tick_ms),
         KeeperParts {
@@ -405,6 +413,7 @@ async fn assemble(
                 let resource = format!("session {session}");
                 refused.note(&who.to_string(), verb, &resource, "it belongs to somebody else");
             }),
+            face: Arc::new(face),
             metrics: metrics.clone(),
         },
         &duties,

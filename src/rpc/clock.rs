@@ -16,6 +16,10 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Reading;
     /// Wall time, for people only.
     fn wall(&self) -> WallMs;
+    /// Names this boot of the machine; `None` where nobody knows.
+    fn boot(&self) -> Option<String> {
+        boot_id().ok()
+    }
 }
 
 /// The clocks of the kernel this process runs on.

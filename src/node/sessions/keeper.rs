@@ -71,6 +71,8 @@ pub struct KeeperParts {
     pub clock: Arc<dyn Clock>,
     /// Called for each renewal of a session that belongs to somebody else; only hands it on.
     pub refused: Arc<NoteRefused>,
+    /// This node, its start and the voters; the clock's readings are filled in here.
+    pub face: Arc<dyn Fn() -> v1::NodeClock + Send + Sync>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -184,6 +186,15 @@ impl Shared {
 
     pub(super) fn now(&self) -> Reading {
         self.parts.clock.now()
+    }
+
+    /// The answer to a probe (C9). Read when it leaves: a client allows for the round trip, not for
+    /// the time that an answer waited here.
+    pub(super) fn clock(&self, probe: u64) -> v1::NodeClock {
+        let incarnation = self.parts.state.read().incarnation().counter;
+        let face = (self.parts.face)();
+        let Reading { boottime_us, raw_us } = self.now();
+        v1::NodeClock { probe, boottime_us, raw_us, incarnation, ..face }
     }
 
     pub(super) fn metrics(&self) -> &Metrics {

@@ -75,6 +75,8 @@ pub(super) struct Cell {
 struct Inner {
     answers: Vec<Answered>,
     pending: usize,
+    /// The newest question for this node's clock; 0: none is open.
+    probe: u64,
     closed: bool,
     gates: HashMap<SessionId, Gate>,
 }
@@ -144,7 +146,8 @@ impl<S> KeepAliveStream<S> {
     /// Takes up to [`MAX_ANSWERS`] answers; only now do they count as sent (C5).
     fn take_answers(&self) -> Option<v1::KeepAliveResponse> {
         let mut inner = self.cell.inner.lock();
-        if inner.answers.is_empty() {
+        let probe = std::mem::take(&mut inner.probe);
+        if inner.answers.is_empty() && probe == 0 {
             return None;
         }
         let now = self.keeper.now();
@@ -159,7 +162,8 @@ impl<S> KeepAliveStream<S> {
         }
         drop(inner);
         self.count(&sent);
-        Some(v1::KeepAliveResponse { renewed })
+        let clock = (probe != 0).then(|| self.keeper.clock(probe));
+        Some(v1::KeepAliveResponse { renewed, clock })
     }
 
     fn count(&self, sent: &[Answered]) {
@@ -177,6 +181,9 @@ impl<S> KeepAliveStream<S> {
     /// Takes one message.
     fn take_message(&self, message: &v1::KeepAliveRequest) -> Result<(), tonic::Status> {
         let renewals = renewals(message)?;
+        if message.probe != 0 {
+            self.cell.inner.lock().probe = message.probe;
+        }
         if !renewals.is_empty() {
             self.cell.inner.lock().pending += renewals.len();
             self.keeper.take(&self.cell, renewals);

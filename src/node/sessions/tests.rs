@@ -129,6 +129,7 @@ impl World {
             sink: Arc::new(ToLeader(leader.clone())),
             clock: clock.clone(),
             refused: Arc::new(move |who, session| noted.lock().push((who.clone(), session))),
+            face: Arc::new(|| v1::NodeClock { node: 2, nonce: 9, ..v1::NodeClock::default() }),
             metrics: metrics.clone(),
         };
         let keeper = Keeper::start(
@@ -175,7 +176,7 @@ fn renewal(session: SessionId, number: u64, acked: u64) -> v1::Renewal {
 impl Client {
     fn send(&mut self, renewals: Vec<v1::Renewal>) {
         let to = self.to.as_ref().expect("not closed");
-        to.send(Ok(v1::KeepAliveRequest { renewals })).expect("the stream reads");
+        to.send(Ok(v1::KeepAliveRequest { renewals, probe: 0 })).expect("the stream reads");
         // Reading happens when the response is polled, as in the server.
         self.poll();
     }
@@ -434,7 +435,8 @@ async fn a_malformed_message_ends_the_stream_with_the_name_of_the_field() {
     let world = World::new();
     let mut client = world.connect(alice());
     let to = client.to.as_ref().unwrap();
-    to.send(Ok(v1::KeepAliveRequest { renewals: vec![v1::Renewal::default()] })).unwrap();
+    let renewals = vec![v1::Renewal::default()];
+    to.send(Ok(v1::KeepAliveRequest { renewals, probe: 0 })).unwrap();
     let status = client.stream.next().await.unwrap().unwrap_err();
     assert_eq!(status.code(), tonic::Code::InvalidArgument);
 }

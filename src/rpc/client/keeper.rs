@@ -19,7 +19,7 @@ use std::time::Duration;
 use regent_core::command::Renewal;
 use regent_core::id::{RenewalNumber, Revision, SessionId};
 use regent_core::lease::HolderClock;
-use regent_core::lease::holder::Answer;
+use regent_core::lease::holder::{Answer, VoidReason};
 use regent_core::reply::RenewalOutcome;
 use regent_core::time::{Micros, Reading};
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::clocks::Clocks;
 use super::nodes::{Node, Nodes};
 use crate::clock::Clock;
 use crate::convert::election::{renewal_out, renewed_in};
@@ -61,6 +62,18 @@ impl Kept {
 
     pub fn clock(&self) -> MutexGuard<'_, HolderClock> {
         self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the cluster has ended the session, or is told so by somebody else. One that is over
+    /// only because this machine's clock cannot be trusted still keeps others waiting.
+    pub fn is_gone(&self) -> bool {
+        self.clock().void_reason().is_some_and(|reason| match reason {
+            VoidReason::SessionGone
+            | VoidReason::NonceStale
+            | VoidReason::IncarnationChanged
+            | VoidReason::Closed => true,
+            VoidReason::ClockChanged | VoidReason::ClockDiffers => false,
+        })
     }
 
     pub fn grant(&self) -> Revision {
@@ -141,13 +154,15 @@ impl Drop for Slot {
 
 /// What a stream's reader reports.
 enum Event {
-    Answers(v1::KeepAliveResponse),
+    Answers(u64, v1::KeepAliveResponse),
     Closed(u64, Option<Status>),
 }
 
 struct Task {
     nodes: Arc<Nodes>,
     clock: Arc<dyn Clock>,
+    /// C9: whether that clock is to be trusted.
+    clocks: Clocks,
     spares: usize,
     sessions: HashMap<SessionId, Entry>,
     /// How many sessions have which ttl: the shortest one says how long silence may last.
@@ -172,9 +187,11 @@ impl Task {
     fn new(nodes: Arc<Nodes>, clock: Arc<dyn Clock>, spares: usize) -> Self {
         let (events, inbox) = mpsc::channel(QUEUE);
         let at = nodes.current().0;
+        let clocks = Clocks::new(clock.as_ref());
         Self {
             nodes,
             clock,
+            clocks,
             spares,
             sessions: HashMap::new(),
             ttls: BTreeMap::new(),
@@ -192,6 +209,7 @@ impl Task {
 
     async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) {
         loop {
+            self.compare_clocks();
             self.renew_due();
             let wake = self.wake_at();
             tokio::select! {
@@ -300,10 +318,9 @@ impl Task {
         self.open_slots();
         for part in batch.chunks(MAX_RENEWALS_PER_MESSAGE) {
             let renewals = part.iter().map(renewal_out).collect();
-            let sent = self
-                .slots
-                .first()
-                .is_some_and(|slot| slot.tx.try_send(v1::KeepAliveRequest { renewals }).is_ok());
+            let sent = self.slots.first().is_some_and(|slot| {
+                slot.tx.try_send(v1::KeepAliveRequest { renewals, probe: 0 }).is_ok()
+            });
             if !sent {
                 // The silence that follows changes the node, and what was not sent is sent anew.
                 break;
@@ -325,8 +342,14 @@ impl Task {
 
     fn hear(&mut self, event: Event) {
         match event {
-            Event::Answers(answers) => {
+            Event::Answers(id, answers) => {
                 let now = self.clock.now();
+                // First: what is answered must not extend what the clock cannot be trusted with.
+                if let Some(told) = &answers.clock {
+                    self.clocks.heard(id, told, now);
+                    self.restored(told.incarnation);
+                    self.judge_clock();
+                }
                 for renewed in &answers.renewed {
                     let Some((session, number, answer)) = renewed_in(renewed) else { continue };
                     self.answered(session, number, answer, now);
@@ -378,6 +401,55 @@ impl Task {
         }
     }
 
+    /// Asks every node of the keep-alive for its clock, when it is time (C9).
+    fn compare_clocks(&mut self) {
+        let Some(ttl_ms) = self.ttls.keys().next().copied() else { return };
+        let Some(round) = self.clocks.begin_round(self.clock.as_ref(), ttl_ms) else { return };
+        self.judge_clock();
+        self.open_slots();
+        let ask = v1::KeepAliveRequest { renewals: Vec::new(), probe: round };
+        for slot in &self.slots {
+            let now = self.clock.now();
+            if slot.tx.try_send(ask.clone()).is_ok() {
+                self.clocks.ask(slot.id, round, now);
+            }
+        }
+    }
+
+    fn judge_clock(&mut self) {
+        if let Some(reason) = self.clocks.verdict(self.clock.as_ref()) {
+            tracing::error!(
+                ?reason,
+                sessions = self.sessions.len(),
+                "this machine's clock cannot be trusted: every lease of this client is over"
+            );
+            self.void(reason, |_| true);
+        }
+    }
+
+    /// A node of this incarnation answered: sessions of earlier ones were not taken over.
+    fn restored(&mut self, incarnation: u64) {
+        self.void(VoidReason::IncarnationChanged, |clock| {
+            clock.session().incarnation < incarnation
+        });
+    }
+
+    fn void(&mut self, reason: VoidReason, which: impl Fn(&HolderClock) -> bool) {
+        let over: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, entry)| which(&entry.kept.clock()))
+            .map(|(session, _)| *session)
+            .collect();
+        for session in over {
+            if let Some(entry) = self.sessions.get(&session) {
+                entry.kept.clock().void(reason);
+            }
+            // Lets it go, and wakes whoever waits for it.
+            self.plan(session);
+        }
+    }
+
     /// Leaves the node in use and sends everything unanswered to the next one, under new numbers.
     fn change_node(&mut self, why: &str) {
         self.silent_at = None;
@@ -404,6 +476,7 @@ impl Task {
 
     fn drop_slot(&mut self, at: usize) {
         let slot = self.slots.remove(at);
+        self.clocks.forget(slot.id);
         self.broken.insert(slot.address.clone(), Instant::now() + REOPEN_AFTER);
     }
 
@@ -412,7 +485,8 @@ impl Task {
         let nodes = self.nodes.all();
         let now = Instant::now();
         self.broken.retain(|_, until| *until > now);
-        let want = (1 + self.spares).min(nodes.len());
+        // C9 asks a majority.
+        let want = (1 + self.spares).max(nodes.len() / 2 + 1).min(nodes.len());
         for step in 0..nodes.len() {
             if self.slots.len() >= want {
                 return;
@@ -464,7 +538,7 @@ async fn read_stream(
             loop {
                 match answers.message().await {
                     Ok(Some(message)) => {
-                        if events.send(Event::Answers(message)).await.is_err() {
+                        if events.send(Event::Answers(id, message)).await.is_err() {
                             return;
                         }
                     }

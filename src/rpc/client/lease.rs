@@ -345,7 +345,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let gone = self.kept.clock().void_reason().is_some();
+        let gone = self.kept.is_gone();
         if self.end() && !gone {
             let (client, session, nonce) = (self.client.clone(), self.session, self.nonce);
             in_background(async move {

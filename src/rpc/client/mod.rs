@@ -12,6 +12,7 @@
 
 mod audit;
 mod call;
+mod clocks;
 mod cluster;
 mod election;
 mod keeper;

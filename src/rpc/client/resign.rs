@@ -64,7 +64,6 @@ impl Resignation {
     /// Whether the cluster must still be told. A new campaign of this session decides about the
     /// seat itself, and the end of the session frees it.
     fn stands(&self) -> bool {
-        let void = self.kept.clock().void_reason().is_some();
-        self.seat.generation() == self.generation && !void
+        self.seat.generation() == self.generation && !self.kept.is_gone()
     }
 }

@@ -151,7 +151,7 @@ proptest! {
             acked: RenewalNumber(n[3]),
             known_grant: Revision(n[4]),
         };
-        let wire = v1::KeepAliveRequest { renewals: vec![election::renewal_out(&renewal)] };
+        let wire = v1::KeepAliveRequest { renewals: vec![election::renewal_out(&renewal)], probe: 0 };
         prop_assert_eq!(election::renewals(&wire).unwrap(), vec![renewal]);
         let answer = match kind {
             0 => Answer::Resend,
@@ -277,7 +277,7 @@ fn a_wrong_field_is_named_as_the_request_names_it() {
     assert_eq!(topology::applied_spec(Some(unknown)).unwrap_err().field, "spec.policy.mode");
     assert_eq!(topology::applied_spec(None).unwrap_err().field, "spec");
     let renewals = vec![v1::Renewal::default()];
-    let problem = election::renewals(&v1::KeepAliveRequest { renewals }).unwrap_err();
+    let problem = election::renewals(&v1::KeepAliveRequest { renewals, probe: 0 }).unwrap_err();
     assert_eq!(problem.field, "renewals[0].session");
     let half = v1::RequestId { client: 1, serial: 0 };
     assert_eq!(common::request("request", Some(half)).unwrap_err().field, "request.serial");

@@ -217,7 +217,7 @@ impl Stream {
                 known_grant: slot.kept.grant,
             });
         }
-        (!renewals.is_empty()).then_some(v1::KeepAliveRequest { renewals })
+        (!renewals.is_empty()).then_some(v1::KeepAliveRequest { renewals, probe: 0 })
     }
 
     fn answered(&mut self, answer: &v1::KeepAliveResponse) {

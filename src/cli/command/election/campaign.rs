@@ -174,7 +174,8 @@ async fn confirm(cluster: &Cluster, session: u64, nonce: u64, epoch: &v1::Epoch)
     let renewal = v1::Renewal { session, nonce, number: 0, acked: 0, known_grant: epoch.revision };
     // A renewal may be answered with "send a new one" (C5); twice is a sick link.
     for number in 1..=3 {
-        let request = v1::KeepAliveRequest { renewals: vec![v1::Renewal { number, ..renewal }] };
+        let renewals = vec![v1::Renewal { number, ..renewal }];
+        let request = v1::KeepAliveRequest { renewals, probe: 0 };
         let mut stream = cluster
             .ask(what, |channel| {
                 let requests = futures::stream::iter([request.clone()]);

@@ -61,6 +61,11 @@ pub struct State {
     pub modes: Vec<Mode>,
     pub scripts: VecDeque<Vec<Result<v1::ObserveResponse, Status>>>,
     pub asked: Vec<Option<v1::WatchFrom>>,
+    /// The newest round of clock readings that each node was asked in.
+    pub rounds: HashMap<usize, u64>,
+    /// From this round on the clocks of these nodes are ahead by so many microseconds.
+    pub jump: Option<(u64, Vec<usize>, u64)>,
+    pub incarnation: u64,
 }
 
 pub struct Fake {
@@ -82,12 +87,17 @@ impl Drop for Fake {
 pub struct TestClock {
     stopped: Mutex<Option<Reading>>,
     moved_us: Mutex<u64>,
+    boots: Mutex<u64>,
 }
 
 impl TestClock {
     pub fn stop(&self) {
         let now = self.now();
         *self.stopped.lock().unwrap() = Some(now);
+    }
+    /// As if the process went on in another boot of the machine.
+    pub fn reboot(&self) {
+        *self.boots.lock().unwrap() += 1;
     }
     pub fn advance(&self, us: u64) {
         let mut stopped = self.stopped.lock().unwrap();
@@ -106,6 +116,9 @@ impl Clock for TestClock {
     fn wall(&self) -> WallMs {
         SystemClock.wall()
     }
+    fn boot(&self) -> Option<String> {
+        Some(self.boots.lock().unwrap().to_string())
+    }
 }
 
 impl Fake {
@@ -113,6 +126,7 @@ impl Fake {
         let pki = Pki::new();
         let state = Arc::new(Mutex::new(State {
             revision: 10,
+            incarnation: 1,
             modes: vec![Mode::Sound; count],
             ..State::default()
         }));
@@ -210,6 +224,25 @@ impl Node {
         Ok(Response::new(answer(&state, outcome)))
     }
 
+    fn read_clock(&self, probe: u64) -> v1::NodeClock {
+        let mut state = self.state.lock().unwrap();
+        state.rounds.insert(self.at, probe);
+        let ahead = match &state.jump {
+            Some((from, who, us)) if probe >= *from && who.contains(&self.at) => *us,
+            _ => 0,
+        };
+        let now = self.clock.now().plus(regent_core::time::Micros(ahead));
+        v1::NodeClock {
+            probe,
+            node: self.at as u64 + 1,
+            nonce: 1,
+            boottime_us: now.boottime_us,
+            raw_us: now.raw_us,
+            voters: (1..=state.modes.len() as u64).collect(),
+            incarnation: state.incarnation,
+        }
+    }
+
     fn renew(&self, renewal: &v1::Renewal, mode: &Mode) -> v1::Renewed {
         use v1::renewed::Outcome;
         let mut state = self.state.lock().unwrap();
@@ -296,7 +329,8 @@ impl ElectionService for Node {
                 }
                 let message = message.ok()?;
                 let renewed = message.renewals.iter().map(|r| node.renew(r, &mode)).collect();
-                (mode != Mode::LosesAcks).then_some(Ok(v1::KeepAliveResponse { renewed }))
+                let clock = (message.probe != 0).then(|| node.read_clock(message.probe));
+                (mode != Mode::LosesAcks).then_some(Ok(v1::KeepAliveResponse { renewed, clock }))
             }
         });
         Ok(Response::new(answers.boxed()))

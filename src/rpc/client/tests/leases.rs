@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use regent_core::id::ElectionName;
+use regent_core::lease::holder::VoidReason;
 
 use super::fake::{Fake, Mode};
 use crate::client::{CampaignOptions, ClientOptions, Lease, LeaseError, Session, SessionOptions};
@@ -281,4 +282,64 @@ async fn one_who_waits_is_told_when_it_is_its_turn() {
         tokio::time::timeout(Duration::from_secs(3), waiting).await.unwrap().unwrap().unwrap();
     assert!(held.is_held());
     assert!(epoch > lease.epoch());
+}
+
+/// A lease after two rounds of clock readings with every node; and the next round but one.
+async fn compared(fake: &Fake) -> (Session, Lease, u64) {
+    let options = SessionOptions { ttl: Duration::from_secs(4), ..SessionOptions::default() };
+    let session = Session::open(&fake.any(), options).await.unwrap();
+    let lease = win(&session).await;
+    rounds(fake, 2).await;
+    let next = fake.state().rounds.values().max().unwrap() + 2;
+    (session, lease, next)
+}
+
+async fn rounds(fake: &Fake, round: u64) {
+    eventually("clock readings of every node", || {
+        let state = fake.state();
+        (0..state.modes.len()).all(|at| state.rounds.get(&at).is_some_and(|r| *r >= round))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_holder_whose_clock_a_majority_of_the_nodes_contradicts_is_no_holder_any_more() {
+    let fake = Fake::start(3).await;
+    let (session, lease, next) = compared(&fake).await;
+    // One node went ahead: it is the odd one.
+    fake.state().jump = Some((next, vec![0], 400_000));
+    rounds(&fake, next + 1).await;
+    assert!(lease.is_held(), "{:?}", session.over());
+    // All of them did: it was this machine that stood still, for longer than the margin.
+    let next = fake.state().rounds.values().max().unwrap() + 2;
+    fake.state().jump = Some((next, vec![0, 1, 2], 800_000));
+    tokio::time::timeout(Duration::from_secs(10), lease.lost()).await.unwrap();
+    assert!(!lease.is_held());
+    assert_eq!(session.over(), Some(VoidReason::ClockDiffers));
+}
+
+#[tokio::test]
+async fn a_pause_within_the_margin_costs_no_lease() {
+    let fake = Fake::start(3).await;
+    let (session, lease, next) = compared(&fake).await;
+    fake.state().jump = Some((next, vec![0, 1, 2], 200_000));
+    rounds(&fake, next + 2).await;
+    assert!(lease.is_held(), "{:?}", session.over());
+}
+
+#[tokio::test]
+async fn a_process_that_went_on_in_another_boot_or_against_a_restored_cluster_holds_nothing() {
+    let fake = Fake::start(3).await;
+    let (session, lease, _) = compared(&fake).await;
+    fake.clock.reboot();
+    tokio::time::timeout(Duration::from_secs(10), lease.lost()).await.unwrap();
+    assert_eq!(session.over(), Some(VoidReason::ClockChanged));
+    // The cluster is told all the same: others wait for this lead.
+    drop((session, lease));
+    eventually("the session was closed", || fake.state().sessions.is_empty()).await;
+
+    let (session, lease, _) = compared(&fake).await;
+    fake.state().incarnation = 2;
+    tokio::time::timeout(Duration::from_secs(10), lease.lost()).await.unwrap();
+    assert_eq!(session.over(), Some(VoidReason::IncarnationChanged));
 }
