@@ -17,7 +17,7 @@ use super::Context;
 use crate::connect::{Cluster, from_status};
 use crate::error::{CliError, Context as _, Outcome};
 use crate::render::table::Table;
-use crate::render::{json, text};
+use crate::render::{json, progress, text};
 
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
@@ -124,12 +124,23 @@ async fn export(context: &Context, cluster: &Cluster, from: u64, file: Option<Pa
         Some(path) => Box::new(BufWriter::new(std::fs::File::create(path).or_usage(what)?)),
         None => Box::new(BufWriter::new(std::io::stdout())),
     };
+    // On a terminal of its own the bar would stand between the records.
+    let bar = match &file {
+        Some(_) => {
+            let head = head(cluster).await?.number;
+            progress::count(context.out, "records", (head + 1).saturating_sub(from.max(1)))
+        }
+        None => progress::hidden(),
+    };
     let mut count = 0u64;
-    stream(cluster, request, |record| {
+    let written = stream(cluster, request, |record| {
         count += 1;
+        bar.inc(1);
         writeln!(sink, "{}", json::audit(&record)).or_internal(what)
     })
-    .await?;
+    .await;
+    bar.finish_and_clear();
+    written?;
     sink.flush().or_internal(what)?;
     drop(sink);
     if let Some(path) = &file {
@@ -161,16 +172,26 @@ async fn stream(
     }
 }
 
-async fn verify(context: &Context, cluster: &Cluster) -> Outcome {
-    // The head first: records may be added meanwhile, but none may be missing.
-    let head = cluster
+async fn head(cluster: &Cluster) -> Outcome<v1::AuditHeadResponse> {
+    cluster
         .ask("read the head of the audit chain", |channel| async move {
             AuditServiceClient::new(channel).audit_head(v1::AuditHeadRequest {}).await
         })
-        .await?;
+        .await
+}
+
+async fn verify(context: &Context, cluster: &Cluster) -> Outcome {
+    // The head first: records may be added meanwhile, but none may be missing.
+    let head = head(cluster).await?;
+    let bar = progress::count(context.out, "records", head.number);
     let mut chain = Chain { watched: head.number, ..Chain::default() };
-    stream(cluster, v1::ListAuditRequest::default(), |record| chain.add(record_in(record)?))
-        .await?;
+    let followed = stream(cluster, v1::ListAuditRequest::default(), |record| {
+        bar.set_position(record.number);
+        chain.add(record_in(record)?)
+    })
+    .await;
+    bar.finish_and_clear();
+    followed?;
     chain.must_reach(head.number, &head.hash)?;
     chain.report(context);
     Ok(())

@@ -11,6 +11,7 @@ use super::{Context, dispatch};
 use crate::args::{Cli, Globals};
 use crate::duration;
 use crate::error::{CliError, Context as _, Outcome};
+use crate::render::progress;
 use crate::render::table::Table;
 
 /// The verbs.
@@ -140,8 +141,11 @@ async fn up(context: &Context, args: Up) -> Outcome {
         nodes: args.nodes,
         profile: args.profile.into(),
     };
+    let what = format!("{} nodes: certificates, processes, a leader", plan.nodes);
+    let turning = progress::turning(context.out, &what);
     let (lab, view) =
         regent_lab::up(&plan).await.map_err(|error| from_lab("cannot make the lab", error))?;
+    drop(turning);
     context.out.value(
         || as_json(&view),
         || {

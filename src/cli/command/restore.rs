@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use crate::error::{CliError, Outcome};
+use crate::render::progress;
 use crate::render::table::Table;
 
 /// Options of `restore`.
@@ -54,7 +55,9 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         by: local_user(),
         dry_run: !args.yes,
     };
+    let turning = progress::turning(context.out, &format!("restore from {}", args.from.display()));
     let report = restore(&options).await.map_err(from_restore)?;
+    drop(turning);
     context.out.value(|| as_json(&report), || as_text(&report));
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tonic::Status;
 
 use super::report::{Latencies, latencies, note};
+use crate::render::{Output, progress};
 
 /// Before measuring: connections, caches and the allocator settle.
 pub const WARM_UP: Duration = Duration::from_secs(1);
@@ -28,6 +29,7 @@ pub struct Totals {
 
 /// Runs every client until the measured time is over. `begin` is called when measuring begins.
 pub async fn drive<C, F, Done>(
+    out: Output,
     clients: Vec<C>,
     measured: Duration,
     begin: impl FnOnce() + Send,
@@ -38,6 +40,7 @@ where
     F: Fn(C) -> Done + Clone + Send + Sync + 'static,
     Done: Future<Output = (C, Result<(), Status>)> + Send,
 {
+    let _bar = progress::seconds(out, "seconds", WARM_UP + measured);
     let start = Instant::now() + WARM_UP;
     let end = start + measured;
     let mut tasks = tokio::task::JoinSet::new();

@@ -26,6 +26,7 @@ pub async fn run(context: &Context, common: Common) -> Outcome {
     let before = Arc::new(Mutex::new(Vec::new()));
     let begun = Arc::clone(&before);
     let totals = drive(
+        context.out,
         holders,
         common.measured(),
         || *begun.lock().expect("nobody panics with it") = target.usage(),

@@ -31,6 +31,7 @@ pub async fn run(context: &Context, common: Common) -> Outcome {
     let before = Arc::new(Mutex::new(Vec::new()));
     let begun = Arc::clone(&before);
     let totals = drive(
+        context.out,
         clients,
         common.measured(),
         || *begun.lock().expect("nobody panics with it") = target.usage(),

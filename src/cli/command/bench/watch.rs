@@ -19,6 +19,7 @@ use super::{Common, setup};
 use crate::command::Context;
 use crate::connect::from_status;
 use crate::error::{CliError, Outcome};
+use crate::render::progress;
 
 /// Options of `bench watch`.
 #[derive(Debug, clap::Args)]
@@ -67,6 +68,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     let (mut last, mut writes) = (latencies(), latencies());
     let (mut errors, mut sample_error) = (0u64, None);
     let before = target.usage();
+    let bar = progress::seconds(context.out, "seconds", common.measured());
     let begun = Instant::now();
     let mut number = 0u64;
     while begun.elapsed() < common.measured() {
@@ -91,6 +93,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         }
         tokio::time::sleep(args.interval).await;
     }
+    drop(bar);
     let seconds = begun.elapsed().as_secs_f64();
     let mut extra = Map::new();
     extra.insert("watchers".into(), json!(watchers));
