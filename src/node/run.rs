@@ -543,7 +543,9 @@ impl Shell {
                     true => tonic_health::ServingStatus::Serving,
                     false => tonic_health::ServingStatus::NotServing,
                 };
-                reporter.set_service_status("", serving).await;
+                for service in crate::server::SERVICES {
+                    reporter.set_service_status(service, serving).await;
+                }
             }
             tokio::select! {
                 _ = standing.changed() => {}

@@ -9,10 +9,10 @@ use regent_rpc::limits::{
 use regent_rpc::pb::FILE_DESCRIPTOR_SET;
 use regent_rpc::pb::raft::peer_service_server::PeerServiceServer;
 use regent_rpc::pb::raft::raft_service_server::RaftServiceServer;
-use regent_rpc::pb::v1::audit_service_server::AuditServiceServer;
-use regent_rpc::pb::v1::cluster_service_server::ClusterServiceServer;
-use regent_rpc::pb::v1::election_service_server::ElectionServiceServer;
-use regent_rpc::pb::v1::topology_service_server::TopologyServiceServer;
+use regent_rpc::pb::v1::audit_service_server::{self, AuditServiceServer};
+use regent_rpc::pb::v1::cluster_service_server::{self, ClusterServiceServer};
+use regent_rpc::pb::v1::election_service_server::{self, ElectionServiceServer};
+use regent_rpc::pb::v1::topology_service_server::{self, TopologyServiceServer};
 use regent_rpc::tls::AcceptLimits;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -36,6 +36,15 @@ use crate::watch::serve::Preencoded;
 const MAX_HANDSHAKES: usize = 32;
 /// From the TCP connection to the end of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What clients ask the health of: everything public, and the node as a whole.
+pub const SERVICES: [&str; 5] = [
+    "",
+    election_service_server::SERVICE_NAME,
+    topology_service_server::SERVICE_NAME,
+    cluster_service_server::SERVICE_NAME,
+    audit_service_server::SERVICE_NAME,
+];
 
 /// Serves until `stop` says true or its sender is gone; then lets calls under way finish.
 ///

@@ -79,6 +79,13 @@ async fn a_python_client_campaigns_proclaims_and_observes_over_mtls() {
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{text}{}", String::from_utf8_lossy(&out.stderr));
     let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    let services = last["services"].as_array().unwrap();
+    for public in ["Election", "Topology", "Cluster", "Audit"] {
+        assert!(services.contains(&format!("regent.v1.{public}Service").into()), "{last}");
+    }
+    let serving = last["serving"].as_object().unwrap();
+    assert_eq!(serving.len(), 3, "{last}");
+    assert!(serving.values().all(|status| status == "SERVING"), "{last}");
     assert_eq!(last["leader_value"], "second");
     assert!(last["seen"].to_string().contains("second"));
     assert_eq!(last["after_resign"], "FAILED_PRECONDITION", "a stale epoch was not refused");

@@ -16,6 +16,8 @@ import threading
 import time
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 
 def stubs(proto_dir):
@@ -35,6 +37,19 @@ def stubs(proto_dir):
     )
 
 
+def reflected(channel):
+    """The services that the node says it has."""
+    # The package has the messages of v1alpha only; those of v1 are the same on the wire.
+    call = channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    ask = reflection_pb2.ServerReflectionRequest(list_services="")
+    answer = next(iter(call(iter([ask]), timeout=10)))
+    return [service.name for service in answer.list_services_response.service]
+
+
 def read(path):
     with open(path, "rb") as f:
         return f.read()
@@ -47,6 +62,15 @@ def main():
     channel = grpc.secure_channel(
         endpoint, credentials, options=[("grpc.ssl_target_name_override", server_name)]
     )
+    services = sorted(reflected(channel))
+    health = health_pb2_grpc.HealthStub(channel)
+    asked = ["", "regent.v1.ElectionService", "regent.v1.ClusterService"]
+    serving = {
+        name: health_pb2.HealthCheckResponse.ServingStatus.Name(
+            health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10).status
+        )
+        for name in asked
+    }
     stub = rpc.ElectionServiceStub(channel)
     lane, serial = random.getrandbits(63), [0]
 
@@ -168,6 +192,8 @@ def main():
     sending.put(None)
     print(json.dumps({
         "epoch": [campaign.epoch.incarnation, campaign.epoch.revision],
+        "services": services,
+        "serving": serving,
         "seen": seen,
         "leader_value": leader.election.holder.value.decode(),
         "after_resign": stale,
