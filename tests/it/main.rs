@@ -22,5 +22,6 @@ mod revoked;
 mod security;
 mod services;
 mod survive;
+mod traces;
 mod verbs;
 mod writers;
