@@ -7,6 +7,8 @@ use std::process::{Child, Command, Output};
 use regent_core::authz::Role;
 use regent_core::id::Epoch;
 use regent_rpc::client::{CampaignOptions, Client, Session, SessionOptions};
+use regent_rpc::pb::v1;
+use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
 
 use crate::cluster::{Cluster, PATIENCE, REGENT, election, mark, marks, until};
 
@@ -114,12 +116,91 @@ async fn campaign(client: &Client) -> (Session, Epoch) {
     (session, epoch)
 }
 
+/// What a client of the old cluster still has in its hands.
+struct Left {
+    session: u64,
+    nonce: u64,
+    epoch: v1::Epoch,
+    from: v1::WatchFrom,
+}
+
+impl Left {
+    /// A session with a known nonce, and the lead of an election of its own.
+    async fn of(old: &Client) -> Self {
+        let (_, channel) = old.channels().swap_remove(0);
+        let mut api = ElectionServiceClient::new(channel);
+        let nonce = 77;
+        let id = |serial| Some(v1::RequestId { client: 4_242, serial });
+        let ask = v1::OpenSessionRequest {
+            request: id(1),
+            ttl_ms: 600_000,
+            nonce,
+            ..v1::OpenSessionRequest::default()
+        };
+        let session = api.open_session(ask).await.unwrap().into_inner().session;
+        let ask = v1::CampaignRequest {
+            request: id(2),
+            election: "left".into(),
+            session,
+            nonce,
+            ..v1::CampaignRequest::default()
+        };
+        let won = api.campaign(ask).await.unwrap().into_inner();
+        let stamp = won.stamp.unwrap();
+        let from = v1::WatchFrom {
+            revision: stamp.revision,
+            incarnation: stamp.incarnation,
+            incarnation_id: stamp.incarnation_id,
+        };
+        Self { session, nonce, epoch: won.epoch.unwrap(), from }
+    }
+
+    /// None of it is worth anything in `restored`.
+    async fn assert_void(&self, restored: &Client) {
+        let (_, channel) = restored.channels().swap_remove(0);
+        let mut api = ElectionServiceClient::new(channel);
+        let from = Some(self.from);
+        let ask = v1::ObserveRequest { all: true, from, ..v1::ObserveRequest::default() };
+        let why = match api.observe(ask).await {
+            Ok(stream) => stream.into_inner().message().await.expect_err("an old watch goes on"),
+            Err(status) => status,
+        };
+        assert_eq!(why.code(), tonic::Code::OutOfRange, "{why}");
+
+        let renewal = v1::Renewal {
+            session: self.session,
+            nonce: self.nonce,
+            number: 1,
+            acked: 0,
+            known_grant: self.epoch.revision,
+        };
+        let ask = v1::KeepAliveRequest { renewals: vec![renewal], probe: 0 };
+        let mut answers =
+            api.keep_alive(tonic::codegen::tokio_stream::once(ask)).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap();
+        let outcomes: Vec<_> = answer.renewed.iter().map(v1::Renewed::outcome).collect();
+        assert_eq!(outcomes, [v1::renewed::Outcome::SessionGone]);
+
+        let ask = v1::ProclaimRequest {
+            request: Some(v1::RequestId { client: 4_243, serial: 1 }),
+            election: "left".into(),
+            session: self.session,
+            epoch: Some(self.epoch),
+            value: "still me".into(),
+        };
+        let why = api.proclaim(ask).await.expect_err("an old epoch proclaims");
+        let said_no = matches!(why.code(), tonic::Code::FailedPrecondition | tonic::Code::NotFound);
+        assert!(said_no, "{why:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_restores_of_one_backup_raise_epochs_differ_and_void_what_was_held() {
     let cluster = Cluster::up("restore", 3).await;
     let admin = cluster.client("admin");
     mark(&admin, "mark/before").await.unwrap();
     let (_session, first) = campaign(&admin).await;
+    let left = Left::of(&admin).await;
     let backup: PathBuf = cluster.scratch.path().join("cluster.backup");
     let file = backup.to_str().unwrap();
     let out = cluster.verb(&["backup", "-f", file]);
@@ -138,6 +219,7 @@ async fn two_restores_of_one_backup_raise_epochs_differ_and_void_what_was_held()
         let alone = start(&cluster, &config, endpoint).await;
         assert_eq!(marks(&alone.client, "mark/").await, ["mark/before"]);
         lives.push(incarnation(&alone.client).await);
+        left.assert_void(&alone.client).await;
         // What the backup's holder held is void: the election is free, under a higher epoch.
         let (_, epoch) = campaign(&alone.client).await;
         assert!(epoch > first, "S3 over a restore: {first} -> {epoch}");
