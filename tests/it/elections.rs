@@ -82,3 +82,32 @@ async fn a_lead_asked_for_once_is_resigned_by_its_session_and_nonce() {
     let before = held["epoch"]["revision"].as_u64().unwrap();
     assert!(epoch.split_once('.').unwrap().1.parse::<u64>().unwrap() > before, "S3: {epoch}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preference_decides_who_is_next_and_an_idle_election_can_be_deleted() {
+    let cluster = Cluster::up("prefer", 1).await;
+    let set = cluster.json(&["election", "prefer", "batch", "--region", "eu", "--zone", "eu-2"]);
+    assert_eq!(set["preferred"], "eu/eu-2", "{set}");
+    let place = |zone| ["--region", "eu", "--zone", zone, "--value", zone, "--hold"];
+    let campaign = |zone| [&["election", "campaign", "batch"][..], &place(zone)].concat();
+    let mut holder = Follow::start(&cluster, &campaign("eu-1"));
+    holder.line(|line| line["event"] == "held");
+    let in_use = cluster.verb(&["election", "delete", "batch"]);
+    assert_eq!(in_use.status.code(), Some(1), "deleted under its holder");
+    // The one that waits for longer is elsewhere.
+    let mut elsewhere = Follow::start(&cluster, &campaign("eu-1"));
+    let mut watch = Follow::start(&cluster, &["election", "observe", "batch", "--changes", "99"]);
+    let queue = |line: &serde_json::Value| line["election"]["queue"].as_array().map(Vec::len);
+    watch.line(|line| queue(line) == Some(1));
+    let mut preferred = Follow::start(&cluster, &campaign("eu-2"));
+    watch.line(|line| queue(line) == Some(2));
+    holder.terminate();
+    preferred.line(|line| line["event"] == "held");
+    elsewhere.terminate();
+    preferred.terminate();
+    assert!(elsewhere.exit().await.success() && preferred.exit().await.success());
+    let stale = cluster.verb(&["election", "delete", "batch", "--expect-revision", "1"]);
+    assert_eq!(stale.status.code(), Some(1), "deleted what had changed");
+    assert!(cluster.verb(&["election", "delete", "batch"]).status.success());
+    assert_eq!(cluster.verb(&["election", "show", "batch"]).status.code(), Some(1));
+}

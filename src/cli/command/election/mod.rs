@@ -2,6 +2,7 @@
 
 mod campaign;
 mod observe;
+mod prefer;
 
 use regent_rpc::limits::MAX_ANSWER_BYTES;
 use regent_rpc::pb::v1;
@@ -55,6 +56,10 @@ itself on SIGTERM or Ctrl-C.
         #[command(flatten)]
         read: Read,
     },
+    /// Say where the leader of an election should rather be
+    Prefer(prefer::Prefer),
+    /// Remove an election that nobody holds and nobody waits for
+    Delete(prefer::Delete),
     /// Publish a value under the epoch of the holder
     #[command(after_help = "\
 Refused when the epoch is not in force any more: that is what epochs are for.
@@ -109,6 +114,8 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
     match verb {
         Verb::Campaign(args) => campaign::run(context, args).await,
         Verb::Observe(args) => observe::run(context, args).await,
+        Verb::Prefer(args) => prefer::prefer(context, args).await,
+        Verb::Delete(args) => prefer::delete(context, args).await,
         Verb::Resign { election, session, nonce, epoch } => {
             resign(context, election, session, nonce, epoch).await
         }
