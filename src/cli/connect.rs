@@ -28,6 +28,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// An election takes a few hundred milliseconds; waiting longer between tries helps nobody.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Metadata of an answer: what the node's log calls the request.
+const REQUEST_ID: &str = "x-request-id";
+
 /// Everything needed to reach a cluster, from all sources together.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -386,6 +389,8 @@ pub fn from_status(what: &str, endpoint: &str, status: &Status) -> CliError {
 /// Adds what the node put into the status's details: the rule, the field, the hint.
 fn with_details(mut error: CliError, status: &Status) -> CliError {
     error.code = Some(status.code());
+    let id = status.metadata().get(REQUEST_ID).and_then(|id| id.to_str().ok());
+    error.request = id.map(Box::from);
     let Some(refused) = Refused::from_status(status) else { return error };
     if !refused.rule.is_empty() {
         error.rule = Some(refused.rule);
@@ -457,6 +462,16 @@ mod tests {
              hint: ask for 1900 ms"
         );
         assert_eq!(error.to_json()["error"]["rule"], "c6_ttl_too_short");
+    }
+
+    #[test]
+    fn the_id_under_which_the_nodes_log_has_a_request_reaches_the_person() {
+        let mut status = Status::failed_precondition("somebody else leads");
+        status.metadata_mut().insert(REQUEST_ID, "00c0ffee".parse().expect("plain"));
+        let error = from_status("proclaim", "db1:7400", &status);
+        let text = "error: cannot proclaim\n  because: somebody else leads\n  request 00c0ffee";
+        assert_eq!(error.to_string(), text);
+        assert_eq!(error.to_json()["error"]["request"], "00c0ffee");
     }
 
     #[test]

@@ -58,12 +58,22 @@ pub struct CliError {
     pub rule: Option<String>,
     /// The gRPC status, when a node gave one.
     pub code: Option<tonic::Code>,
+    /// What the node's log calls the request, when a node answered it.
+    pub request: Option<Box<str>>,
 }
 
 impl CliError {
     /// A failure of `kind`.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Self { kind, what: what.into(), causes: Vec::new(), hint: None, rule: None, code: None }
+        Self {
+            kind,
+            what: what.into(),
+            causes: Vec::new(),
+            hint: None,
+            rule: None,
+            code: None,
+            request: None,
+        }
     }
     /// A rule said no.
     pub fn refused(what: impl Into<String>) -> Self {
@@ -125,6 +135,7 @@ impl CliError {
             "causes": self.causes,
             "hint": self.hint,
             "rule": self.rule,
+            "request": self.request,
         }})
     }
 }
@@ -134,6 +145,9 @@ impl fmt::Display for CliError {
         write!(f, "error: {}", self.what)?;
         for cause in &self.causes {
             write!(f, "\n  because: {cause}")?;
+        }
+        if let Some(request) = &self.request {
+            write!(f, "\n  request {request}")?;
         }
         if let Some(hint) = &self.hint {
             write!(f, "\nhint: {hint}")?;

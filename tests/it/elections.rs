@@ -28,6 +28,8 @@ async fn a_lease_moves_from_a_holder_to_the_next_by_verbs_alone() {
     let other = publish("1.1", "forged");
     assert_eq!(other.status.code(), Some(1), "a wrong epoch proclaimed");
     assert!(text(&other).contains("stale"), "{}", text(&other));
+    // What the node's log calls it.
+    assert!(text(&other).contains("\n  request "), "{}", text(&other));
 
     // A second one waits; when the first is told to stop, it resigns and the lease moves.
     let once = cluster.verb(&["election", "campaign", "billing"]);
