@@ -530,3 +530,18 @@ async fn what_waited_past_its_deadline_is_not_put_into_the_log() {
     assert!(matches!(late, Err(RenewError::NotProposed(_))));
     assert!(world.leader.batches.lock().is_empty());
 }
+
+#[tokio::test]
+async fn a_probe_is_answered_with_this_nodes_clock_as_it_is_now_and_only_once() {
+    let world = World::new();
+    let mut client = world.connect(alice());
+    let ask = v1::KeepAliveRequest { renewals: Vec::new(), probe: 5 };
+    client.to.as_ref().unwrap().send(Ok(ask)).unwrap();
+    world.clock.advance_ms(70);
+    let answer = client.stream.next().await.unwrap().unwrap();
+    let clock = answer.clock.unwrap();
+    assert_eq!((clock.probe, clock.node, clock.nonce, clock.incarnation), (5, 2, 9, 1));
+    assert_eq!(clock.boottime_us, world.clock.now().boottime_us);
+    assert!(answer.renewed.is_empty());
+    assert!(client.stream.next().now_or_never().is_none(), "answered twice");
+}
