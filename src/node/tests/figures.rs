@@ -41,7 +41,7 @@ const MAY_STAY_ZERO: [(&str, &str); 13] = [
 ];
 
 /// One node's page, by family: whether any of its samples is other than zero.
-async fn page(http: SocketAddr) -> BTreeMap<&'static str, bool> {
+pub(super) async fn page(http: SocketAddr) -> BTreeMap<&'static str, bool> {
     let mut stream = TcpStream::connect(http).await.unwrap();
     let ask = "GET /metrics HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n";
     stream.write_all(ask.as_bytes()).await.unwrap();
@@ -71,7 +71,7 @@ async fn still(nodes: &[&Node]) -> Vec<&'static str> {
     names.filter(|name| !pages.iter().any(|page| page[name])).collect()
 }
 
-fn service() -> ServiceSpec {
+pub(super) fn service() -> ServiceSpec {
     let instance = |name: &str, zone: &str| InstanceSpec {
         name: name.parse().unwrap(),
         locality: Locality { region: "eu".into(), zone: zone.into(), host: name.into() },

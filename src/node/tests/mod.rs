@@ -5,6 +5,7 @@ mod cluster;
 mod figures;
 mod lives;
 mod members;
+mod poison;
 mod rig;
 mod services;
 mod timing;
