@@ -70,8 +70,9 @@ impl SnapshotDir {
         Ok(snapshots)
     }
 
-    /// Saves a snapshot durably, then removes damaged ones, and all others but the last two. After an error the snapshots
-    /// that were there are still there; with a full disk it may simply be tried again later.
+    /// Saves a snapshot durably, then removes damaged ones, and all others but the last two. After
+    /// an error the snapshots that were there are still there; with a full disk it may simply be
+    /// tried again later.
     pub fn save(&mut self, meta: &[u8], data: &[u8]) -> io::Result<()> {
         let temporary = self.dir.join(TEMPORARY_NAME);
         let path = self.dir.join(name(self.next));

@@ -100,8 +100,8 @@ pub async fn start(world: &World, id: u64, disk: &SimDisk) -> Result<(), StartEr
     let mut config = ConsensusConfig::new(NodeId(id), "/data", TIMING);
     config.mode = RunMode::Inline { flush_min_us: 50, flush_max_us: 3_000 };
     config.segment_bytes = 32 * 1024;
-    config.snapshot_after_entries = 150;
-    config.keep_entries = 30;
+    config.snapshot_after_entries = 60;
+    config.keep_entries = 20;
     config.snapshot_timeout = Duration::from_secs(3);
     let lease =
         Arc::new(Mutex::new(Lease { clock: NodeClock::new(Rules::LAW), expiry: Expiry::new() }));
