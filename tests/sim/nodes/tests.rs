@@ -55,8 +55,9 @@ fn a_removal_that_was_acknowledged_leaves_no_member_behind() {
     assert_eq!(run(20_083, &options(20, None)).violation, None);
 }
 
-/// Seeds within which every mutant must be noticed. The slowest, when this was written, took 5.
-const ENOUGH: u64 = 20;
+/// Seeds within which every mutant must be noticed. The slowest, when this was written, took 3, and
+/// is noticed by one seed in twelve: whatever shifts the seeds must not make this fail.
+const ENOUGH: u64 = 60;
 
 /// Runs seeds until one notices the mutant; returns what it said.
 fn caught(mutant: Mutant) -> String {
