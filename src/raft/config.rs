@@ -61,7 +61,7 @@ pub struct ConsensusConfig {
     pub segment_bytes: u64,
     /// Longest time a snapshot may take beside its way: to be made, decoded and saved. On its way
     /// to another node it has the time of its bytes as well; see
-    /// [`ConsensusConfig::snapshot_travel`].
+    /// `snapshot_travel`.
     pub snapshot_timeout: Duration,
     /// A learner is promoted only if it holds all but this many entries of the leader's log.
     pub promote_lag_entries: u64,

@@ -14,7 +14,7 @@ use super::record::{u32_at, u64_at};
 use super::vfs::{OpenMode, VFile, Vfs};
 
 /// The format that this version writes, and the newest that it reads. Format 2 closes a segment
-/// with a continuation (see [`super::frame`]); format 1, which has none, is read as well.
+/// with a continuation (see `frame`); format 1, which has none, is read as well.
 pub const FORMAT: u32 = 2;
 
 /// Bytes of the header; the first group follows.
