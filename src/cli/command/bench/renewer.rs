@@ -4,7 +4,8 @@
 //! No client library here: it keeps each lease by the book, and costs accordingly. This one only
 //! counts: what was extended, what had to be sent again, what was lost.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -83,7 +84,7 @@ impl Renewer {
                 own: self::latencies(),
                 sessions: Vec::new(),
                 places: HashMap::new(),
-                turn: 0,
+                queue: BinaryHeap::new(),
                 ticks: 0,
             };
             inputs.push(input);
@@ -131,7 +132,8 @@ struct Stream {
     own: Latencies,
     sessions: Vec<Slot>,
     places: HashMap<u64, usize>,
-    turn: usize,
+    /// Which session is to be renewed when.
+    queue: BinaryHeap<Reverse<(Instant, usize)>>,
     ticks: u32,
 }
 
@@ -181,34 +183,36 @@ impl Stream {
         let spread = self.interval.mul_f64(rand::random_range(0.0..1.0));
         let now = Instant::now();
         let sent = now.checked_sub(spread).unwrap_or(now);
+        // One whose grant nobody has named yet is in a hurry (C8).
+        let due = if kept.grant > 0 { now } else { sent + self.interval };
+        self.queue.push(Reverse((due, self.sessions.len())));
         self.sessions.push(Slot { kept, number: 0, acked: 0, sent, lease_from: now, gone: false });
     }
 
-    /// The next message: sessions whose turn it is, in a circle.
+    /// The session to renew next, if its time has come.
+    fn next_due(&mut self, now: Instant) -> Option<usize> {
+        let Reverse((due, at)) = *self.queue.peek()?;
+        (due <= now).then(|| {
+            self.queue.pop();
+            at
+        })
+    }
+
+    /// The next message: sessions whose time has come, the most urgent first.
     fn due(&mut self) -> Option<v1::KeepAliveRequest> {
         let now = Instant::now();
         let mut renewals = Vec::new();
-        for _ in 0..self.sessions.len() {
-            if renewals.len() == MOST_PER_MESSAGE {
+        while renewals.len() < MOST_PER_MESSAGE {
+            let Some(at) = self.next_due(now) else {
                 break;
-            }
-            let at = self.turn % self.sessions.len();
-            let slot = &mut self.sessions[at];
-            // One whose grant nobody has named yet is in a hurry (C8).
-            let wait = if slot.number == 0 && slot.kept.grant > 0 {
-                Duration::ZERO
-            } else {
-                self.interval
             };
-            if !slot.gone && now.duration_since(slot.sent) < wait {
-                break;
-            }
-            self.turn = at + 1;
+            let slot = &mut self.sessions[at];
             if slot.gone {
                 continue;
             }
             slot.number += 1;
             slot.sent = now;
+            self.queue.push(Reverse((now + self.interval, at)));
             renewals.push(v1::Renewal {
                 session: slot.kept.session,
                 nonce: slot.kept.nonce,
