@@ -3,7 +3,7 @@
 //! The generated servers encode each message for each stream. Here the streaming calls are taken
 //! out in front of them and answered with a codec that copies bytes which the hub encoded once:
 //!
-//! ```ignore
+//! ```text
 //! let server = ElectionServiceServer::new(node.clone());
 //! let server = Preencoded::new(server, "/regent.v1.ElectionService/Observe", handler);
 //! Server::builder().add_service(server)
