@@ -154,6 +154,15 @@ impl World {
         }
     }
 
+    fn merger(&self, window_ms: u64) -> Merger {
+        Merger::start(
+            Duration::from_millis(window_ms),
+            Arc::new(ToLeader(self.leader.clone())),
+            self.metrics.clone(),
+            &Duties::default(),
+        )
+    }
+
     fn connect(&self, who: Principal) -> Client {
         let (to, incoming) = mpsc::unbounded_channel();
         let stream = self.keeper.handle_stream(who, UnboundedReceiverStream::new(incoming));
@@ -361,12 +370,7 @@ async fn a_batch_whose_renewal_another_node_superseded_fails_with_the_entry_of_t
     let session = world.open();
     let error = RenewError::NotProposed("no quorum".into());
     *world.leader.refuse.lock() = Some(error.clone());
-    let merger = Merger::start(
-        Duration::from_millis(20),
-        Arc::new(ToLeader(world.leader.clone())),
-        world.metrics.clone(),
-        &Duties::default(),
-    );
+    let merger = world.merger(20);
     let deadline = Duration::from_secs(5);
     let old = merger.submit(vec![core_renewal(session, 1)], deadline);
     let new = merger.submit(vec![core_renewal(session, 2)], deadline);
@@ -445,12 +449,7 @@ async fn a_malformed_message_ends_the_stream_with_the_name_of_the_field() {
 async fn the_leader_merges_what_several_nodes_send_into_one_entry() {
     let world = World::new();
     let sessions: Vec<SessionId> = (0..30).map(|_| world.open()).collect();
-    let merger = Merger::start(
-        Duration::from_millis(20),
-        Arc::new(ToLeader(world.leader.clone())),
-        world.metrics.clone(),
-        &Duties::default(),
-    );
+    let merger = world.merger(20);
     let batch = |node: usize| {
         let own = sessions.iter().skip(node).step_by(3);
         own.rev().map(|session| core_renewal(*session, 1)).collect::<Vec<_>>()
@@ -479,12 +478,7 @@ fn core_renewal(session: SessionId, number: u64) -> Renewal {
 async fn the_leader_answers_each_place_of_each_batch_when_two_nodes_renew_one_session() {
     let world = World::new();
     let (a, b) = (world.open(), world.open());
-    let merger = Merger::start(
-        Duration::from_millis(20),
-        Arc::new(ToLeader(world.leader.clone())),
-        world.metrics.clone(),
-        &Duties::default(),
-    );
+    let merger = world.merger(20);
     let deadline = Duration::from_secs(5);
     let old = merger.submit(vec![core_renewal(b, 1), core_renewal(a, 1)], deadline);
     let new = merger.submit(vec![core_renewal(a, 2)], deadline);
@@ -499,12 +493,7 @@ async fn the_leader_answers_each_place_of_each_batch_when_two_nodes_renew_one_se
 #[tokio::test]
 async fn a_batch_too_large_for_one_entry_is_split_and_answered_whole() {
     let world = World::new();
-    let merger = Merger::start(
-        Duration::from_millis(1),
-        Arc::new(ToLeader(world.leader.clone())),
-        world.metrics.clone(),
-        &Duties::default(),
-    );
+    let merger = world.merger(1);
     let many: Vec<Renewal> =
         (1..=25_000).map(|id| core_renewal(SessionId(1_000_000 + id), 1)).collect();
     let outcomes = merger.submit(many, Duration::from_secs(10)).await.unwrap();
@@ -520,12 +509,7 @@ async fn a_batch_too_large_for_one_entry_is_split_and_answered_whole() {
 async fn what_waited_past_its_deadline_is_not_put_into_the_log() {
     let world = World::new();
     let session = world.open();
-    let merger = Merger::start(
-        Duration::from_millis(30),
-        Arc::new(ToLeader(world.leader.clone())),
-        world.metrics.clone(),
-        &Duties::default(),
-    );
+    let merger = world.merger(30);
     let late = merger.submit(vec![core_renewal(session, 1)], Duration::from_millis(1)).await;
     assert!(matches!(late, Err(RenewError::NotProposed(_))));
     assert!(world.leader.batches.lock().is_empty());

@@ -2,26 +2,18 @@
 
 use regent_core::authz::Role;
 use regent_core::command::Expect;
-use regent_core::id::{Epoch, InstanceName, Locality, PartitionName, Revision};
-use regent_core::spec::{Engine, InstanceSpec, Mode, Policy, ServiceSpec, TopologyKind};
+use regent_core::id::{Epoch, InstanceName, PartitionName, Revision};
+use regent_core::spec::{Mode, Policy, ServiceSpec, TopologyKind};
 
 use super::rig::Rig;
 
 fn carts() -> ServiceSpec {
-    let instance = |name: &str, zone: &str| InstanceSpec {
-        name: name.parse().unwrap(),
-        locality: Locality { region: "eu".into(), zone: zone.into(), host: name.into() },
-        address: format!("{name}.example.org:5432"),
-        priority: 1,
-    };
     ServiceSpec {
         name: "carts".parse().unwrap(),
-        description: String::new(),
-        engine: Engine::Postgres,
         topology: TopologyKind::ActiveActive,
-        instances: vec![instance("a", "z1"), instance("b", "z2"), instance("c", "z3")],
         partitions: vec!["p1".parse().unwrap()],
         policy: Policy::default_for(Mode::Lease),
+        ..super::figures::service()
     }
 }
 
