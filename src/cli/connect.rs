@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
+use regent_rpc::calls::REQUEST_ID;
 use regent_rpc::channel::{ChannelOptions, connect_lazy};
 use regent_rpc::client::{CallError, Client, ClientOptions};
 use regent_rpc::convert::status::{Refused, rule};
@@ -27,9 +28,6 @@ use crate::error::{CliError, Context as _, Outcome};
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 /// An election takes a few hundred milliseconds; waiting longer between tries helps nobody.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
-/// Metadata of an answer: what the node's log calls the request.
-const REQUEST_ID: &str = "x-request-id";
 
 /// Everything needed to reach a cluster, from all sources together.
 #[derive(Clone, Debug)]

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regent_rpc::limits::{
-    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_ANSWER_BYTES, MAX_HEADER_BYTES,
+    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_ANSWER_BYTES, MAX_CARRIED_BYTES, MAX_HEADER_BYTES,
 };
 use regent_rpc::pb::FILE_DESCRIPTOR_SET;
 use regent_rpc::pb::raft::peer_service_server::PeerServiceServer;
 use regent_rpc::pb::raft::raft_service_server::RaftServiceServer;
 use regent_rpc::pb::v1::audit_service_server::{self, AuditServiceServer};
+use regent_rpc::pb::v1::call_service_server::{self, CallServiceServer};
 use regent_rpc::pb::v1::cluster_service_server::{self, ClusterServiceServer};
 use regent_rpc::pb::v1::election_service_server::{self, ElectionServiceServer};
 use regent_rpc::pb::v1::topology_service_server::{self, TopologyServiceServer};
@@ -22,6 +23,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use crate::peers::{MAX_MESSAGE_BYTES, WINDOW_BYTES};
 use crate::rpc::audit::AuditHandler;
 use crate::rpc::calls::Calls;
+use crate::rpc::carried::CallHandler;
 use crate::rpc::cluster::ClusterHandler;
 use crate::rpc::election::ElectionHandler;
 use crate::rpc::peer::PeerHandler;
@@ -38,8 +40,9 @@ const MAX_HANDSHAKES: usize = 32;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What clients ask the health of: everything public, and the node as a whole.
-pub const SERVICES: [&str; 5] = [
+pub const SERVICES: [&str; 6] = [
     "",
+    call_service_server::SERVICE_NAME,
     election_service_server::SERVICE_NAME,
     topology_service_server::SERVICE_NAME,
     cluster_service_server::SERVICE_NAME,
@@ -73,6 +76,9 @@ pub async fn serve(
         .max_encoding_message_size(MAX_ANSWER_BYTES);
     let election =
         Preencoded::new(election, "/regent.v1.ElectionService/Observe", ObserveCall(shell.clone()));
+    let carried = CallServiceServer::new(CallHandler(shell.clone()))
+        .max_decoding_message_size(MAX_CARRIED_BYTES)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
     let topology = TopologyServiceServer::new(TopologyHandler(shell.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(MAX_ANSWER_BYTES);
@@ -105,6 +111,7 @@ pub async fn serve(
         .add_service(raft)
         .add_service(peer)
         .add_service(Calls::of(election, Pace::Frequent, shell.metrics.clone()))
+        .add_service(Calls::of(carried, Pace::Frequent, shell.metrics.clone()))
         .add_service(Calls::of(topology, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(cluster, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(audit, Pace::Rare, shell.metrics.clone()))

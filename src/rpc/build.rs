@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed={}", root.display());
     let files = [
         "regent/v1/common.proto",
+        "regent/v1/calls.proto",
         "regent/v1/topology.proto",
         "regent/v1/election.proto",
         "regent/v1/cluster.proto",

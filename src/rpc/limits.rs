@@ -17,6 +17,9 @@ pub const MAX_PEER_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 pub const CHUNK_BYTES: usize = 256 * 1024;
 /// Renewals in one keep-alive message: one message is decoded and checked without a pause.
 pub const MAX_RENEWALS_PER_MESSAGE: usize = 1_000;
+/// A message of many small calls on one stream. A message this large of the smallest calls takes a
+/// few MiB when decoded.
+pub const MAX_CARRIED_BYTES: usize = 128 * 1024;
 /// Streams one connection may have open: a client that multiplexes needs a few, never thousands.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 1_024;
 /// Bytes of headers in one request: names and a deadline.

@@ -10,9 +10,14 @@ pub mod v1 {
 }
 
 /// `regent.raft.v1`: what nodes say to each other.
-#[allow(missing_docs, rustdoc::all, clippy::all, clippy::pedantic)]
 pub mod raft {
-    include!(concat!(env!("OUT_DIR"), "/regent.raft.v1.rs"));
+    pub use v1::*;
+
+    // Nested as the packages are: that is how the generated code finds those of `regent.v1`.
+    #[allow(missing_docs, rustdoc::all, clippy::all, clippy::pedantic)]
+    mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/regent.raft.v1.rs"));
+    }
 }
 
 /// All of `proto/` as an encoded `FileDescriptorSet`, for the reflection service.

@@ -61,7 +61,49 @@ where
         let method = request.uri().path_and_query().cloned();
         // Inside the span, because some services begin their work before they are polled.
         let inner = span.in_scope(|| self.inner.call(request)).instrument(span.clone());
-        Call { inner, id, method, metrics: self.metrics.clone(), answered: false }
+        Call { inner, id, method, counted: Counted::begin(&self.metrics) }
+    }
+}
+
+/// A call under way: counted once, by its answer, or as abandoned when it is dropped before.
+pub struct Counted {
+    metrics: Arc<Metrics>,
+    answered: bool,
+}
+
+impl Counted {
+    /// A call has begun.
+    pub fn begin(metrics: &Arc<Metrics>) -> Self {
+        Self { metrics: metrics.clone(), answered: false }
+    }
+
+    /// It was answered with `code`.
+    pub fn answered(&mut self, code: Code) {
+        self.answered = true;
+        self.metrics.requests.inc(code.into());
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.metrics.requests.inc(Answered::Abandoned);
+        }
+    }
+}
+
+/// Logs what became of a call that did not go well. What happens to every caller while the cluster
+/// elects, or is the caller's own doing, is not worth a line each unless asked for.
+pub fn log(id: &RequestId, method: &str, status: &Status) {
+    let (code, why) = (status.code(), status.message());
+    match code {
+        Code::Internal | Code::Unknown | Code::DataLoss => {
+            tracing::error!(%id, method, ?code, why, "a call failed");
+        }
+        Code::PermissionDenied | Code::Unauthenticated => {
+            tracing::warn!(%id, method, ?code, why, "a call was refused");
+        }
+        _ => tracing::debug!(%id, method, ?code, why, "a call was refused"),
     }
 }
 
@@ -70,26 +112,7 @@ pub struct Call<F> {
     inner: Instrumented<F>,
     id: RequestId,
     method: Option<PathAndQuery>,
-    metrics: Arc<Metrics>,
-    answered: bool,
-}
-
-impl<F> Call<F> {
-    /// Logs what became of a call that did not go well. What happens to every caller while the
-    /// cluster elects, or is the caller's own doing, is not worth a line each unless asked for.
-    fn log(&self, status: &Status) {
-        let (id, code, why) = (&self.id, status.code(), status.message());
-        let method = self.method.as_ref().map_or("", PathAndQuery::path);
-        match code {
-            Code::Internal | Code::Unknown | Code::DataLoss => {
-                tracing::error!(%id, method, ?code, why, "a call failed");
-            }
-            Code::PermissionDenied | Code::Unauthenticated => {
-                tracing::warn!(%id, method, ?code, why, "a call was refused");
-            }
-            _ => tracing::debug!(%id, method, ?code, why, "a call was refused"),
-        }
-    }
+    counted: Counted,
 }
 
 impl<F> Future for Call<F>
@@ -100,25 +123,17 @@ where
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let Ok(mut response) = ready!(Pin::new(&mut self.inner).poll(cx));
-        self.answered = true;
         // A call that failed has its status in the head; one that went well has it behind the body.
         let failed = Status::from_header_map(response.headers()).filter(|s| s.code() != Code::Ok);
-        self.metrics.requests.inc(failed.as_ref().map_or(Code::Ok, Status::code).into());
+        self.counted.answered(failed.as_ref().map_or(Code::Ok, Status::code));
         if let Some(status) = &failed {
-            self.inner.span().in_scope(|| self.log(status));
+            let method = self.method.as_ref().map_or("", PathAndQuery::path);
+            self.inner.span().in_scope(|| log(&self.id, method, status));
         }
         if failed.is_some() || matches!(self.id, RequestId::Theirs(_)) {
             response.headers_mut().insert(REQUEST_ID, self.id.to_header());
         }
         Poll::Ready(Ok(response))
-    }
-}
-
-impl<F> Drop for Call<F> {
-    fn drop(&mut self) {
-        if !self.answered {
-            self.metrics.requests.inc(Answered::Abandoned);
-        }
     }
 }
 

@@ -26,6 +26,10 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest deadline a request may name: nothing waits longer for a quorum.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(60);
 
+/// By when a call that came inside a stream must be answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Until(pub Instant);
+
 /// Who asks, and by when the answer must be there. Holds a place among the requests under way.
 #[derive(Debug)]
 pub struct Caller {
@@ -96,7 +100,10 @@ impl Shell {
             .inflight
             .enter()
             .ok_or_else(|| status::overloaded("too many requests are under way", RETRY_AFTER))?;
-        let until = Instant::now() + deadline(request.metadata());
+        let until = match request.extensions().get() {
+            Some(Until(until)) => *until,
+            None => Instant::now() + deadline(request.metadata()),
+        };
         Ok(Caller { principal, until, _place: place })
     }
 

@@ -3,10 +3,12 @@
 
 pub mod audit;
 pub mod calls;
+pub mod carried;
 pub mod cluster;
 pub mod election;
 pub mod forwarded;
 pub mod guard;
+pub mod mux;
 pub mod peer;
 pub mod raft;
 pub mod topology;

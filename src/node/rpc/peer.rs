@@ -11,9 +11,10 @@ use regent_raft::held::Held;
 use regent_rpc::convert::status::{self, rule};
 use regent_rpc::pb::raft::peer_service_server::PeerService;
 use regent_rpc::pb::raft::{
-    CompareRequest, CompareResponse, ForwardAnswers, ForwardBatch, HelloRequest, HelloResponse,
-    ReadIndexRequest, ReadIndexResponse, RenewRequest, RenewResponse,
+    CompareRequest, CompareResponse, HelloRequest, HelloResponse, ReadIndexRequest,
+    ReadIndexResponse, RenewRequest, RenewResponse,
 };
+use regent_rpc::pb::v1::{AnswerBatch, CallBatch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::forwarded;
@@ -74,11 +75,11 @@ impl PeerService for PeerHandler {
         }))
     }
 
-    type ForwardStream = BoxStream<'static, Result<ForwardAnswers, Status>>;
+    type ForwardStream = BoxStream<'static, Result<AnswerBatch, Status>>;
 
     async fn forward(
         &self,
-        request: Request<Streaming<ForwardBatch>>,
+        request: Request<Streaming<CallBatch>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
         let from = self.0.authorize_node(&request)?;
         Ok(Response::new(forwarded::serve(&self.0, from, request.into_inner())))

@@ -12,7 +12,7 @@ use regent_rpc::tls::PeerIdentity;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Header (gRPC metadata) that carries the id, both ways.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const REQUEST_ID: HeaderName = HeaderName::from_static(regent_rpc::calls::REQUEST_ID);
 /// The target of the spans of calls, for log directives: `regent::request=debug` shows those of the
 /// frequent calls too.
 pub const REQUEST_TARGET: &str = "regent::request";
@@ -32,12 +32,20 @@ pub enum RequestId {
 impl RequestId {
     /// The caller's id if it is fit for a log line, else a new one.
     pub fn of(headers: &HeaderMap) -> Self {
-        let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        let sent = headers.get(&REQUEST_ID).filter(|id| {
-            let bytes = id.as_bytes();
-            !bytes.is_empty() && bytes.len() <= MAX_ID_BYTES && bytes.iter().all(plain)
-        });
-        sent.map_or_else(|| Self::Ours(rand::random()), |id| Self::Theirs(id.clone()))
+        let sent = headers.get(&REQUEST_ID).filter(|id| is_plain(id.as_bytes()));
+        sent.map_or_else(Self::drawn, |id| Self::Theirs(id.clone()))
+    }
+
+    /// The same for an id that came inside a message.
+    pub fn given(id: &str) -> Self {
+        match HeaderValue::try_from(id) {
+            Ok(id) if is_plain(id.as_bytes()) => Self::Theirs(id),
+            _ => Self::drawn(),
+        }
+    }
+
+    fn drawn() -> Self {
+        Self::Ours(rand::random())
     }
 
     /// For an answer.
@@ -48,6 +56,11 @@ impl RequestId {
                 .expect("hexadecimal digits are a header value"),
         }
     }
+}
+
+fn is_plain(id: &[u8]) -> bool {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    !id.is_empty() && id.len() <= MAX_ID_BYTES && id.iter().all(plain)
 }
 
 impl fmt::Display for RequestId {
@@ -71,22 +84,31 @@ pub enum Pace {
 /// A span for one call: method, request id, caller; a child of the caller's trace if it sent one
 /// (W3C `traceparent`). Costs nothing to speak of where nobody looks at it.
 pub fn span<B>(pace: Pace, id: &RequestId, request: &http::Request<B>) -> tracing::Span {
-    let method = request.uri().path();
-    let caller = || Caller(request.extensions().get());
-    let span = match pace {
-        Pace::Rare => tracing::info_span!(
-            target: REQUEST_TARGET, "request", method, %id, caller = %caller()
-        ),
-        Pace::Frequent => tracing::debug_span!(
-            target: REQUEST_TARGET, "request", method, %id, caller = %caller()
-        ),
-    };
+    let span = call_span(pace, id, request.uri().path(), request.extensions().get());
     if !span.is_disabled() && request.headers().contains_key("traceparent") {
         let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));
         // Fails only when no trace layer is set up, and then there is nothing to link.
         let _ = span.set_parent(parent);
     }
     span
+}
+
+/// A span for one call by `peer`, nobody's child.
+pub fn call_span(
+    pace: Pace,
+    id: &RequestId,
+    method: &str,
+    peer: Option<&PeerIdentity>,
+) -> tracing::Span {
+    let caller = || Caller(peer);
+    match pace {
+        Pace::Rare => tracing::info_span!(
+            target: REQUEST_TARGET, "request", method, %id, caller = %caller()
+        ),
+        Pace::Frequent => tracing::debug_span!(
+            target: REQUEST_TARGET, "request", method, %id, caller = %caller()
+        ),
+    }
 }
 
 /// Who calls, for a log line.

@@ -1,6 +1,7 @@
 //! Whole nodes in one process, over real mTLS on loopback.
 #![allow(clippy::unwrap_used)]
 
+mod carried;
 mod cluster;
 mod figures;
 mod lives;

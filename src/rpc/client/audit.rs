@@ -5,11 +5,12 @@ use tonic::transport::Channel;
 
 use super::call::request;
 use super::{CallError, Client};
+use crate::calls::Calls;
 use crate::pb::v1;
 use crate::pb::v1::audit_service_client::AuditServiceClient;
 
-fn api(channel: Channel) -> AuditServiceClient<Channel> {
-    AuditServiceClient::new(channel)
+fn api(calls: &Calls) -> AuditServiceClient<Channel> {
+    AuditServiceClient::new(calls.channel())
 }
 
 impl Client {
@@ -21,7 +22,7 @@ impl Client {
         &self,
         ask: v1::ListAuditRequest,
     ) -> Result<Streaming<v1::AuditRecord>, CallError> {
-        self.read(|channel, _| async move { api(channel).list_audit(ask).await }).await
+        self.read(|calls, _| async move { api(&calls).list_audit(ask).await }).await
     }
 
     /// Number and hash of the newest record.
@@ -29,8 +30,8 @@ impl Client {
     /// # Errors
     /// [`CallError`].
     pub async fn audit_head(&self) -> Result<v1::AuditHeadResponse, CallError> {
-        self.read(|channel, left| async move {
-            api(channel).audit_head(request(v1::AuditHeadRequest {}, left)).await
+        self.read(|calls, left| async move {
+            api(&calls).audit_head(request(v1::AuditHeadRequest {}, left)).await
         })
         .await
     }

@@ -4,10 +4,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 
 use super::{CallError, Client};
+use crate::calls::Calls;
 use crate::convert::status::{Refused, rule};
 use crate::pb::v1;
 
@@ -51,7 +51,7 @@ impl Client {
     /// A read: any node, repeated at will.
     pub(super) async fn read<T, F, A>(&self, attempt: F) -> Result<T, CallError>
     where
-        F: Fn(Channel, Duration) -> A,
+        F: Fn(Calls, Duration) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
     {
         self.call(Safety::Repeatable, attempt).await
@@ -60,18 +60,18 @@ impl Client {
     /// A write: every attempt carries the same request id.
     pub(super) async fn write<T, F, A>(&self, attempt: F) -> Result<T, CallError>
     where
-        F: Fn(Channel, Duration, v1::RequestId) -> A,
+        F: Fn(Calls, Duration, v1::RequestId) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
     {
         let lane = self.inner.lanes.take();
         let id = crate::convert::common::request_out(lane.request());
-        self.call(Safety::Repeatable, |channel, left| attempt(channel, left, id)).await
+        self.call(Safety::Repeatable, |calls, left| attempt(calls, left, id)).await
     }
 
     /// The loop behind every call.
     pub(super) async fn call<T, F, A>(&self, safety: Safety, attempt: F) -> Result<T, CallError>
     where
-        F: Fn(Channel, Duration) -> A,
+        F: Fn(Calls, Duration) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
     {
         let deadline = Instant::now() + self.options.timeout;
@@ -86,7 +86,7 @@ impl Client {
                 Safety::Once => left,
             };
             attempts += 1;
-            let call = attempt(node.channel.clone(), given);
+            let call = attempt(node.calls.clone(), given);
             let status = match timeout_at(Instant::now() + given, call).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => status,

@@ -6,14 +6,15 @@ use tonic::transport::Channel;
 
 use super::call::{Safety, request};
 use super::{CallError, Client};
+use crate::calls::Calls;
 use crate::convert::cluster::NewMember;
 use crate::convert::common::locality_out;
 use crate::limits::MAX_ANSWER_BYTES;
 use crate::pb::v1;
 use crate::pb::v1::cluster_service_client::ClusterServiceClient;
 
-fn api(channel: Channel) -> ClusterServiceClient<Channel> {
-    ClusterServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+fn api(calls: &Calls) -> ClusterServiceClient<Channel> {
+    ClusterServiceClient::new(calls.channel()).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 /// A node that was added, as a learner.
@@ -29,8 +30,8 @@ impl Client {
     /// # Errors
     /// [`CallError`].
     pub async fn status(&self) -> Result<v1::StatusResponse, CallError> {
-        self.read(|channel, left| async move {
-            api(channel).status(request(v1::StatusRequest {}, left)).await
+        self.read(|calls, left| async move {
+            api(&calls).status(request(v1::StatusRequest {}, left)).await
         })
         .await
     }
@@ -40,8 +41,8 @@ impl Client {
     /// # Errors
     /// [`CallError`].
     pub async fn list_members(&self) -> Result<v1::ListMembersResponse, CallError> {
-        self.read(|channel, left| async move {
-            api(channel).list_members(request(v1::ListMembersRequest {}, left)).await
+        self.read(|calls, left| async move {
+            api(&calls).list_members(request(v1::ListMembersRequest {}, left)).await
         })
         .await
     }
@@ -55,7 +56,7 @@ impl Client {
         let id = crate::convert::common::request_out(lane.request());
         // Long by nature (the new node must answer), so one attempt has all the time.
         let response = self
-            .call(Safety::Once, |channel, left| {
+            .call(Safety::Once, |calls, left| {
                 let message = v1::AddMemberRequest {
                     request: Some(id),
                     address: member.address.clone(),
@@ -63,7 +64,7 @@ impl Client {
                     locality: Some(locality_out(&member.locality)),
                     label: member.label.clone(),
                 };
-                async move { api(channel).add_member(request(message, left)).await }
+                async move { api(&calls).add_member(request(message, left)).await }
             })
             .await?;
         Ok(AddedMember { node: NodeId(response.node) })
@@ -74,9 +75,9 @@ impl Client {
     /// # Errors
     /// [`CallError`].
     pub async fn promote_member(&self, node: NodeId) -> Result<(), CallError> {
-        self.call(Safety::Once, |channel, left| async move {
+        self.call(Safety::Once, |calls, left| async move {
             let message = v1::PromoteMemberRequest { node: node.0 };
-            api(channel).promote_member(request(message, left)).await
+            api(&calls).promote_member(request(message, left)).await
         })
         .await
         .map(|_| ())
@@ -87,9 +88,9 @@ impl Client {
     /// # Errors
     /// [`CallError`].
     pub async fn remove_member(&self, node: NodeId) -> Result<(), CallError> {
-        self.call(Safety::Once, |channel, left| async move {
+        self.call(Safety::Once, |calls, left| async move {
             let message = v1::RemoveMemberRequest { node: node.0 };
-            api(channel).remove_member(request(message, left)).await
+            api(&calls).remove_member(request(message, left)).await
         })
         .await
         .map(|_| ())
@@ -101,9 +102,9 @@ impl Client {
     /// [`CallError`].
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, CallError> {
         let response = self
-            .call(Safety::Once, |channel, left| async move {
+            .call(Safety::Once, |calls, left| async move {
                 let message = v1::TransferLeaderRequest { to: to.map_or(0, |node| node.0) };
-                api(channel).transfer_leader(request(message, left)).await
+                api(&calls).transfer_leader(request(message, left)).await
             })
             .await?;
         Ok(NodeId(response.leader))
@@ -114,6 +115,6 @@ impl Client {
     /// # Errors
     /// [`CallError`] when no node begins; later the stream's own status.
     pub async fn backup(&self) -> Result<Streaming<v1::BackupChunk>, CallError> {
-        self.read(|channel, _| async move { api(channel).backup(v1::BackupRequest {}).await }).await
+        self.read(|calls, _| async move { api(&calls).backup(v1::BackupRequest {}).await }).await
     }
 }

@@ -8,6 +8,7 @@ use tonic::{Response, Status};
 use super::call::request;
 use super::watch::{ElectionEvents, Watch};
 use super::{CallError, Client};
+use crate::calls::{Calls, method};
 use crate::convert::common::{self, Freshness, epoch_out, expect_out, freshness_out, locality_out};
 use crate::convert::election::ObserveScope;
 use crate::limits::MAX_ANSWER_BYTES;
@@ -26,8 +27,8 @@ fn in_a_life(
     Ok(opened)
 }
 
-pub(super) fn api(channel: Channel) -> ElectionServiceClient<Channel> {
-    ElectionServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+pub(super) fn api(calls: &Calls) -> ElectionServiceClient<Channel> {
+    ElectionServiceClient::new(calls.channel()).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 impl Client {
@@ -40,10 +41,10 @@ impl Client {
         election: &ElectionName,
         read: Freshness,
     ) -> Result<v1::LeaderResponse, CallError> {
-        self.read(|channel, left| {
+        self.read(|calls, left| {
             let (election, read) = (election.to_string(), freshness_out(read));
             let message = v1::LeaderRequest { election, read };
-            async move { api(channel).leader(request(message, left)).await }
+            async move { calls.unary(method::LEADER, message, left).await }
         })
         .await
     }
@@ -57,10 +58,10 @@ impl Client {
         prefix: &str,
         read: Freshness,
     ) -> Result<v1::ListElectionsResponse, CallError> {
-        self.read(|channel, left| {
+        self.read(|calls, left| {
             let (prefix, read) = (prefix.to_owned(), freshness_out(read));
             let message = v1::ListElectionsRequest { prefix, read };
-            async move { api(channel).list_elections(request(message, left)).await }
+            async move { api(&calls).list_elections(request(message, left)).await }
         })
         .await
     }
@@ -75,14 +76,14 @@ impl Client {
         preferred: &Locality,
         expect: Expect,
     ) -> Result<v1::PutElectionResponse, CallError> {
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let message = v1::PutElectionRequest {
                 request: Some(id),
                 election: election.to_string(),
                 preferred: Some(locality_out(preferred)),
                 expect: expect_out(expect),
             };
-            async move { api(channel).put_election(request(message, left)).await }
+            async move { api(&calls).put_election(request(message, left)).await }
         })
         .await
     }
@@ -96,10 +97,10 @@ impl Client {
         election: &ElectionName,
         expect: Expect,
     ) -> Result<v1::DeleteElectionResponse, CallError> {
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let (election, expect) = (election.to_string(), expect_out(expect));
             let message = v1::DeleteElectionRequest { request: Some(id), election, expect };
-            async move { api(channel).delete_election(request(message, left)).await }
+            async move { api(&calls).delete_election(request(message, left)).await }
         })
         .await
     }
@@ -113,9 +114,9 @@ impl Client {
         &self,
         ask: &v1::OpenSessionRequest,
     ) -> Result<v1::OpenSessionResponse, CallError> {
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let message = v1::OpenSessionRequest { request: Some(id), ..ask.clone() };
-            async move { in_a_life(api(channel).open_session(request(message, left)).await?) }
+            async move { in_a_life(calls.unary(method::OPEN_SESSION, message, left).await?) }
         })
         .await
     }
@@ -125,10 +126,10 @@ impl Client {
         session: SessionId,
         nonce: Nonce,
     ) -> Result<v1::CloseSessionResponse, CallError> {
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let (session, nonce) = (session.0, nonce.0);
             let message = v1::CloseSessionRequest { request: Some(id), session, nonce };
-            async move { api(channel).close_session(request(message, left)).await }
+            async move { calls.unary(method::CLOSE_SESSION, message, left).await }
         })
         .await
     }
@@ -140,9 +141,9 @@ impl Client {
         bid: &v1::CampaignRequest,
     ) -> Result<v1::CampaignResponse, CallError> {
         let id = Some(common::request_out(id));
-        self.read(|channel, left| {
+        self.read(|calls, left| {
             let message = v1::CampaignRequest { request: id, ..bid.clone() };
-            async move { api(channel).campaign(request(message, left)).await }
+            async move { calls.unary(method::CAMPAIGN, message, left).await }
         })
         .await
     }
@@ -157,11 +158,11 @@ impl Client {
         epoch: Option<Epoch>,
     ) -> Result<v1::ResignResponse, CallError> {
         let id = Some(common::request_out(id));
-        self.read(|channel, left| {
+        self.read(|calls, left| {
             let (election, session, nonce) = (election.to_string(), session.0, nonce.0);
             let epoch = epoch.map(epoch_out);
             let message = v1::ResignRequest { request: id, election, session, nonce, epoch };
-            async move { api(channel).resign(request(message, left)).await }
+            async move { calls.unary(method::RESIGN, message, left).await }
         })
         .await
     }
@@ -174,7 +175,7 @@ impl Client {
         value: &[u8],
     ) -> Result<v1::ProclaimResponse, CallError> {
         let value = bytes::Bytes::copy_from_slice(value);
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let message = v1::ProclaimRequest {
                 request: Some(id),
                 election: election.to_string(),
@@ -182,7 +183,7 @@ impl Client {
                 epoch: Some(epoch_out(epoch)),
                 value: value.clone(),
             };
-            async move { api(channel).proclaim(request(message, left)).await }
+            async move { calls.unary(method::PROCLAIM, message, left).await }
         })
         .await
     }

@@ -530,8 +530,7 @@ async fn read_stream(
     rx: mpsc::Receiver<v1::KeepAliveRequest>,
     events: mpsc::Sender<Event>,
 ) {
-    let opened =
-        super::election::api(node.channel.clone()).keep_alive(ReceiverStream::new(rx)).await;
+    let opened = super::election::api(&node.calls).keep_alive(ReceiverStream::new(rx)).await;
     let end = match opened {
         Ok(response) => {
             let mut answers = response.into_inner();

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tonic::transport::Channel;
 
 use super::OpenError;
+use crate::calls::Calls;
 use crate::channel::{ChannelOptions, connect_lazy};
 use crate::tls::{ExpectPeer, Tls};
 
@@ -16,7 +17,7 @@ const MAX_NODES: usize = 64;
 #[derive(Debug)]
 pub(super) struct Node {
     pub address: String,
-    pub channel: Channel,
+    pub calls: Calls,
 }
 
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl Nodes {
     ) -> Result<Self, OpenError> {
         let make = |address: &String| -> Result<_, OpenError> {
             let channel = connect_lazy(address, Arc::clone(&tls), ExpectPeer::AnyNode, options)?;
-            Ok(Arc::new(Node { address: address.clone(), channel }))
+            Ok(Arc::new(Node { address: address.clone(), calls: Calls::new(channel) }))
         };
         let list = endpoints.iter().map(make).collect::<Result<Vec<_>, _>>()?;
         if list.is_empty() {
@@ -60,7 +61,7 @@ impl Nodes {
     }
 
     pub fn channels(&self) -> Vec<(String, Channel)> {
-        self.read().iter().map(|node| (node.address.clone(), node.channel.clone())).collect()
+        self.read().iter().map(|node| (node.address.clone(), node.calls.channel())).collect()
     }
 
     /// The node to ask now, and its place for [`Nodes::leave`].
@@ -87,7 +88,8 @@ impl Nodes {
                 let tls = Arc::clone(&self.tls);
                 match connect_lazy(address, tls, ExpectPeer::AnyNode, self.options) {
                     Ok(channel) => {
-                        list.push(Arc::new(Node { address: address.to_owned(), channel }));
+                        let calls = Calls::new(channel);
+                        list.push(Arc::new(Node { address: address.to_owned(), calls }));
                         list.len() - 1
                     }
                     Err(_) => return,

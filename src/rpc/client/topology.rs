@@ -8,14 +8,15 @@ use tonic::transport::Channel;
 use super::call::request;
 use super::watch::{ServiceEvents, Watch};
 use super::{CallError, Client};
+use crate::calls::Calls;
 use crate::convert::common::{self, Freshness, epoch_out, expect_out, freshness_out};
 use crate::convert::topology::spec_out;
 use crate::limits::MAX_ANSWER_BYTES;
 use crate::pb::v1;
 use crate::pb::v1::topology_service_client::TopologyServiceClient;
 
-pub(super) fn api(channel: Channel) -> TopologyServiceClient<Channel> {
-    TopologyServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)
+pub(super) fn api(calls: &Calls) -> TopologyServiceClient<Channel> {
+    TopologyServiceClient::new(calls.channel()).max_decoding_message_size(MAX_ANSWER_BYTES)
 }
 
 impl Client {
@@ -30,10 +31,10 @@ impl Client {
         dry_run: bool,
     ) -> Result<v1::ApplyServiceResponse, CallError> {
         let (spec, expect) = (spec_out(spec), expect_out(expect));
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let spec = Some(spec.clone());
             let message = v1::ApplyServiceRequest { request: Some(id), spec, expect, dry_run };
-            async move { api(channel).apply_service(request(message, left)).await }
+            async move { api(&calls).apply_service(request(message, left)).await }
         })
         .await
     }
@@ -47,10 +48,10 @@ impl Client {
         name: &ServiceName,
         read: Freshness,
     ) -> Result<v1::GetServiceResponse, CallError> {
-        self.read(|channel, left| {
+        self.read(|calls, left| {
             let (name, read) = (name.to_string(), freshness_out(read));
             let message = v1::GetServiceRequest { name, read };
-            async move { api(channel).get_service(request(message, left)).await }
+            async move { api(&calls).get_service(request(message, left)).await }
         })
         .await
     }
@@ -63,9 +64,9 @@ impl Client {
         &self,
         read: Freshness,
     ) -> Result<v1::ListServicesResponse, CallError> {
-        self.read(|channel, left| {
+        self.read(|calls, left| {
             let message = v1::ListServicesRequest { read: freshness_out(read) };
-            async move { api(channel).list_services(request(message, left)).await }
+            async move { api(&calls).list_services(request(message, left)).await }
         })
         .await
     }
@@ -79,10 +80,10 @@ impl Client {
         name: &ServiceName,
         expect: Expect,
     ) -> Result<v1::DeleteServiceResponse, CallError> {
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let (name, expect) = (name.to_string(), expect_out(expect));
             let message = v1::DeleteServiceRequest { request: Some(id), name, expect };
-            async move { api(channel).delete_service(request(message, left)).await }
+            async move { api(&calls).delete_service(request(message, left)).await }
         })
         .await
     }
@@ -96,10 +97,10 @@ impl Client {
         service: &ServiceName,
         reason: &str,
     ) -> Result<v1::ReleaseQuarantineResponse, CallError> {
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let (service, reason) = (service.to_string(), reason.to_owned());
             let message = v1::ReleaseQuarantineRequest { request: Some(id), service, reason };
-            async move { api(channel).release_quarantine(request(message, left)).await }
+            async move { api(&calls).release_quarantine(request(message, left)).await }
         })
         .await
     }
@@ -115,7 +116,7 @@ impl Client {
         to: Option<&InstanceName>,
         seen: Epoch,
     ) -> Result<v1::AssignPartitionResponse, CallError> {
-        self.write(|channel, left, id| {
+        self.write(|calls, left, id| {
             let message = v1::AssignPartitionRequest {
                 request: Some(id),
                 service: service.to_string(),
@@ -123,7 +124,7 @@ impl Client {
                 to: to.map(ToString::to_string).unwrap_or_default(),
                 seen: Some(epoch_out(seen)),
             };
-            async move { api(channel).assign_partition(request(message, left)).await }
+            async move { api(&calls).assign_partition(request(message, left)).await }
         })
         .await
     }

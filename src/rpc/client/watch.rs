@@ -8,10 +8,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use regent_core::id::{Revision, ServiceName};
-use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::{CallError, Client, election, topology};
+use crate::calls::Calls;
 use crate::convert::common::{From, stamp_in, watch_from_out};
 use crate::convert::election::ObserveScope;
 use crate::pb::v1;
@@ -45,7 +45,7 @@ pub trait Events: Send + Sync + 'static {
     /// Begins the stream.
     fn begin(
         &self,
-        channel: Channel,
+        calls: Calls,
         from: From,
     ) -> impl Future<Output = Result<Streaming<Self::Message>, Status>> + Send;
     /// What a message says; `None` for one that this version does not know.
@@ -74,14 +74,10 @@ pub struct ServiceEvents {
 impl Events for ServiceEvents {
     type Message = v1::WatchServicesResponse;
     type Change = v1::ServiceChange;
-    async fn begin(
-        &self,
-        channel: Channel,
-        from: From,
-    ) -> Result<Streaming<Self::Message>, Status> {
+    async fn begin(&self, calls: Calls, from: From) -> Result<Streaming<Self::Message>, Status> {
         let name = self.name.as_ref().map(ToString::to_string).unwrap_or_default();
         let request = v1::WatchServicesRequest { name, from: watch_from_out(from) };
-        Ok(topology::api(channel).watch_services(request).await?.into_inner())
+        Ok(topology::api(&calls).watch_services(request).await?.into_inner())
     }
     fn read(message: Self::Message) -> Option<Told<Self::Change>> {
         use v1::watch_services_response::Event;
@@ -105,13 +101,9 @@ pub struct ElectionEvents {
 impl Events for ElectionEvents {
     type Message = v1::ObserveResponse;
     type Change = v1::ElectionChange;
-    async fn begin(
-        &self,
-        channel: Channel,
-        from: From,
-    ) -> Result<Streaming<Self::Message>, Status> {
+    async fn begin(&self, calls: Calls, from: From) -> Result<Streaming<Self::Message>, Status> {
         let request = v1::ObserveRequest { from: watch_from_out(from), ..self.scope.request() };
-        Ok(election::api(channel).observe(request).await?.into_inner())
+        Ok(election::api(&calls).observe(request).await?.into_inner())
     }
     fn read(message: Self::Message) -> Option<Told<Self::Change>> {
         use v1::observe_response::Event;
@@ -259,9 +251,9 @@ impl<E: Events> Watch<E> {
         let (events, from) = (&self.events, self.from);
         let begun = self
             .client
-            .read(|channel, _| async move {
-                events.begin(channel, from).await.map(tonic::Response::new)
-            })
+            .read(
+                |calls, _| async move { events.begin(calls, from).await.map(tonic::Response::new) },
+            )
             .await;
         match begun {
             Ok(stream) => self.stream = Some(stream),

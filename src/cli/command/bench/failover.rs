@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use regent_core::id::ElectionName;
 use regent_lab::process::Fault as Act;
 use regent_lab::{Connections, Lab, View};
+use regent_rpc::calls::Calls;
 use regent_rpc::client::{CampaignOptions, Lease, Session, SessionOptions};
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
-use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
 use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
@@ -167,8 +167,8 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     let mut writers = tokio::task::JoinSet::new();
     for (holder, node) in holders.into_iter().zip(&lab.nodes) {
         let channel = to_nodes.channel(node.id).expect("one per node");
-        let client = ElectionServiceClient::new(channel);
-        writers.spawn(write(Holder { client, ..holder }, Arc::clone(&successes)));
+        let calls = Calls::new(channel);
+        writers.spawn(write(Holder { calls, ..holder }, Arc::clone(&successes)));
     }
     let bar = progress::count(context.out, "rounds", args.rounds as u64);
     let mut gaps = latencies();
@@ -224,9 +224,9 @@ async fn write(mut holder: Holder, successes: Arc<Successes>) {
     while !successes.stop.load(Ordering::Relaxed) {
         let message = holder.proclamation(bytes::Bytes::from_static(b"failover"));
         let begun = Instant::now();
-        match tokio::time::timeout(TRY, holder.client.proclaim(message)).await {
-            Ok(Ok(_)) => successes.wrote(begun, Instant::now()).await,
-            Ok(Err(_)) | Err(_) => {
+        match holder.proclaim(message, TRY).await {
+            Ok(()) => successes.wrote(begun, Instant::now()).await,
+            Err(_) => {
                 successes.errors.fetch_add(1, Ordering::Relaxed);
             }
         }

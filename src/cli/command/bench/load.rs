@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use tonic::Status;
+use tonic::{Response, Status};
 
 use super::report::{Latencies, latencies, note};
 use crate::render::{Output, progress};
@@ -14,6 +14,17 @@ pub const WARM_UP: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(5);
 /// Longest wait for one answer; then it is an error.
 pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whether `call` was answered, and in time.
+pub async fn answered<A>(
+    call: impl Future<Output = Result<Response<A>, Status>>,
+    patience: Duration,
+) -> Result<(), Status> {
+    match tokio::time::timeout(patience, call).await {
+        Ok(answer) => answer.map(drop),
+        Err(_) => Err(Status::deadline_exceeded("no answer")),
+    }
+}
 
 /// What all clients did together.
 pub struct Totals {

@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use regent_rpc::calls::method;
 use regent_rpc::pb::v1;
-use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
 use serde_json::{Map, json};
 
-use super::load::{PATIENCE, drive};
+use super::load::{PATIENCE, answered, drive};
 use super::renewer::Renewer;
 use super::report::Report;
 use super::target::{Target, usage_json};
@@ -25,7 +25,7 @@ pub async fn run(context: &Context, common: Common) -> Outcome {
     let clients = (0..common.clients)
         .map(|at| {
             let request = v1::LeaderRequest { election: elections[0].clone(), read: None };
-            (ElectionServiceClient::new(target.channel(at)), request)
+            (target.calls(at), request)
         })
         .collect();
     let before = Arc::new(Mutex::new(Vec::new()));
@@ -35,14 +35,10 @@ pub async fn run(context: &Context, common: Common) -> Outcome {
         clients,
         common.measured(),
         || *begun.lock().expect("nobody panics with it") = target.usage(),
-        |(mut client, request)| async move {
-            let answer = tokio::time::timeout(PATIENCE, client.leader(request.clone())).await;
-            let result = match answer {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(status)) => Err(status),
-                Err(_) => Err(tonic::Status::deadline_exceeded("no answer")),
-            };
-            ((client, request), result)
+        |(calls, request)| async move {
+            let call = calls.unary(method::LEADER, request.clone(), PATIENCE);
+            let result = answered::<v1::LeaderResponse>(call, PATIENCE).await;
+            ((calls, request), result)
         },
     )
     .await;

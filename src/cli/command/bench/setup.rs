@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use futures::stream::{StreamExt as _, TryStreamExt as _};
+use regent_rpc::calls::{Calls, method};
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
-use tonic::Status;
-use tonic::transport::Channel;
+use tonic::{Response, Status};
 
+use super::load::{PATIENCE, answered};
 use super::renewer::{Kept, Renewer};
 use super::target::Target;
 use crate::command::Context;
@@ -23,7 +24,7 @@ const TRIES: u64 = 20;
 /// A holder: one client with its own session and election.
 pub struct Holder {
     /// Its connection.
-    pub client: ElectionServiceClient<Channel>,
+    pub calls: Calls,
     /// Its lane.
     pub lane: u64,
     /// Number of its last write.
@@ -45,6 +46,16 @@ impl Holder {
         Some(v1::RequestId { client: self.lane, serial: self.serial })
     }
 
+    /// Sends a proclamation, waits so long for the answer.
+    pub async fn proclaim(
+        &self,
+        message: v1::ProclaimRequest,
+        patience: Duration,
+    ) -> Result<(), Status> {
+        let call = self.calls.unary(method::PROCLAIM, message, patience);
+        answered::<v1::ProclaimResponse>(call, patience).await
+    }
+
     /// The next proclamation.
     pub fn proclamation(&mut self, value: bytes::Bytes) -> v1::ProclaimRequest {
         v1::ProclaimRequest {
@@ -59,7 +70,7 @@ impl Holder {
 
 /// Opens one session, trying again while nobody leads.
 async fn open(
-    channel: Channel,
+    calls: &Calls,
     ttl: Duration,
     interval: Duration,
     label: &str,
@@ -76,10 +87,9 @@ async fn open(
             nonce,
             label: label.to_owned(),
         };
-        let mut client = ElectionServiceClient::new(channel.clone());
-        match client.open_session(request).await {
-            Ok(answer) => {
-                let opened = answer.into_inner();
+        let answer = calls.unary(method::OPEN_SESSION, request, PATIENCE).await;
+        match answer.map(Response::<v1::OpenSessionResponse>::into_inner) {
+            Ok(opened) => {
                 let (session, ttl_ms) = (opened.session, opened.ttl_ms);
                 return Ok(Kept { session, nonce, grant: 0, ttl_ms });
             }
@@ -103,10 +113,10 @@ pub async fn sessions(
     let bar = progress::count(context.out, "sessions", count as u64);
     let opened = futures::stream::iter(0..count)
         .map(|at| {
-            let channel = target.channel(at);
+            let calls = target.calls(at);
             let bar = bar.clone();
             async move {
-                let kept = open(channel, ttl, interval, "bench").await?;
+                let kept = open(&calls, ttl, interval, "bench").await?;
                 renewer.keep(kept);
                 bar.inc(1);
                 Ok::<_, Status>(kept)
@@ -132,7 +142,7 @@ pub async fn holders(
     let run: u32 = rand::random();
     let won = futures::stream::iter(kept.into_iter().enumerate())
         .map(|(at, kept)| {
-            let mut client = ElectionServiceClient::new(target.channel(at));
+            let calls = target.calls(at);
             let election = format!("bench/{run:08x}/{at}");
             async move {
                 let lane = rand::random();
@@ -145,14 +155,15 @@ pub async fn holders(
                     locality: None,
                     value: bytes::Bytes::new(),
                 };
-                let answer = client.campaign(request).await?.into_inner();
+                let answer = calls.unary(method::CAMPAIGN, request, PATIENCE).await;
                 let epoch = answer
+                    .map(Response::<v1::CampaignResponse>::into_inner)?
                     .epoch
                     .ok_or_else(|| Status::internal("a new election was not granted"))?;
                 // The next renewal names the grant (C8): the acknowledgement of the one before
                 // told the renewer of it.
                 let Kept { session, nonce, .. } = kept;
-                Ok::<_, Status>(Holder { client, lane, serial: 1, election, session, nonce, epoch })
+                Ok::<_, Status>(Holder { calls, lane, serial: 1, election, session, nonce, epoch })
             }
         })
         .buffer_unordered(AT_ONCE)
@@ -165,16 +176,17 @@ pub async fn holders(
 pub async fn clean_up(target: &Target, sessions: Vec<(u64, u64)>, elections: Vec<String>) {
     futures::stream::iter(sessions.into_iter().enumerate())
         .for_each_concurrent(AT_ONCE, |(at, (session, nonce))| {
-            let mut client = ElectionServiceClient::new(target.channel(at));
+            let calls = target.calls(at);
             async move {
                 let request = v1::CloseSessionRequest { request: None, session, nonce };
-                let _ = client.close_session(request).await;
+                let closed = calls.unary(method::CLOSE_SESSION, request, PATIENCE).await;
+                let _: Result<Response<v1::CloseSessionResponse>, Status> = closed;
             }
         })
         .await;
     futures::stream::iter(elections.into_iter().enumerate())
         .for_each_concurrent(AT_ONCE, |(at, election)| {
-            let mut client = ElectionServiceClient::new(target.channel(at));
+            let mut client = ElectionServiceClient::new(target.calls(at).channel());
             async move {
                 let request = v1::DeleteElectionRequest { request: None, election, expect: None };
                 let _ = client.delete_election(request).await;

@@ -2,6 +2,7 @@
 
 use regent_lab::process::{Process, Usage};
 use regent_lab::{Connections, Lab};
+use regent_rpc::calls::Calls;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
 use serde_json::{Value, json};
@@ -19,6 +20,8 @@ pub struct Target {
     pub cluster: Cluster,
     /// For the load; clients are spread over them.
     pub channels: Vec<Channel>,
+    /// The same connections, for small calls.
+    calls: Vec<Calls>,
     /// The lab, if it is one.
     pub lab: Option<Lab>,
 }
@@ -39,12 +42,18 @@ impl Target {
         let channels = (0..common.connections.max(1))
             .map(|at| cluster.connect(&endpoints[at % endpoints.len()]))
             .collect::<Outcome<Vec<_>>>()?;
-        Ok(Self { cluster, channels, lab })
+        let calls = channels.iter().cloned().map(Calls::new).collect();
+        Ok(Self { cluster, channels, calls, lab })
     }
 
     /// The connection of a client.
     pub fn channel(&self, client: usize) -> Channel {
         self.channels[client % self.channels.len()].clone()
+    }
+
+    /// The same, for small calls.
+    pub fn calls(&self, client: usize) -> Calls {
+        self.calls[client % self.calls.len()].clone()
     }
 
     /// What the lab's processes have used so far.

@@ -78,7 +78,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         let everybody = round.changed.notified();
         let message = holder.proclamation(number.to_string().into_bytes().into());
         let sent = Instant::now();
-        if let Err(status) = holder.client.proclaim(message).await {
+        if let Err(status) = holder.proclaim(message, PATIENCE).await {
             errors += 1;
             sample_error.get_or_insert_with(|| status.to_string());
             tokio::time::sleep(args.interval).await;
