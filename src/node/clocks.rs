@@ -9,17 +9,21 @@ use regent_core::lease::{NodeClock, Rules};
 use regent_core::state::State;
 use regent_core::time::Reading;
 use regent_rpc::clock::Clock;
+use tokio::sync::watch;
 
 /// One [`NodeClock`] behind a lock, with the clock it is read against.
 pub struct NodeClocks {
     clock: Arc<dyn Clock>,
     inner: Mutex<NodeClock>,
+    /// Whether there are sessions.
+    occupied: watch::Sender<bool>,
 }
 
 impl NodeClocks {
     /// No sessions yet.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { clock, inner: Mutex::new(NodeClock::new(Rules::LAW)) }
+        let occupied = watch::Sender::new(false);
+        Self { clock, inner: Mutex::new(NodeClock::new(Rules::LAW)), occupied }
     }
 
     /// An entry was applied; `state` is the state after it.
@@ -30,6 +34,7 @@ impl NodeClocks {
         let now = self.clock.now();
         let sessions = state.sessions();
         inner.apply(index, effects, now, |id| sessions.get(&id).map(|s| s.ttl_ms));
+        self.note_sessions(&inner);
     }
 
     /// The state was replaced: everything counts from now, nothing is believed.
@@ -37,6 +42,18 @@ impl NodeClocks {
         let mut inner = self.inner.lock();
         let sessions = state.sessions().iter().map(|(id, session)| (*id, session.ttl_ms));
         inner.reset(state.revision(), sessions, self.clock.now());
+        self.note_sessions(&inner);
+    }
+
+    fn note_sessions(&self, inner: &NodeClock) {
+        let now = inner.session_count() > 0;
+        self.occupied.send_if_modified(|before| std::mem::replace(before, now) != now);
+    }
+
+    /// Returns while there are sessions: what only matters to them sleeps until then.
+    pub async fn occupied(&self) {
+        let waited = self.occupied.subscribe().wait_for(|there_are| *there_are).await.is_ok();
+        debug_assert!(waited, "the sender lives as long as `self`");
     }
 
     /// A read index round sent at `sent` was answered.

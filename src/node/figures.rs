@@ -17,6 +17,8 @@ use crate::shell::Shell;
 const STEP: usize = 1_000;
 /// Between two steps: all elections a cluster may have take twenty seconds, and few a tenth.
 const STEP_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two counts.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
@@ -113,6 +115,7 @@ pub async fn count_held(shell: Arc<Shell>) {
         if after.is_none() {
             shell.metrics.elections_held.set(gauge(held));
             held = 0;
+            tokio::time::sleep(COUNT_INTERVAL).await;
         }
     }
 }

@@ -54,6 +54,7 @@ impl Shell {
             if !leads {
                 caught_up = None;
                 self.expire(None).await;
+                self.leadership.other_than_term(None).await;
                 continue;
             }
             let status = self.leadership.status();
@@ -65,6 +66,11 @@ impl Shell {
                 continue;
             }
             self.expire(caught_up).await;
+            // Nothing can lapse while there are no sessions.
+            tokio::select! {
+                () = self.clocks.occupied() => {}
+                () = self.leadership.other_than_term(caught_up) => {}
+            }
         }
     }
 
@@ -261,7 +267,7 @@ impl Shell {
     /// Keeps the believed-live clocks fed (C3): a round at least every ttl/6 while there are
     /// sessions.
     pub async fn believe_forever(self: Arc<Self>) {
-        // A session with a short ttl may come at any time; looking is cheap.
+        // A session with a shorter ttl may come at any time.
         const LOOK: Duration = Duration::from_millis(50);
         loop {
             match self.clocks.next_round_in() {
@@ -272,7 +278,7 @@ impl Shell {
                     }
                 }
                 Some(wait) => tokio::time::sleep(wait.min(LOOK)).await,
-                None => tokio::time::sleep(LOOK).await,
+                None => self.clocks.occupied().await,
             }
         }
     }

@@ -87,6 +87,17 @@ impl Leadership {
         }
     }
 
+    /// Returns when this node leads in another term than `term`, or leads or follows otherwise than
+    /// that says (`None`: it does not lead).
+    pub async fn other_than_term(&self, term: Option<u64>) {
+        let mut status = self.status.clone();
+        let leads = |s: &ConsensusStatus| s.is_leader.then_some(s.term);
+        if status.wait_for(|s| leads(s) != term).await.is_err() {
+            // Consensus is gone, and with it whatever could still change.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Returns when somebody else than `node` is known to lead.
     pub async fn moved_from(&self, node: NodeId) {
         let mut status = self.status.clone();

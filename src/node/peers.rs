@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use regent_core::id::{Incarnation, NodeId};
 use regent_raft::held::Held;
 use regent_rpc::channel::{BadAddress, ChannelOptions, connect_lazy};
+use regent_rpc::mux::Mux;
 use regent_rpc::pb::raft::peer_service_client::PeerServiceClient;
 use regent_rpc::pb::raft::raft_service_client::RaftServiceClient;
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
@@ -46,13 +47,15 @@ pub struct Peers {
     held: OnceLock<MetadataValue<Ascii>>,
     life: ArcSwapOption<MetadataValue<Ascii>>,
     channels: Mutex<HashMap<(NodeId, Lane), (String, Channel)>>,
+    heartbeats: Mutex<HashMap<NodeId, (String, Mux)>>,
 }
 
 impl Peers {
     /// No channel yet; `start` is shown in every call.
     pub fn new(tls: Arc<Tls>, start: Start) -> Self {
         let (header, held, life) = (start.header(), OnceLock::new(), ArcSwapOption::empty());
-        Self { tls, start, header, held, life, channels: Mutex::default() }
+        let (channels, heartbeats) = (Mutex::default(), Mutex::default());
+        Self { tls, start, header, held, life, channels, heartbeats }
     }
 
     /// This process's start.
@@ -151,8 +154,23 @@ impl Peers {
         Ok(channel)
     }
 
+    /// The stream of heartbeats to node `to` at `address`; `open` makes one where there is none.
+    pub fn heartbeats(&self, to: NodeId, address: &str, open: impl FnOnce() -> Mux) -> Mux {
+        let mut heartbeats = self.heartbeats.lock();
+        if let Some((known, stream)) = heartbeats.get(&to)
+            && known == address
+            && !stream.is_closed()
+        {
+            return stream.clone();
+        }
+        let stream = open();
+        heartbeats.insert(to, (address.to_owned(), stream.clone()));
+        stream
+    }
+
     /// Forgets nodes that are no longer members, so that their connections end.
     pub fn keep_only(&self, members: impl Fn(NodeId) -> bool) {
         self.channels.lock().retain(|(node, _), _| members(*node));
+        self.heartbeats.lock().retain(|node, _| members(*node));
     }
 }

@@ -18,6 +18,7 @@ use regent_core::id::NodeId;
 use regent_raft::api::{Member, RpcKind, Transport, TransportError};
 use regent_raft::held::promised;
 use regent_rpc::limits::CHUNK_BYTES;
+use regent_rpc::mux::{Ask, Asked, Mux};
 use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
 use tokio::time::Instant;
 use tonic::Status;
@@ -30,6 +31,8 @@ use crate::peers::{Lane, Peers};
 const FASTEST_FAILURE: Duration = Duration::from_millis(10);
 /// Longest wait for a replication stream to open, dialling included.
 const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// Heartbeats that wait together leave together; each has a few dozen bytes.
+const MAX_BATCH_BYTES: usize = 64 * 1024;
 
 /// Raft's calls over mTLS channels.
 pub struct GrpcTransport {
@@ -41,6 +44,56 @@ impl GrpcTransport {
     /// Calls go through `peers`; `admission` judges who answered.
     pub fn new(peers: Arc<Peers>, admission: Arc<Admission>) -> Self {
         Self { peers, admission }
+    }
+}
+
+impl GrpcTransport {
+    /// An append without a stream of its own: a heartbeat.
+    fn heartbeat(
+        &self,
+        to: NodeId,
+        member: &Member,
+        body: Bytes,
+        ttl: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        let began = Instant::now();
+        let stream = self
+            .peers
+            .heartbeats(to, &member.address, || self.open_heartbeats(to, member.address.clone()));
+        let asked = stream.ask(Ask { method: "", body, until: began + ttl });
+        let admission = self.admission.clone();
+        async move {
+            // A frozen peer does not keep the deadline that the call carries.
+            let body = match tokio::time::timeout(ttl, asked).await {
+                Ok(Asked::Answer(Ok(body))) => body,
+                Ok(Asked::Answer(Err(why)) | Asked::Lost(why) | Asked::NotSent(why)) => {
+                    return Err(failed(began, to, why.message().to_owned()).await);
+                }
+                Err(_) => return Err(failed(began, to, "no answer in time".into()).await),
+            };
+            if let Some(held) = promised(RpcKind::Append, &body) {
+                admission.heard_promise(to, held);
+            }
+            Ok(body)
+        }
+        .boxed()
+    }
+
+    fn open_heartbeats(&self, to: NodeId, address: String) -> Mux {
+        let (peers, admission) = (self.peers.clone(), self.admission.clone());
+        Mux::start(MAX_BATCH_BYTES, move |beats| async move {
+            let client = peers.raft(to, &address, Lane::Raft);
+            let mut client = client.map_err(|bad| Status::internal(bad.to_string()))?;
+            let answers = client.heartbeat(peers.stream_request(beats)).await?;
+            let mut pass =
+                admission.pass(to, answers.metadata()).map_err(Status::failed_precondition)?;
+            // An acknowledgement of a start that may not speak for its node any more is none.
+            let judged = move |batch| match pass.still_good() {
+                Ok(()) => batch,
+                Err(why) => Err(Status::failed_precondition(why)),
+            };
+            Ok(answers.into_inner().map(judged))
+        })
     }
 }
 
@@ -79,6 +132,9 @@ impl Transport for GrpcTransport {
         body: Bytes,
         ttl: Duration,
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
+        if kind == RpcKind::Append {
+            return self.heartbeat(to, member, body, ttl);
+        }
         let client = self.peers.raft(to, &member.address, Lane::Raft);
         let request = self.peers.request(RaftCall { kind: kind as u32, body }, ttl);
         let admission = self.admission.clone();

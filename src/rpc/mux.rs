@@ -12,11 +12,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status};
 
 use crate::calls::REQUEST_ID;
 use crate::pb::v1;
@@ -74,10 +74,11 @@ fn lock(sent: &Sent) -> MutexGuard<'_, Result<HashMap<u64, oneshot::Sender<Asked
 impl Mux {
     /// A stream whose messages hold at most `max_bytes` of requests, or one call that is larger;
     /// `open` sends them. Must be called in a tokio runtime.
-    pub fn start<F, O>(max_bytes: usize, open: F) -> Self
+    pub fn start<F, O, S>(max_bytes: usize, open: F) -> Self
     where
         F: FnOnce(Outgoing) -> O + Send + 'static,
-        O: Future<Output = Result<Streaming<v1::AnswerBatch>, Status>> + Send,
+        O: Future<Output = Result<S, Status>> + Send,
+        S: Stream<Item = Result<v1::AnswerBatch, Status>> + Send + Unpin,
     {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
         let sent: Sent = Arc::new(Mutex::new(Ok(HashMap::new())));
@@ -124,10 +125,13 @@ fn ended() -> Status {
 }
 
 /// Hands answers to those who wait for them; returns why the stream ended.
-async fn deliver(mut answers: Streaming<v1::AnswerBatch>, sent: &Sent) -> Status {
+async fn deliver(
+    mut answers: impl Stream<Item = Result<v1::AnswerBatch, Status>> + Unpin,
+    sent: &Sent,
+) -> Status {
     loop {
-        match answers.message().await {
-            Ok(Some(batch)) => {
+        match answers.next().await {
+            Some(Ok(batch)) => {
                 let mut sent = lock(sent);
                 for answer in batch.answers {
                     let tell = sent.as_mut().ok().and_then(|sent| sent.remove(&answer.id));
@@ -137,8 +141,8 @@ async fn deliver(mut answers: Streaming<v1::AnswerBatch>, sent: &Sent) -> Status
                     }
                 }
             }
-            Ok(None) => return ended(),
-            Err(status) => return status,
+            None => return ended(),
+            Some(Err(status)) => return status,
         }
     }
 }

@@ -3,21 +3,28 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use futures::{FutureExt as _, StreamExt as _};
 use regent_raft::api::{RpcKind, TransportError};
 use regent_rpc::convert::status::{self, rule};
 use regent_rpc::pb::raft::raft_service_server::RaftService;
 use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
+use regent_rpc::pb::v1::answer::Outcome;
+use regent_rpc::pb::v1::{Answer, AnswerBatch, Call, CallBatch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::guard::went_back;
+use super::mux;
 use crate::admission::Pass;
 use crate::refuse::RETRY_AFTER;
 use crate::shell::Shell;
 
 /// Largest snapshot that is taken in: a million sessions and a full audit window are far below.
 const MAX_SNAPSHOT_BYTES: usize = 4 * 1024 * 1024 * 1024;
+
+/// Heartbeats of one leader that are under way at most: it sends the next one when the last is
+/// answered or given up.
+const MAX_HEARTBEATS: usize = 64;
 
 /// Serves Raft.
 pub struct RaftHandler(pub Arc<Shell>);
@@ -42,6 +49,7 @@ fn failed(error: TransportError) -> Status {
 
 #[tonic::async_trait]
 impl RaftService for RaftHandler {
+    type HeartbeatStream = BoxStream<'static, Result<AnswerBatch, Status>>;
     type StreamAppendStream = BoxStream<'static, Result<RaftAnswer, Status>>;
 
     async fn call(&self, request: Request<RaftCall>) -> Result<Response<RaftAnswer>, Status> {
@@ -51,6 +59,34 @@ impl RaftService for RaftHandler {
             .ok_or_else(|| Status::unimplemented(format!("there is no Raft call {kind}")))?;
         let body = self.0.consensus.handle(kind, body).await.map_err(failed)?;
         Ok(self.signed(RaftAnswer { body }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<Streaming<CallBatch>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let mut sender = self.sender(&request)?;
+        let judge = move || {
+            sender.still_good().map_err(|why| {
+                tracing::warn!(from = %sender.node(), why, "a stream of heartbeats was ended");
+                went_back(why)
+            })
+        };
+        let shell = self.0.clone();
+        let act = move |call: Call| {
+            let shell = shell.clone();
+            let work = async move {
+                let answer = shell.consensus.handle(RpcKind::Append, call.request).await;
+                let outcome = match answer {
+                    Ok(body) => Outcome::Response(body),
+                    Err(error) => mux::failure(&failed(error), String::new()),
+                };
+                Answer { id: call.id, outcome: Some(outcome) }
+            };
+            work.boxed()
+        };
+        let answers = mux::serve(request.into_inner(), MAX_HEARTBEATS, judge, act);
+        Ok(self.signed(answers))
     }
 
     async fn stream_append(

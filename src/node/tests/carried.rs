@@ -87,7 +87,10 @@ async fn a_role_without_the_right_is_refused_call_by_call_and_recorded() {
     assert_eq!(failure(&outcomes[1]).code, Code::InvalidArgument as i32, "it may ask for leaders");
     let text = rig.node(1).shell().metrics.render();
     let refusals = text.lines().find(|line| line.starts_with("regent_authz_refusals"));
-    assert!(refusals.is_some_and(|line| line.contains("observer") && line.ends_with(" 1")), "{text}");
+    assert!(
+        refusals.is_some_and(|line| line.contains("observer") && line.ends_with(" 1")),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
