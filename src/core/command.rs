@@ -78,8 +78,11 @@ pub enum Expect {
 pub enum Command {
     /// First entry of a cluster's life: who it is and which timing it promises.
     Bootstrap { incarnation: Incarnation, cluster: String, timing: Timing },
-    /// After a restore or a quorum-loss recovery: all sessions and leases are void.
-    BeginIncarnation { incarnation: Incarnation, reason: String },
+    /// After a restore or a quorum-loss recovery: all sessions and leases are void, and nothing is
+    /// granted while a lease of before with a ttl of `hold_ms` may be believed in (`None`: as long as
+    /// the longest ttl known). Never in a log: an offline verb applies it before the new life's first
+    /// snapshot.
+    BeginIncarnation { incarnation: Incarnation, reason: String, hold_ms: Option<u64> },
     /// Changes the Raft profile's promises; refused while a session's ttl would break C6.
     SetTiming { timing: Timing },
     /// Every member can read this level's commands; it only rises.
@@ -146,6 +149,9 @@ pub enum Command {
     /// Gives up the leadership under `epoch` and nothing else: one that was delayed on its way ends
     /// no later lease of the session that the holder believes in (S5).
     ResignEpoch { election: ElectionName, session: SessionId, nonce: Nonce, epoch: Epoch },
+    /// The leader waited until no holder of the life before `incarnation` can believe in its lease:
+    /// elections are granted again.
+    OpenGrants { incarnation: Incarnation },
 }
 
 /// One session's renewal (C4).
@@ -247,6 +253,7 @@ impl Command {
             | Self::ExpireGrants { .. } => Scope::Sessions,
             Self::Bootstrap { .. }
             | Self::BeginIncarnation { .. }
+            | Self::OpenGrants { .. }
             | Self::SetTiming { .. }
             | Self::RaiseFeatureLevel { .. }
             | Self::RecordBoot { .. }
@@ -272,5 +279,7 @@ mod tests {
         assert_eq!(number(&Command::DeleteElection { election: election(), expect }), 21);
         let under = Command::ResignEpoch { election: election(), session, nonce, epoch };
         assert_eq!(number(&under), 22);
+        let incarnation = Incarnation { counter: 1, id: 7 };
+        assert_eq!(number(&Command::OpenGrants { incarnation }), 23);
     }
 }

@@ -16,6 +16,7 @@ use regent_raft::held::Held;
 use regent_rpc::pb::raft::{HelloRequest, HelloResponse};
 
 use crate::admission::Standing;
+use crate::identity::mark_quarantined;
 use crate::shell::Shell;
 
 /// Time for one hello, dialling included.
@@ -157,7 +158,7 @@ impl Shell {
         }
     }
 
-    /// Takes the votes of a quarantined node. One that finds out before it was admitted stays, to
+    /// Takes the votes of a quarantined node, and notes it on its disk. One that finds out before it was admitted stays, to
     /// say so; one that voted already stops: returns then, with the reason.
     pub async fn keep_quarantine(&self) -> String {
         let mut standing = self.admission.standing();
@@ -168,6 +169,9 @@ impl Shell {
                 Standing::Admitted => voted = true,
                 Standing::Quarantined(why) => {
                     self.consensus.set_votes_allowed(false);
+                    if let Err(error) = mark_quarantined(&self.config.data_dir, why) {
+                        tracing::error!(%error, "the quarantine could not be noted on disk");
+                    }
                     if voted {
                         return format!("quarantined: {why}");
                     }

@@ -59,7 +59,7 @@ fn fill_raft(metrics: &Metrics, shell: &Shell) {
     let slowest = status.matched.iter().filter(|(id, _)| *id != shell.node).map(|(_, at)| at.0);
     let lag = slowest.min().map_or(0, |at| status.last_log.0.saturating_sub(at));
     metrics.raft_member_lag.set(gauge(lag));
-    metrics.raft_quorum_age.set(status.quorum_ack_age_ms.unwrap_or(0) as f64 / 1000.0);
+    metrics.raft_quorum_age.set(shell.consensus.quorum_ack_age_ms().unwrap_or(0) as f64 / 1000.0);
     metrics.storage_problem.set(i64::from(!status.notice().is_empty()));
     let log = shell.consensus.log_figures();
     show_count(&metrics.wal_appends, log.appends);

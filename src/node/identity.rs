@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 
 use regent_core::id::{NodeId, Nonce};
 use regent_raft::store::identity::{self as disk, LogState, open_identity, write_identity};
+use regent_raft::store::quarantine;
 use regent_raft::store::real_disk::RealDisk;
+use regent_raft::store::vfs::Vfs as _;
 
 use crate::config::RAFT_DIR;
 
@@ -62,7 +64,8 @@ pub enum IdentityError {
 pub fn lock(dir: &Path) -> Result<File, IdentityError> {
     let path = dir.join(LOCK);
     let error = |doing, source| IdentityError::Io { doing, path: path.clone(), source };
-    fs::create_dir_all(dir).map_err(|source| error("create the directory of", source))?;
+    // Durable with its parents: what is written into it must not vanish with its name.
+    RealDisk.create_dir_all(dir).map_err(|source| error("create the directory of", source))?;
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -95,6 +98,14 @@ impl Identity {
         })
     }
 
+    /// Why this disk is in quarantine since an earlier start; `None` when it is not.
+    ///
+    /// # Errors
+    /// What the disk said; the node must not go on then.
+    pub fn quarantined(&self) -> Result<Option<String>, IdentityError> {
+        Ok(quarantine::read(&RealDisk, &self.dir)?)
+    }
+
     /// Whether the log was there at an earlier start.
     pub fn has_log(&self) -> bool {
         self.record.log == LogState::Made
@@ -112,6 +123,14 @@ impl Identity {
         }
         Ok(())
     }
+}
+
+/// Notes on disk that the data directory `dir` is in quarantine, for all starts to come.
+///
+/// # Errors
+/// What the disk said.
+pub fn mark_quarantined(dir: &Path, why: &str) -> Result<(), IdentityError> {
+    Ok(quarantine::mark(&RealDisk, dir, why)?)
 }
 
 /// A random number that is not 0 (0 means "none" in the protocol).

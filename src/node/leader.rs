@@ -66,7 +66,10 @@ impl Shell {
                 continue;
             }
             self.expire(caught_up).await;
-            // Nothing can lapse while there are no sessions.
+            // Nothing can lapse while there are no sessions, unless grants wait to be opened.
+            if self.state.read().grants_held_ms() > 0 {
+                continue;
+            }
             tokio::select! {
                 () = self.clocks.occupied() => {}
                 () = self.leadership.other_than_term(caught_up) => {}

@@ -13,13 +13,14 @@ use regent_core::authz::Principal;
 use regent_core::id::{Incarnation, NodeId, Revision};
 use regent_raft::offline::{self, Holding};
 use regent_raft::store::identity::{NAME, belongs, read_identity};
+use regent_raft::store::quarantine;
 use regent_raft::store::real_disk::RealDisk;
 use regent_raft::{ConsensusConfig, StartError};
 use regent_rpc::tls::{ExpectPeer, Tls};
 
 use crate::config::{NodeConfig, RAFT_DIR};
 use crate::identity::{self, IdentityError, random};
-use crate::restore::new_life;
+use crate::restore::{hold_ms, new_life};
 use crate::run::{RunError, load_tls};
 
 /// How long an old voter has to answer its port.
@@ -34,6 +35,9 @@ pub struct RecoverOptions {
     pub although_reachable: Vec<NodeId>,
     /// The highest incarnation counter heard of anywhere; 0: none.
     pub above: u64,
+    /// Nothing is granted while a lease of before with so long a ttl may be believed in; `None`: as
+    /// long as the longest one that the survivor knows, and a little at least.
+    pub hold: Option<Duration>,
     /// Why, for the audit chain.
     pub reason: String,
     /// Who, for the audit chain.
@@ -64,6 +68,11 @@ pub struct RecoverReport {
     /// The longest ttl among them, in milliseconds: a holder that cannot be reached may believe in
     /// its lease for that long after the nodes that renewed it have stopped.
     pub longest_ttl_ms: u64,
+    /// So long a ttl the survivor waits out before it grants anything, in milliseconds.
+    pub grants_held_ms: u64,
+    /// Why the survivor was in quarantine. A recovery ends it: there is nobody left whom it could
+    /// contradict, and nothing of what it forgot.
+    pub quarantined: Option<String>,
     /// Services that become unadopted.
     pub services: Vec<String>,
     /// Where the old log was put; empty in a dry run.
@@ -149,6 +158,7 @@ pub async fn recover(options: &RecoverOptions) -> Result<RecoverReport, RecoverE
         return Err(RecoverError::NotVoter(config.node_id));
     }
     let mut report = look(options, &held, &tls).await;
+    report.quarantined = quarantine::read(&RealDisk, &dir).map_err(IdentityError::from)?;
     let unnamed: Vec<NodeId> = report
         .reachable
         .iter()
@@ -169,7 +179,7 @@ pub async fn recover(options: &RecoverOptions) -> Result<RecoverReport, RecoverE
     if fresh.exists() {
         std::fs::remove_dir_all(&fresh).map_err(moved(&fresh))?;
     }
-    let life = new_life(config, report.to, &options.reason, &options.by);
+    let life = new_life(config, report.to, options.hold, &options.reason, &options.by);
     let settings = ConsensusConfig { dir: fresh.clone(), ..settings };
     held.begin(&life, &settings, Arc::new(RealDisk)).await?;
     let kept = dir.join(format!("{RAFT_DIR}.before-incarnation-{}", report.to));
@@ -177,6 +187,7 @@ pub async fn recover(options: &RecoverOptions) -> Result<RecoverReport, RecoverE
     std::fs::rename(&fresh, &old).map_err(moved(&fresh))?;
     let folder = std::fs::File::open(&dir).map_err(moved(&dir))?;
     folder.sync_all().map_err(moved(&dir))?;
+    quarantine::lift(&RealDisk, &dir).map_err(IdentityError::from)?;
     report.kept_in = kept;
     report.written = true;
     Ok(report)
@@ -203,6 +214,8 @@ async fn look(options: &RecoverOptions, held: &Holding, tls: &Arc<Tls>) -> Recov
         to: Incarnation { counter: row.incarnation.counter.max(options.above) + 1, id: random() },
         sessions: held.state.sessions().len(),
         longest_ttl_ms: held.state.longest_ttl_ms(),
+        grants_held_ms: hold_ms(&held.state, options.hold),
+        quarantined: None,
         services: held.state.services().keys().map(ToString::to_string).collect(),
         kept_in: PathBuf::new(),
         written: false,

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use regent_core::authz::Principal;
 use regent_core::id::{Incarnation, NodeId, Revision};
@@ -32,6 +33,9 @@ pub struct RestoreOptions {
     pub config: NodeConfig,
     /// The highest incarnation counter heard of anywhere since the backup; 0: none.
     pub above: u64,
+    /// Nothing is granted while a lease of before with so long a ttl may be believed in; `None`: as
+    /// long as the longest one that the backup knows, and a little at least.
+    pub hold: Option<Duration>,
     /// Why, for the audit chain.
     pub reason: String,
     /// Who, for the audit chain.
@@ -60,6 +64,8 @@ pub struct RestoreReport {
     /// The longest ttl among them, in milliseconds: a holder that cannot be reached may believe in
     /// its lease for that long after the nodes that renewed it have stopped.
     pub longest_ttl_ms: u64,
+    /// So long a ttl the new cluster waits out before it grants anything, in milliseconds.
+    pub grants_held_ms: u64,
     /// Elections whose holder is void.
     pub held_elections: usize,
     /// Whether anything was written.
@@ -155,13 +161,14 @@ pub async fn restore(options: &RestoreOptions) -> Result<RestoreReport, RestoreE
         services: state.services().keys().map(ToString::to_string).collect(),
         sessions: state.sessions().len(),
         longest_ttl_ms: state.longest_ttl_ms(),
+        grants_held_ms: hold_ms(&state, options.hold),
         held_elections: state.elections().values().filter(|e| e.holder.is_some()).count(),
         written: false,
     };
     if options.dry_run {
         return Ok(report);
     }
-    let life = new_life(config, to, &options.reason, &options.by);
+    let life = new_life(config, to, options.hold, &options.reason, &options.by);
     let timing = row.timing;
     let _lock = identity::lock(&config.data_dir)?;
     let settings = ConsensusConfig::new(config.node_id, config.raft_dir(), timing);
@@ -176,6 +183,7 @@ pub async fn restore(options: &RestoreOptions) -> Result<RestoreReport, RestoreE
 pub(crate) fn new_life(
     config: &NodeConfig,
     incarnation: Incarnation,
+    hold: Option<Duration>,
     reason: &str,
     by: &Principal,
 ) -> NewLife {
@@ -202,10 +210,20 @@ pub(crate) fn new_life(
         node: config.node_id,
         member,
         incarnation,
+        hold_ms: hold.map(millis),
         reason: reason.to_owned(),
         by: by.clone(),
         at: SystemClock.wall(),
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How long a ttl the new life waits out: what the operator says, else what the state knows.
+pub(crate) fn hold_ms(state: &State, said: Option<Duration>) -> u64 {
+    said.map_or_else(|| state.hold_for_next_life_ms(), millis)
 }
 
 /// Whether nothing of a node is in `dir`.

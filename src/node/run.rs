@@ -164,7 +164,11 @@ impl Node {
             node = %config.node_id, cluster = config.cluster, boot = identity.boot,
             disk = format!("{:016x}", identity.disk), "starting"
         );
+        let quarantined = identity.quarantined()?;
         let shell = assemble(config, &identity, tls).await?;
+        if let Some(why) = quarantined {
+            shell.admission.quarantine_self(why);
+        }
         // Votes are not allowed yet; see `come_up`.
         identity.note_log()?;
         let grpc_addr = local(&grpc)?;

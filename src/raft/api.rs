@@ -156,8 +156,6 @@ pub struct ConsensusStatus {
     pub members: Vec<(NodeId, Member, bool)>,
     /// On the leader: the last entry each other member is known to hold.
     pub matched: Vec<(NodeId, Revision)>,
-    /// On the leader: time since a quorum last acknowledged it, in milliseconds.
-    pub quorum_ack_age_ms: Option<u64>,
     /// What is wrong with storage; empty when it is well.
     pub storage_problem: String,
     /// What is wrong and stops nothing, for people: nothing may be refused, and no leadership given

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::AsyncRuntime as _;
+use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, RaftError};
 use openraft::impls::ProgressResponder;
 use parking_lot::{Mutex, RwLock};
@@ -284,6 +285,14 @@ impl Consensus {
     pub async fn read_index(&self, deadline: Duration) -> Result<Revision, ConsensusError> {
         self.inner.check_storage()?;
         reads::ask(&self.inner.reads, deadline).await
+    }
+
+    /// On the leader: time since a quorum last acknowledged it, in milliseconds.
+    pub fn quorum_ack_age_ms(&self) -> Option<u64> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leads = metrics.state.is_leader() && metrics.running_state.is_ok();
+        metrics.last_quorum_acked.filter(|_| leads).map(|at| status::millis_since(*at))
     }
 
     /// Waits until `revision` is applied here.

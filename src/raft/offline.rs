@@ -53,6 +53,9 @@ pub struct NewLife {
     pub member: Member,
     /// Above every one before.
     pub incarnation: Incarnation,
+    /// Nothing is granted while a lease of before with a ttl of so many milliseconds may be believed in;
+    /// `None`: as long as the longest ttl that the state knows, and a little at least.
+    pub hold_ms: Option<u64>,
     /// For the audit chain.
     pub reason: String,
     /// For the audit chain.
@@ -184,6 +187,7 @@ impl Holding {
         let command = Command::BeginIncarnation {
             incarnation: life.incarnation,
             reason: life.reason.clone(),
+            hold_ms: life.hold_ms,
         };
         let entry = Entry::new(life.at, life.by.clone(), None, &command).encode();
         let begun = self.state.revision().next();

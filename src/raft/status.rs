@@ -88,7 +88,6 @@ fn current(inner: &Inner) -> ConsensusStatus {
             .flatten()
             .map(|(id, matched)| (NodeId(*id), revision_of(*matched)))
             .collect(),
-        quorum_ack_age_ms: m.last_quorum_acked.filter(|_| leads).map(|at| millis_since(*at)),
         storage_problem: problem,
         trouble: inner.trouble(),
         joint: members.get_joint_config().len() > 1,

@@ -213,9 +213,13 @@ async fn two_restores_of_one_backup_raise_epochs_differ_and_void_what_was_held()
         let (config, endpoint) = new_config(&cluster, id);
         let config_text = config.to_str().unwrap();
         // The dry run writes nothing.
-        succeed(&["restore", "--config", config_text, "--from", file]);
+        let dry = succeed(&["restore", "--config", config_text, "--from", file]);
+        assert!(dry.contains("ttl waited out") && dry.contains("10m"), "{dry}");
         assert!(!config.with_file_name("data").join("raft").exists());
-        succeed(&["restore", "--config", config_text, "--from", file, "--yes"]);
+        let hold = ["--hold-grants", "1s"];
+        let restore = ["restore", "--config", config_text, "--from", file, "--yes"];
+        let done = succeed(&[&restore[..], &hold].concat());
+        assert!(done.contains("warning"), "it waits less than a holder of before may: {done}");
         let alone = start(&cluster, &config, endpoint).await;
         assert_eq!(marks(&alone.client, "mark/").await, ["mark/before"]);
         lives.push(incarnation(&alone.client).await);
@@ -264,7 +268,8 @@ async fn the_survivor_of_a_lost_majority_goes_on_in_a_new_incarnation() {
         cluster.kill(node.id).await;
     }
     succeed(&["recover", "--config", &config]);
-    succeed(&["recover", "--config", &config, "--reason", "burnt", "--yes"]);
+    let reason = ["--reason", "burnt", "--hold-grants", "1s"];
+    succeed(&[&["recover", "--config", config.as_str(), "--yes"], &reason[..]].concat());
     let alone = start(&cluster, &survivor.config, survivor.grpc.clone()).await;
     assert!(incarnation(&alone.client).await.0 > life.0);
     assert_eq!(marks(&alone.client, "mark/").await, ["mark/kept"]);

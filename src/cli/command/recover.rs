@@ -2,6 +2,7 @@
 //! first what would be kept and lost; only `--yes` acts.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use regent_core::id::NodeId;
 use regent_node::recover::{RecoverError, RecoverOptions, RecoverReport, recover};
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Context;
 use super::restore::{load, local_user};
+use crate::duration;
 use crate::error::{CliError, Outcome};
 use crate::render::table::Table;
 
@@ -22,7 +24,7 @@ Examples:
 For the loss of a majority only: a cluster that still has one heals by itself. Run it on the
 survivor that holds most (compare the dry runs), with its node stopped. What only the lost nodes
 held is lost. It is refused while an old voter answers; one that answers and really is not to be
-counted must be named.
+counted must be named. Elections are granted again once every lease of before has run out.
 ")]
 pub struct Args {
     /// Configuration of the survivor; it must be stopped
@@ -34,6 +36,10 @@ pub struct Args {
     /// Highest incarnation counter heard of anywhere
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     pub above_incarnation: u64,
+    /// Grant nothing before leases of so long a ttl have run out [default: the longest ttl known, 15s
+    /// at least]
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+    pub hold_grants: Option<Duration>,
     /// Why; goes into the audit chain
     #[arg(long, default_value = "the majority was lost")]
     pub reason: String,
@@ -48,6 +54,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         config: load(&args.config)?,
         although_reachable: args.although_reachable.into_iter().map(NodeId).collect(),
         above: args.above_incarnation,
+        hold: args.hold_grants,
         reason: args.reason,
         by: local_user(),
         dry_run: !args.yes,
@@ -99,7 +106,9 @@ fn as_json(report: &RecoverReport) -> Value {
         "new_incarnation": report.to.to_string(),
         "sessions_void": report.sessions,
         "longest_ttl_void_ms": report.longest_ttl_ms,
+        "grants_held_ms": report.grants_held_ms,
         "services_unadopted": report.services,
+        "quarantined": report.quarantined,
         "kept_in": report.kept_in,
         "written": report.written,
     })
@@ -117,12 +126,20 @@ fn as_text(report: &RecoverReport) -> String {
     let reachable: Vec<String> = report.reachable.iter().map(ToString::to_string).collect();
     table.pair("survivor", format!("node {}", report.node));
     table.pair("keeps", format!("everything up to revision {}", report.last));
+    if let Some(why) = &report.quarantined {
+        table.pair("was in quarantine", why);
+    }
     table.pair("known committed", format!("up to revision {}", report.committed));
     table.pair("drops", dropped.join(", "));
     table.pair("still answer", reachable.join(", "));
     table.pair("incarnation", format!("{} becomes {}", report.from, report.to));
     table.pair("sessions void", report.sessions);
     table.pair("longest ttl among them", format!("{} ms", report.longest_ttl_ms));
+    table.pair("ttl waited out", duration::human(report.grants_held_ms));
+    if report.grants_held_ms < report.longest_ttl_ms {
+        let risk = "holders of before may still believe in their leases when new ones are granted";
+        table.pair("warning", risk);
+    }
     table.pair("services to adopt", report.services.join(", "));
     let end = match report.written {
         true => format!(

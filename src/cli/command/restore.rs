@@ -2,6 +2,7 @@
 //! only `--yes` writes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use regent_core::authz::{Principal, Role};
 use regent_node::config::{ConfigError, NodeConfig};
@@ -9,6 +10,7 @@ use regent_node::restore::{RestoreError, RestoreOptions, RestoreReport, restore}
 use serde_json::{Value, json};
 
 use super::Context;
+use crate::duration;
 use crate::error::{CliError, Outcome};
 use crate::render::progress;
 use crate::render::table::Table;
@@ -24,7 +26,9 @@ Without --yes it checks the backup and says what would happen. With --yes it wri
 directory of the node; start the node then, and add others with `regent members add`.
 
 A restore begins a new incarnation: every session, lease and watch of before is void, and every
-epoch granted from then on is higher than any before. If anything may have seen a later life of
+epoch granted from then on is higher than any before. The first ones are granted once every lease
+of before has run out: say with --hold-grants how long those are, if clients of today use longer
+ones than the backup knows. If anything may have seen a later life of
 this cluster than the backup knows, give its incarnation with --above-incarnation.
 ")]
 pub struct Args {
@@ -37,6 +41,10 @@ pub struct Args {
     /// Highest incarnation counter heard of anywhere since the backup
     #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
     pub above_incarnation: u64,
+    /// Grant nothing before leases of so long a ttl have run out [default: the longest ttl known, 15s
+    /// at least]
+    #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
+    pub hold_grants: Option<Duration>,
     /// Why; goes into the audit chain
     #[arg(long, default_value = "restored from a backup")]
     pub reason: String,
@@ -51,6 +59,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         backup: args.from.clone(),
         config: load(&args.config)?,
         above: args.above_incarnation,
+        hold: args.hold_grants,
         reason: args.reason,
         by: local_user(),
         dry_run: !args.yes,
@@ -109,6 +118,7 @@ fn as_json(report: &RestoreReport) -> Value {
         "services_unadopted": report.services,
         "sessions_void": report.sessions,
         "longest_ttl_void_ms": report.longest_ttl_ms,
+        "grants_held_ms": report.grants_held_ms,
         "held_elections_void": report.held_elections,
         "written": report.written,
     })
@@ -122,6 +132,11 @@ fn as_text(report: &RestoreReport) -> String {
     table.pair("first node", report.node);
     table.pair("sessions void", report.sessions);
     table.pair("longest ttl among them", format!("{} ms", report.longest_ttl_ms));
+    table.pair("ttl waited out", duration::human(report.grants_held_ms));
+    if report.grants_held_ms < report.longest_ttl_ms {
+        let risk = "holders of before may still believe in their leases when new ones are granted";
+        table.pair("warning", risk);
+    }
     table.pair("leaders void", report.held_elections);
     table.pair("services to adopt", report.services.join(", "));
     let end = match report.written {

@@ -213,6 +213,13 @@ fn warnings(best: &v1::StatusResponse, views: &[View]) -> Vec<String> {
             }
         }
     }
+    if best.grants_held_ms > 0 {
+        let ttl = duration::human(best.grants_held_ms);
+        warnings.push(format!(
+            "a new life of the cluster has begun: no lease is granted until those of before, with \
+             ttls up to {ttl}, have run out"
+        ));
+    }
     if best.quarantined > 0 {
         warnings
             .push(format!("{} services are quarantined: `regent services list`", best.quarantined));

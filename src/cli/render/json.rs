@@ -123,6 +123,7 @@ pub fn status(status: &v1::StatusResponse) -> Value {
         "quarantined": status.quarantined,
         "audit_records": status.audit_records,
         "least_ttl_ms": status.least_ttl_ms,
+        "grants_held_ms": status.grants_held_ms,
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
         "node": {
             "id": node.id,

@@ -279,3 +279,50 @@ fn the_death_of_all_clients_is_worked_off_in_bounded_entries() {
     assert_eq!(sizes, [1_000, 1_000, 500]);
     assert_eq!(leader.state.sessions().len(), 0);
 }
+
+/// A leader whose cluster has just begun another life.
+fn reborn() -> (Leader, Incarnation) {
+    let mut leader = Leader::new();
+    leader.open(0, 500);
+    let incarnation = Incarnation { counter: 2, id: 4 };
+    let reason = "restored".to_owned();
+    leader.run(0, &Command::BeginIncarnation { incarnation, reason, hold_ms: Some(TTL_MS) });
+    (leader, incarnation)
+}
+
+#[test]
+fn a_new_life_grants_once_nobody_can_believe_in_a_lease_of_the_life_before() {
+    let (mut leader, incarnation) = reborn();
+    let session = leader.open(0, 500);
+    assert!(matches!(leader.campaign(0, "db", session), Reply::Queued { ahead: 0, .. }));
+    // Counted from this leader's first look, not from whenever the life began.
+    let said = leader.decide(5_000);
+    assert!(said.commands.is_empty() && said.report[0].text.contains("nothing is granted"));
+    leader.renew(5_000, session, 1, Revision(0));
+    assert_eq!(leader.decide(5_000 + LONG_MS - 1).commands, []);
+    let due = leader.decide(5_000 + LONG_MS).commands;
+    assert_eq!(due[0], Command::OpenGrants { incarnation });
+    assert_eq!(leader.holder("db"), None);
+    leader.run(5_000 + LONG_MS, &due[0]);
+    assert_eq!(leader.holder("db"), Some(session));
+    let after = leader.decide(5_001 + LONG_MS).commands;
+    assert!(!after.contains(&due[0]), "{after:?}");
+}
+
+#[test]
+fn the_next_leader_and_one_whose_clock_was_doubted_wait_anew() {
+    let (mut leader, incarnation) = reborn();
+    leader.decide(0);
+    leader.term = None;
+    leader.decide(1_000);
+    leader.term = Some(4);
+    leader.decide(2_000);
+    let open = Command::OpenGrants { incarnation };
+    assert!(!leader.decide(LONG_MS + 1_000).commands.contains(&open));
+    leader.skew = SkewVerdict::Differs { against: 2, peers: 2 };
+    leader.decide(LONG_MS + 1_500);
+    leader.skew = SkewVerdict::Agrees;
+    leader.decide(LONG_MS + 2_000);
+    assert!(!leader.decide(LONG_MS + 2_500).commands.contains(&open));
+    assert!(leader.decide(2 * LONG_MS + 2_000).commands.contains(&open));
+}

@@ -292,9 +292,10 @@ fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Rejection> {
         Command::Bootstrap { incarnation, cluster, timing } => {
             cluster::bootstrap(draft, incarnation, cluster, timing)
         }
-        Command::BeginIncarnation { incarnation, reason } => {
-            cluster::begin_incarnation(draft, incarnation, &reason)
+        Command::BeginIncarnation { incarnation, reason, hold_ms } => {
+            cluster::begin_incarnation(draft, incarnation, &reason, hold_ms)
         }
+        Command::OpenGrants { incarnation } => cluster::open_grants(draft, incarnation),
         Command::SetTiming { timing } => cluster::set_timing(draft, timing),
         Command::RaiseFeatureLevel { to } => cluster::raise_feature_level(draft, to),
         Command::RecordBoot { node, disk, boot, nonce } => {

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::describe::check_text;
-use super::election::Election;
+use super::election::{self, Election};
 use super::journal::Draft;
 use super::partition::Partition;
 use super::service::{self, Life, Service};
+use super::tables::Tables;
 use crate::effect::ClockEffect;
 use crate::id::{Incarnation, NodeId, Nonce, Revision};
-use crate::limits::{MAX_NAME_BYTES, MAX_NODES, MAX_TEXT_BYTES};
+use crate::limits::{LEAST_HOLD_MS, MAX_NAME_BYTES, MAX_NODES, MAX_TEXT_BYTES, MAX_TTL_MS};
 use crate::reply::{Rejection, Reply};
 use crate::timing::{Timing, TimingError};
 
@@ -41,6 +42,10 @@ pub struct ClusterRow {
     pub created: Revision,
     /// Revision of the last change of this row.
     pub changed: Revision,
+    /// In a new life: nothing is granted until the leader has waited for leases with a ttl of so many
+    /// milliseconds, which holders of the life before may still believe in (S5). 0: nothing is held
+    /// back.
+    pub grants_held_ms: u64,
 }
 
 /// One node's newest start (PROTOCOL.md B).
@@ -69,6 +74,7 @@ impl Default for ClusterRow {
             learners: Vec::new(),
             created: Revision(0),
             changed: Revision(0),
+            grants_held_ms: 0,
         }
     }
 }
@@ -126,9 +132,15 @@ pub(super) fn begin_incarnation(
     draft: &mut Draft<'_>,
     incarnation: Incarnation,
     reason: &str,
+    hold_ms: Option<u64>,
 ) -> Result<Reply, Rejection> {
     draft.bootstrapped()?;
     check_text("reason", reason, MAX_TEXT_BYTES)?;
+    if let Some(hold_ms) = hold_ms.filter(|ms| *ms > MAX_TTL_MS) {
+        let problem = format!("{hold_ms} ms is longer than a day, and so than any lease");
+        let (field, fix) = ("hold_ms".to_owned(), format!("use at most {MAX_TTL_MS}"));
+        return Err(Rejection::Invalid { field, problem, fix });
+    }
     let row = draft.rows().cluster().clone();
     if row.incarnation == incarnation {
         return Ok(Reply::Done { revision: row.changed });
@@ -139,18 +151,47 @@ pub(super) fn begin_incarnation(
     }
     let (leaderships, owners) = (void_elections(draft), void_partitions(draft));
     let sessions = draft.rows().sessions().len();
+    let grants_held_ms = hold_ms.unwrap_or_else(|| hold_for(draft.rows()));
     draft.void_sessions();
     unadopt_services(draft);
     let was = row.incarnation;
     let (boots, changed) = (BTreeMap::new(), draft.revision);
     let name = row.name.clone();
-    draft.set_cluster(ClusterRow { incarnation, boots, changed, ..row });
+    draft.set_cluster(ClusterRow { incarnation, boots, changed, grants_held_ms, ..row });
     draft.clock(ClockEffect::Reset);
     let outcome = format!(
         "from {was} to {incarnation}; void: {sessions} sessions, {leaderships} leaderships, \
-         {owners} partition owners"
+         {owners} partition owners; grants held back for ttls of {grants_held_ms} ms"
     );
     draft.note("cluster.incarnation", &name, reason, &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+/// For how long a ttl a new life that follows this state waits before it grants anything.
+pub(super) fn hold_for(tables: &Tables) -> u64 {
+    let ttls = tables.sessions().values().map(|session| session.ttl_ms);
+    // A life that begins while the one before it waits owes that wait as well.
+    ttls.max().unwrap_or(0).max(tables.cluster().grants_held_ms).max(LEAST_HOLD_MS)
+}
+
+/// No holder of the life before can believe in a lease any more: whoever waits is granted.
+pub(super) fn open_grants(
+    draft: &mut Draft<'_>,
+    incarnation: Incarnation,
+) -> Result<Reply, Rejection> {
+    draft.bootstrapped()?;
+    let row = draft.rows().cluster().clone();
+    if incarnation != row.incarnation {
+        return Err(Rejection::IncarnationStale { have: row.incarnation, got: incarnation });
+    }
+    if row.grants_held_ms == 0 {
+        return Ok(Reply::Unchanged { revision: row.changed });
+    }
+    let (name, changed) = (row.name.clone(), draft.revision);
+    let outcome = format!("grants were held back for ttls of {} ms", row.grants_held_ms);
+    draft.set_cluster(ClusterRow { grants_held_ms: 0, changed, ..row });
+    draft.note("cluster.grants", &name, "no lease of the life before is believed in", &outcome);
+    election::grant_all_free(draft);
     Ok(Reply::Done { revision: draft.revision })
 }
 

@@ -10,6 +10,7 @@ pub(super) fn attempt(command: &Command) -> &'static str {
     match command {
         Command::Bootstrap { .. } => "cluster.bootstrap",
         Command::BeginIncarnation { .. } => "cluster.incarnation",
+        Command::OpenGrants { .. } => "cluster.grants",
         Command::SetTiming { .. } => "cluster.timing",
         Command::RaiseFeatureLevel { .. } => "cluster.feature_level",
         Command::RecordBoot { .. } => "node.boot",

@@ -200,8 +200,12 @@ fn enqueue(row: &mut Election, bid: Bid, revision: Revision) -> Result<(), Rejec
     Ok(())
 }
 
-/// Gives a free election to the next in its queue. The caller writes the row.
+/// Gives a free election to the next in its queue, unless a new life still waits for the leases of
+/// the one before. The caller writes the row.
 fn grant_next(draft: &mut Draft<'_>, name: &ElectionName, row: &mut Election, why: &str) {
+    if draft.rows().cluster().grants_held_ms > 0 {
+        return;
+    }
     let Some(at) = row.next() else { return };
     let Candidate { session, priority, locality, value, .. } = row.queue.remove(at);
     let epoch = draft.epoch();
@@ -215,6 +219,18 @@ fn grant_next(draft: &mut Draft<'_>, name: &ElectionName, row: &mut Election, wh
         draft.mark_session(session, marks);
         let outcome = format!("session {session} of {owner} leads under epoch {epoch}");
         draft.note("election.granted", name.as_str(), why, &outcome);
+    }
+}
+
+/// Gives each free election to the next in its queue.
+pub(super) fn grant_all_free(draft: &mut Draft<'_>) {
+    let elections = draft.rows().elections().iter();
+    let free = elections.filter(|(_, row)| row.holder.is_none() && !row.queue.is_empty());
+    let free: Vec<_> = free.map(|(name, row)| (name.clone(), Election::clone(row))).collect();
+    for (name, mut row) in free {
+        grant_next(draft, &name, &mut row, "grants were held back");
+        row.changed = draft.revision;
+        draft.set_election(&name, Some(row));
     }
 }
 

@@ -108,6 +108,18 @@ impl State {
         self.sessions().values().map(|session| session.ttl_ms).max().unwrap_or(0)
     }
 
+    /// In a new life: grants wait for leases of the life before with a ttl of so many milliseconds; 0:
+    /// they do not.
+    pub fn grants_held_ms(&self) -> u64 {
+        self.cluster().grants_held_ms
+    }
+
+    /// How long a ttl, in milliseconds, a new life that begins with this state waits out by default
+    /// before it grants anything.
+    pub fn hold_for_next_life_ms(&self) -> u64 {
+        cluster::hold_for(&self.tables)
+    }
+
     /// Whether this state has passed the entry that opened `session`: then, without a row in
     /// [`Self::sessions`], it is closed for good, since ids are revisions and never come back.
     pub fn has_seen(&self, session: SessionId) -> bool {

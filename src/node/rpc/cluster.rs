@@ -122,6 +122,7 @@ impl ClusterService for ClusterHandler {
             quarantined: quarantined as u64,
             audit_records: state.audit().head().number,
             least_ttl_ms: cluster.timing.least_ttl_ms(FENCE_BUDGET_MS),
+            grants_held_ms: cluster.grants_held_ms,
             members,
         }))
     }

@@ -140,6 +140,40 @@ async fn a_node_on_an_old_image_of_its_disk_gets_no_vote() {
     assert_elects_nobody(&mut rig, victim).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_quarantine_outlives_the_process_although_nobody_is_left_who_knows() {
+    let mut rig = Rig::start(3).await;
+    let victim = 2;
+    rig.kill(victim).await;
+    let dir = rig.data_dir(NodeId(victim));
+    let image = dir.with_extension("image");
+    copy_dir(&dir, &image);
+    rig.restart(victim).await.unwrap();
+    rig.node(victim).ready(PATIENCE).await.unwrap();
+    rig.kill(victim).await;
+    std::fs::remove_dir_all(&dir).unwrap();
+    copy_dir(&image, &dir);
+    rig.restart(victim).await.unwrap();
+    let shell = rig.node(victim).shell().clone();
+    eventually("the quarantine", || shell.admission.quarantine().is_some()).await;
+    let why = shell.admission.quarantine().unwrap();
+    eventually("the mark", || dir.join("quarantined").exists()).await;
+    for id in 1..=3 {
+        rig.kill(id).await;
+    }
+    // Its boot counter rises above what the others have seen of the disk that went back.
+    for _ in 0..2 {
+        rig.restart(victim).await.unwrap();
+        assert_eq!(rig.node(victim).shell().admission.quarantine(), Some(why.clone()));
+        rig.kill(victim).await;
+    }
+    rig.restart(victim).await.unwrap();
+    rig.restart(1).await.unwrap();
+    let brief = rig.client(Role::Operator).with_timeout(Duration::from_secs(3));
+    let lost = brief.put_election(&election("lost"), &Default::default(), Default::default()).await;
+    lost.expect_err("a leader was elected by an old disk");
+}
+
 /// Without the leader there is a majority only with the quarantined node: it must not be one.
 async fn assert_elects_nobody(rig: &mut Rig, quarantined: u64) {
     let leader = rig.leader().await;

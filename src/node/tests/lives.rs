@@ -1,8 +1,11 @@
 //! Restore and recovery: another life of the cluster, never the same one again.
 
+use std::time::{Duration, Instant};
+
 use futures::StreamExt as _;
 use regent_core::authz::{Principal, Role};
 use regent_core::id::{ElectionName, NodeId};
+use regent_core::limits::LEAST_HOLD_MS;
 use regent_rpc::client::{CampaignOptions, Session, SessionOptions};
 use regent_rpc::convert::common::Freshness;
 use tokio::net::TcpListener;
@@ -13,6 +16,9 @@ use crate::config::NodeConfig;
 use crate::recover::{RecoverError, RecoverOptions, recover};
 use crate::restore::{RestoreError, RestoreOptions, restore};
 use crate::run::Node;
+
+/// What the operator says of the ttls in use.
+const HOLD: Duration = Duration::from_secs(2);
 
 fn election(name: &str) -> ElectionName {
     ElectionName::parse(name).unwrap()
@@ -49,6 +55,7 @@ async fn two_restores_of_one_backup_are_two_clusters_with_higher_epochs() {
             backup: backup.clone(),
             config: config.clone(),
             above: 0,
+            hold: None,
             reason: "a test".into(),
             by: admin(),
             dry_run: true,
@@ -56,9 +63,11 @@ async fn two_restores_of_one_backup_are_two_clusters_with_higher_epochs() {
         let dry = restore(&options).await.unwrap();
         assert!(!dry.written && !config.data_dir.exists(), "a dry run writes nothing");
         assert_eq!((dry.sessions, dry.held_elections), (1, 1));
-        options.dry_run = false;
+        assert_eq!((dry.longest_ttl_ms, dry.grants_held_ms), (10_000, LEAST_HOLD_MS));
+        (options.dry_run, options.hold) = (false, Some(HOLD));
         restore(&options).await.unwrap();
         assert!(matches!(restore(&options).await, Err(RestoreError::NotEmpty(_))));
+        let started = Instant::now();
         let node = Node::start(config).await.unwrap();
         node.ready(PATIENCE).await.unwrap();
         let client = rig.client_of(Role::Client, &[grpc]);
@@ -67,6 +76,9 @@ async fn two_restores_of_one_backup_are_two_clusters_with_higher_epochs() {
         let session = Session::open(&client, SessionOptions::default()).await.unwrap();
         let lease = session.campaign(&name, b"new", CampaignOptions::default()).await.unwrap();
         assert!(lease.epoch() > old, "{} is not above {old}", lease.epoch());
+        // Whoever holds it in the old cluster may believe so for that long (S5).
+        assert!(started.elapsed() > HOLD, "granted after {:?}", started.elapsed());
+        assert_eq!(node.shell().state.read().grants_held_ms(), 0);
         lives.push(node.shell().state.read().incarnation());
         node.kill().await;
     }
@@ -78,6 +90,7 @@ async fn two_restores_of_one_backup_are_two_clusters_with_higher_epochs() {
         backup,
         config: NodeConfig { data_dir: rig.data_dir(NodeId(9)), ..rig.config(NodeId(1), "", "") },
         above: 0,
+        hold: None,
         reason: String::new(),
         by: admin(),
         dry_run: true,
@@ -100,6 +113,7 @@ async fn a_recovered_survivor_keeps_everything_and_the_old_majority_cannot_touch
         config: rig.config_of(1),
         although_reachable: Vec::new(),
         above: 0,
+        hold: None,
         reason: "a test".into(),
         by: admin(),
         dry_run: false,
@@ -168,6 +182,7 @@ async fn old_nodes_that_are_installed_anew_begin_no_second_cluster_beside_a_surv
         config: rig.config_of(3),
         although_reachable: Vec::new(),
         above: 0,
+        hold: None,
         reason: "a test".into(),
         by: admin(),
         dry_run: false,

@@ -41,7 +41,7 @@ impl Ending {
     pub fn status(self) -> Status {
         match self {
             Self::Slow => {
-                let mut refused = status::Refused::of("watch_too_slow");
+                let mut refused = status::Refused::of(status::rule::SLOW_WATCHER);
                 refused.hint = "go on after the last revision you saw, and read faster".into();
                 refused.into_status(
                     Code::ResourceExhausted,

@@ -81,7 +81,6 @@ pub enum IdentityError {
 
 /// Name of the file in the data directory.
 pub const NAME: &str = "identity";
-const TEMPORARY_NAME: &str = "identity.tmp";
 const TITLE: &str = "regent node identity 1";
 
 /// What to do with a disk that cannot be trusted.
@@ -203,11 +202,21 @@ fn corrupt(path: &Path, what: String) -> IdentityError {
 /// # Errors
 /// What the disk said; the caller must not go on then.
 pub fn write_identity(vfs: &dyn Vfs, dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
-    let path = dir.join(NAME);
-    let temporary = dir.join(TEMPORARY_NAME);
+    replace(vfs, dir, NAME, encode(identity).as_bytes())
+}
+
+/// Writes the file `name` in `dir`: a power cut leaves the old one (or none) or this one.
+pub(super) fn replace(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+) -> Result<(), IdentityError> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!("{name}.tmp"));
     let work = || -> io::Result<()> {
         let mut file = vfs.open(&temporary, OpenMode::Create)?;
-        file.write_all_at(encode(identity).as_bytes(), 0)?;
+        file.write_all_at(bytes, 0)?;
         file.sync_data()?;
         vfs.rename(&temporary, &path)?;
         vfs.sync_dir(dir)
@@ -215,7 +224,10 @@ pub fn write_identity(vfs: &dyn Vfs, dir: &Path, identity: &Identity) -> Result<
     work().map_err(cannot("write", &path))
 }
 
-fn cannot<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> IdentityError + 'a {
+pub(super) fn cannot<'a>(
+    doing: &'static str,
+    path: &'a Path,
+) -> impl Fn(io::Error) -> IdentityError + 'a {
     move |source| IdentityError::Io { doing, path: path.to_path_buf(), source }
 }
 

@@ -15,12 +15,14 @@
 //! | [`wal`] | the log itself: one write and one fdatasync per group |
 //! | [`writer`], [`figures`] | group commit on a thread, or inline for the simulator; its figures |
 //! | [`snapshot`], [`identity`] | snapshot files; who this disk belongs to |
+//! | [`quarantine`] | the mark of a disk that went back in time |
 
 mod cursor;
 pub mod figures;
 mod frame;
 pub mod identity;
 mod outcome;
+pub mod quarantine;
 pub mod real_disk;
 pub mod record;
 mod recover;

@@ -80,6 +80,7 @@ async fn restore(disk: &SimDisk) -> bool {
         node: NodeId(4),
         member: member(4),
         incarnation: SECOND_LIFE,
+        hold_ms: Some(0),
         reason: "a test".into(),
         by: principal(),
         at: WallMs(2),

@@ -32,7 +32,8 @@ enum Step {
     DeleteService { name: u8 },
     Assign { name: u8, part: u8, to: Option<u8>, off: u8 },
     Release { name: u8 },
-    Incarnation { rise: u8 },
+    Incarnation { rise: u8, hold: bool },
+    OpenGrants { off: u8 },
     Boot { node: u8, rise: i8 },
     Allocate,
     Refusals { by: u8, count: u8 },
@@ -67,7 +68,8 @@ fn steps() -> impl Strategy<Value = Step> {
         4 => (0..2u8, 0..3u8, proptest::option::of(0..3u8), off())
             .prop_map(|(name, part, to, off)| Step::Assign { name, part, to, off }),
         1 => (0..2u8).prop_map(|name| Step::Release { name }),
-        1 => (0..2u8).prop_map(|rise| Step::Incarnation { rise }),
+        1 => (0..2u8, any::<bool>()).prop_map(|(rise, hold)| Step::Incarnation { rise, hold }),
+        2 => off().prop_map(|off| Step::OpenGrants { off }),
         1 => (1..4u8, -1..3i8).prop_map(|(node, rise)| Step::Boot { node, rise }),
         1 => Just(Step::Allocate),
         1 => (0..3u8, 1..5u8).prop_map(|(by, count)| Step::Refusals { by, count }),
@@ -203,10 +205,16 @@ fn command_of(state: &State, step: &Step) -> Option<Command> {
         Step::Release { name } => {
             Command::ReleaseQuarantine { service: service_name(name), reason: "seen".into() }
         }
-        Step::Incarnation { rise } => {
+        Step::Incarnation { rise, hold } => {
             let counter = state.incarnation().counter + u64::from(rise);
             let incarnation = Incarnation { counter, id: 8 };
-            Command::BeginIncarnation { incarnation, reason: "restore".into() }
+            let hold_ms = if hold { None } else { Some(0) };
+            Command::BeginIncarnation { incarnation, reason: "restore".into(), hold_ms }
+        }
+        Step::OpenGrants { off } => {
+            let mut incarnation = state.incarnation();
+            incarnation.counter += u64::from(off);
+            Command::OpenGrants { incarnation }
         }
         Step::Boot { node, rise } => {
             let node = NodeId(node.into());

@@ -202,6 +202,13 @@ fn command(verb: &str, words: &mut Words<'_>) -> Command {
         "incarnation" => Command::BeginIncarnation {
             incarnation: Incarnation { counter: words.number(), id: words.number() },
             reason: "restored".into(),
+            hold_ms: match words.option("hold") {
+                "known" => None,
+                _ => Some(words.option_number("hold", 0)),
+            },
+        },
+        "open-grants" => Command::OpenGrants {
+            incarnation: Incarnation { counter: words.number(), id: words.number() },
         },
         "timing" => Command::SetTiming { timing: timing(words.next()) },
         "level" => Command::RaiseFeatureLevel { to: words.number() as u32 },
@@ -408,6 +415,9 @@ fn show(state: &State) -> String {
         cluster.highest_node
     )
     .unwrap();
+    if cluster.grants_held_ms > 0 {
+        writeln!(out, "  grants wait for leases of {} ms", cluster.grants_held_ms).unwrap();
+    }
     for (id, row) in state.sessions() {
         writeln!(
             out,

@@ -164,7 +164,11 @@ async fn after_a_snapshot_was_installed_or_a_new_life_began_every_watch_begins_a
     let mut seen = world.observe(all()).unwrap();
     seen.snapshot().await;
     let incarnation = Incarnation { counter: 2, id: 9 };
-    world.apply(Command::BeginIncarnation { incarnation, reason: "restored".into() });
+    world.apply(Command::BeginIncarnation {
+        incarnation,
+        reason: "restored".into(),
+        hold_ms: Some(0),
+    });
     assert_eq!(seen.next().await.unwrap_err().code(), Code::OutOfRange);
     let old = world.observe(after(all(), world.revision().0));
     assert_eq!(old.err().map(|status| status.code()), Some(Code::OutOfRange));
