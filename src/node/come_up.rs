@@ -158,8 +158,8 @@ impl Shell {
         }
     }
 
-    /// Takes the votes of a quarantined node, and notes it on its disk. One that finds out before it was admitted stays, to
-    /// say so; one that voted already stops: returns then, with the reason.
+    /// Takes the votes of a quarantined node, and notes it on its disk. One that finds out before it
+    /// was admitted stays, to say so; one that voted already stops: returns then, with the reason.
     pub async fn keep_quarantine(&self) -> String {
         let mut standing = self.admission.standing();
         let mut voted = false;

@@ -77,7 +77,8 @@ impl ConsensusConfig {
             timing,
             votes_allowed: true,
             mode: RunMode::Threads,
-            snapshot_after_bytes: 32 * 1024 * 1024,
+            // The log since the snapshot before the last one is in memory: two of these, at most.
+            snapshot_after_bytes: 16 * 1024 * 1024,
             snapshot_after_entries: 100_000,
             keep_entries: 10_000,
             keep_bytes: 8 * 1024 * 1024,
