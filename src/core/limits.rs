@@ -43,6 +43,8 @@ pub const RHO_ALARM_PPM: u64 = 2_000;
 pub const PAUSE_MARGIN_MS: u64 = 250;
 /// After this long without a renewal that names it, a granted lease is given to the next (C8).
 pub const GRANT_TIMEOUT_MS: u64 = 2_000;
+/// Elections granted in one entry when a new life opens its grants: applies in a few milliseconds.
+pub const MAX_GRANTS_PER_ENTRY: usize = 1_000;
 /// How long a ttl a new life of the cluster waits out at least before it grants anything: the usual
 /// one, and half as much again, for sessions that the state it begins with knows nothing of.
 pub const LEAST_HOLD_MS: u64 = 15_000;

@@ -7,14 +7,15 @@ use parking_lot::Mutex;
 use regent_core::id::NodeId;
 use regent_core::reply::Reply;
 use regent_rpc::convert::status::Leader;
-use regent_rpc::mux::{Ask, Asked, Mux};
+use regent_rpc::mux::{Ask, Asked, Mux, MuxLimits};
 use tokio::time::Instant;
 use tonic::{Response, Status};
 
 use crate::peers::Peers;
 
-/// Bytes of entries in one message: far below the largest message among nodes.
-const MAX_BATCH_BYTES: usize = 1024 * 1024;
+/// Bytes of entries in one message: far below the largest message among nodes. Entries under way:
+/// below what the leader has of one follower.
+const LIMITS: MuxLimits = MuxLimits { batch_bytes: 1024 * 1024, under_way: 6_144 };
 
 /// What became of a forwarded entry.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl Forwarder {
             return open.stream.clone();
         }
         let (peers, to, address) = (self.peers.clone(), leader.node, leader.address.clone());
-        let stream = Mux::start(MAX_BATCH_BYTES, move |entries| async move {
+        let stream = Mux::start(LIMITS, move |entries| async move {
             let client = peers.peer(to, &address);
             let mut client = client.map_err(|bad| Status::internal(bad.to_string()))?;
             client.forward(peers.stream_request(entries)).await.map(Response::into_inner)

@@ -18,7 +18,7 @@ use regent_core::id::NodeId;
 use regent_raft::api::{Member, RpcKind, Transport, TransportError};
 use regent_raft::held::promised;
 use regent_rpc::limits::CHUNK_BYTES;
-use regent_rpc::mux::{Ask, Asked, Mux};
+use regent_rpc::mux::{Ask, Asked, Mux, MuxLimits};
 use regent_rpc::pb::raft::{RaftAnswer, RaftCall, SnapshotChunk};
 use tokio::time::Instant;
 use tonic::Status;
@@ -32,7 +32,7 @@ const FASTEST_FAILURE: Duration = Duration::from_millis(10);
 /// Longest wait for a replication stream to open, dialling included.
 const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Heartbeats that wait together leave together; each has a few dozen bytes.
-const MAX_BATCH_BYTES: usize = 64 * 1024;
+const HEARTBEATS: MuxLimits = MuxLimits { batch_bytes: 64 * 1024, under_way: 48 };
 
 /// Raft's calls over mTLS channels.
 pub struct GrpcTransport {
@@ -81,7 +81,7 @@ impl GrpcTransport {
 
     fn open_heartbeats(&self, to: NodeId, address: String) -> Mux {
         let (peers, admission) = (self.peers.clone(), self.admission.clone());
-        Mux::start(MAX_BATCH_BYTES, move |beats| async move {
+        Mux::start(HEARTBEATS, move |beats| async move {
             let client = peers.raft(to, &address, Lane::Raft);
             let mut client = client.map_err(|bad| Status::internal(bad.to_string()))?;
             let answers = client.heartbeat(peers.stream_request(beats)).await?;

@@ -17,7 +17,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::codec::SmallCodec;
 use crate::limits::{MAX_ANSWER_BYTES, MAX_CARRIED_BYTES};
-use crate::mux::{Ask, Asked, Mux};
+use crate::mux::{Ask, Asked, Mux, MuxLimits};
 use crate::pb::v1::call_service_client::CallServiceClient;
 
 /// Metadata of a call and of its answer: what the node's log calls it.
@@ -39,8 +39,9 @@ pub mod method {
     pub const LEADER: &str = "/regent.v1.ElectionService/Leader";
 }
 
-/// Requests in one message of the stream: far below the largest message a node takes there.
-const BATCH_BYTES: usize = MAX_CARRIED_BYTES / 4;
+/// Requests in one message of the stream: far below the largest message a node takes there. Calls
+/// under way: below what a node has of one stream by default.
+const LIMITS: MuxLimits = MuxLimits { batch_bytes: MAX_CARRIED_BYTES / 4, under_way: 768 };
 /// A request above this goes by itself, so that others do not wait behind it.
 const MAX_SMALL: usize = MAX_CARRIED_BYTES / 8;
 
@@ -112,29 +113,29 @@ impl Calls {
     }
 
     async fn carried(&self, method: &'static str, body: Bytes, until: Instant) -> Asked {
-        let asked = self.stream().ask(Ask { method, body: body.clone(), until }).await;
+        let (stream, is_new) = self.stream();
+        let asked = stream.ask(Ask { method, body: body.clone(), until }).await;
         match asked {
             // The stream ended with its connection before this call left: a new one may fare better.
-            Asked::NotSent(_) if Instant::now() < until => {
-                self.stream().ask(Ask { method, body, until }).await
+            Asked::NotSent(_) if !is_new && Instant::now() < until => {
+                self.stream().0.ask(Ask { method, body, until }).await
             }
             asked => asked,
         }
     }
 
-    fn stream(&self) -> Mux {
+    /// The stream, and whether it was made just now.
+    fn stream(&self) -> (Mux, bool) {
         let mut stream = self.inner.stream.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*stream {
-            Some(open) if !open.is_closed() => open.clone(),
-            _ => {
-                let client = CallServiceClient::new(self.channel());
-                let mut client = client.max_decoding_message_size(MAX_ANSWER_BYTES);
-                let open = Mux::start(BATCH_BYTES, |calls| async move {
-                    client.calls(calls).await.map(Response::into_inner)
-                });
-                stream.insert(open).clone()
-            }
+        if let Some(open) = stream.as_ref().filter(|open| !open.is_closed()) {
+            return (open.clone(), false);
         }
+        let client = CallServiceClient::new(self.channel());
+        let mut client = client.max_decoding_message_size(MAX_ANSWER_BYTES);
+        let open = Mux::start(LIMITS, |calls| async move {
+            client.calls(calls).await.map(Response::into_inner)
+        });
+        (stream.insert(open).clone(), true)
     }
 
     async fn by_itself<Q, A>(

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::task::AtomicWaker;
 use futures::{Stream, StreamExt as _};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -60,47 +61,80 @@ struct Item {
 #[derive(Clone)]
 pub struct Mux {
     queue: mpsc::Sender<Item>,
-    sent: Sent,
+    shared: Arc<Shared>,
 }
 
-/// Callers whose calls were sent; an error once the stream has ended, so that nobody is added to
-/// those who were told.
-type Sent = Arc<Mutex<Result<HashMap<u64, oneshot::Sender<Asked>>, Status>>>;
+/// Bounds of a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct MuxLimits {
+    /// Requests in one message, in bytes; a message of one call may be larger.
+    pub batch_bytes: usize,
+    /// Calls sent and not answered. At most what the other end has under way: beyond that it reads no
+    /// more, and what waits on the way there is done although its caller may have left.
+    pub under_way: usize,
+}
 
-fn lock(sent: &Sent) -> MutexGuard<'_, Result<HashMap<u64, oneshot::Sender<Asked>>, Status>> {
-    sent.lock().unwrap_or_else(PoisonError::into_inner)
+/// What both directions of a stream know.
+struct Shared {
+    calls: Mutex<Calls>,
+    /// The request side, while it waits for answers.
+    room: AtomicWaker,
+}
+
+struct Calls {
+    /// Callers whose calls were sent; an error once the stream has ended, so that nobody is added to
+    /// those who were told.
+    sent: Result<HashMap<u64, oneshot::Sender<Asked>>, Status>,
+    /// Calls that were not sent and never will be: told so once it is known why.
+    left: Vec<Item>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Calls> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self, why: &Status) {
+        let mut calls = self.lock();
+        let sent = std::mem::replace(&mut calls.sent, Err(why.clone()));
+        let left = std::mem::take(&mut calls.left);
+        drop(calls);
+        for (_, tell) in sent.into_iter().flatten() {
+            let _ = tell.send(Asked::Lost(why.clone()));
+        }
+        for item in left {
+            let _ = item.tell.send(Asked::NotSent(why.clone()));
+        }
+    }
 }
 
 impl Mux {
-    /// A stream whose messages hold at most `max_bytes` of requests, or one call that is larger;
-    /// `open` sends them. Must be called in a tokio runtime.
-    pub fn start<F, O, S>(max_bytes: usize, open: F) -> Self
+    /// A stream within `limits`; `open` sends its messages. Must be called in a tokio runtime.
+    pub fn start<F, O, S>(limits: MuxLimits, open: F) -> Self
     where
         F: FnOnce(Outgoing) -> O + Send + 'static,
         O: Future<Output = Result<S, Status>> + Send,
         S: Stream<Item = Result<v1::AnswerBatch, Status>> + Send + Unpin,
     {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        let sent: Sent = Arc::new(Mutex::new(Ok(HashMap::new())));
-        let outgoing = Outgoing { waiting: Some(waiting), sent: sent.clone(), next: 0, max_bytes };
-        let mux = Self { queue, sent: sent.clone() };
+        let calls = Mutex::new(Calls { sent: Ok(HashMap::new()), left: Vec::new() });
+        let shared = Arc::new(Shared { calls, room: AtomicWaker::new() });
+        let outgoing = Outgoing { waiting: Some(waiting), shared: shared.clone(), next: 0, limits };
+        let mux = Self { queue, shared: shared.clone() };
         tokio::spawn(async move {
             let why = match open(outgoing).await {
-                Ok(answers) => deliver(answers, &sent).await,
+                Ok(answers) => deliver(answers, &shared).await,
                 Err(status) => status,
             };
             tracing::debug!(%why, "a stream of calls ended");
-            let told = std::mem::replace(&mut *lock(&sent), Err(why.clone()));
-            for (_, tell) in told.into_iter().flatten() {
-                let _ = tell.send(Asked::Lost(why.clone()));
-            }
+            shared.end(&why);
         });
         mux
     }
 
     /// Whether nothing can be asked any more.
     pub fn is_closed(&self) -> bool {
-        self.queue.is_closed() || lock(&self.sent).is_err()
+        self.queue.is_closed() || self.shared.lock().sent.is_err()
     }
 
     /// Sends `ask`; the future waits for what became of it, for as long as the stream lasts.
@@ -127,19 +161,21 @@ fn ended() -> Status {
 /// Hands answers to those who wait for them; returns why the stream ended.
 async fn deliver(
     mut answers: impl Stream<Item = Result<v1::AnswerBatch, Status>> + Unpin,
-    sent: &Sent,
+    shared: &Shared,
 ) -> Status {
     loop {
         match answers.next().await {
             Some(Ok(batch)) => {
-                let mut sent = lock(sent);
+                let mut calls = shared.lock();
                 for answer in batch.answers {
-                    let tell = sent.as_mut().ok().and_then(|sent| sent.remove(&answer.id));
+                    let tell = calls.sent.as_mut().ok().and_then(|sent| sent.remove(&answer.id));
                     if let Some(tell) = tell {
                         // A caller that gave up does not care.
                         let _ = tell.send(Asked::Answer(outcome(answer)));
                     }
                 }
+                drop(calls);
+                shared.room.wake();
             }
             None => return ended(),
             Some(Err(status)) => return status,
@@ -171,9 +207,9 @@ fn outcome(answer: v1::Answer) -> Result<Bytes, Status> {
 /// The request side of a stream: each time the connection can take a message, all that waits.
 pub struct Outgoing {
     waiting: Option<mpsc::Receiver<Item>>,
-    sent: Sent,
+    shared: Arc<Shared>,
     next: u64,
-    max_bytes: usize,
+    limits: MuxLimits,
 }
 
 impl Outgoing {
@@ -189,7 +225,7 @@ impl Outgoing {
         let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         let id = self.next;
         self.next += 1;
-        match lock(&self.sent).as_mut() {
+        match self.shared.lock().sent.as_mut() {
             Ok(sent) => sent.insert(id, tell),
             Err(why) => {
                 let _ = tell.send(Asked::NotSent(why.clone()));
@@ -214,7 +250,11 @@ impl Stream for Outgoing {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let mut batch = v1::CallBatch::default();
         let mut bytes = 0;
-        while batch.calls.len() < MAX_BATCH && bytes < self.max_bytes {
+        // Before it is looked at, so that answers that come meanwhile wake this task.
+        self.shared.room.register(cx.waker());
+        let under_way = self.shared.lock().sent.as_ref().map_or(0, HashMap::len);
+        let most = MAX_BATCH.min(self.limits.under_way.saturating_sub(under_way));
+        while batch.calls.len() < most && bytes < self.limits.batch_bytes {
             let Some(waiting) = &mut self.waiting else { break };
             match waiting.poll_recv(cx) {
                 Poll::Ready(Some(item)) => bytes += self.send(item, &mut batch),
@@ -231,12 +271,16 @@ impl Stream for Outgoing {
 }
 
 impl Drop for Outgoing {
-    /// What still waits has not been sent; told so, its callers may ask elsewhere.
+    /// What still waits has not been sent; told so, its callers may ask elsewhere. A connection that
+    /// could not be made drops this before it says why: then those who wait hear of that.
     fn drop(&mut self) {
-        if let Some(waiting) = &mut self.waiting {
-            waiting.close();
-            while let Ok(item) = waiting.try_recv() {
-                let _ = item.tell.send(Asked::NotSent(ended()));
+        let Some(waiting) = &mut self.waiting else { return };
+        waiting.close();
+        let mut calls = self.shared.lock();
+        while let Ok(item) = waiting.try_recv() {
+            match &calls.sent {
+                Ok(_) => calls.left.push(item),
+                Err(why) => drop(item.tell.send(Asked::NotSent(why.clone()))),
             }
         }
     }

@@ -16,9 +16,9 @@ use std::collections::BTreeMap;
 use super::{Decision, Line};
 use crate::command::{Command, Lapsed, UnusedGrant};
 use crate::effect::{Applied, Change};
-use crate::id::{ElectionName, Epoch, Incarnation, SessionId};
+use crate::id::{ElectionName, Epoch, SessionId};
+use crate::lease::NodeClock;
 use crate::lease::skew::SkewVerdict;
-use crate::lease::{NodeClock, Rules};
 use crate::limits::GRANT_TIMEOUT_MS;
 use crate::state::State;
 use crate::state::session::Session;
@@ -58,8 +58,6 @@ pub struct Expiry {
     /// rests on. One entry can grant several elections, so the name is part of the key.
     pending: BTreeMap<(Epoch, ElectionName), Reading>,
     looked: Option<Reading>,
-    /// Since when this leader waits for the leases of the life before this one.
-    held_since: Option<(Incarnation, Reading)>,
 }
 
 impl Expiry {
@@ -101,7 +99,7 @@ impl Expiry {
         if self.term != Some(term) {
             self.term = Some(term);
             self.pending.clear();
-            (self.looked, self.held_since) = (None, None);
+            self.looked = None;
             let (sessions, grants) = (clock.session_count(), view.state.unconfirmed().len());
             decision.say(
                 false,
@@ -120,7 +118,7 @@ impl Expiry {
                 .say(false, format!("no expiry: clocks are at {clocks}, the state is at {state}"));
             return decision;
         }
-        self.open_grants(view, &mut decision);
+        open_grants(view, clock, &mut decision);
         lapsed_sessions(view, clock, &mut decision);
         if self.looked.is_none_or(|at| view.now.since(at) >= LOOK_EVERY) {
             self.looked = Some(view.now);
@@ -143,8 +141,6 @@ impl Expiry {
                 decision.say(false, text);
             }
             self.abstaining = true;
-            // What was waited with the clock that differs proves nothing.
-            self.held_since = None;
             return true;
         }
         if std::mem::take(&mut self.abstaining) {
@@ -153,33 +149,6 @@ impl Expiry {
             decision.say(false, "the peers agree with this clock again: timers start anew".into());
         }
         false
-    }
-
-    /// After a restore or a recovery: proposes that elections are granted again once no holder of the
-    /// life before can believe in its lease (S5). What it was told last it was told before the new
-    /// life began, and so before this leader's first look.
-    fn open_grants(&mut self, view: &View<'_>, decision: &mut Decision) {
-        let (held_ms, incarnation) = (view.state.grants_held_ms(), view.state.incarnation());
-        if held_ms == 0 {
-            self.held_since = None;
-            return;
-        }
-        match self.held_since {
-            Some((of, since)) if of == incarnation => {
-                if view.now.since(since) >= Rules::LAW.long(held_ms) {
-                    decision.say(true, format!("grants open again in incarnation {incarnation}"));
-                    decision.commands.push(Command::OpenGrants { incarnation });
-                }
-            }
-            _ => {
-                self.held_since = Some((incarnation, view.now));
-                let text = format!(
-                    "incarnation {incarnation}: nothing is granted while holders of the life before \
-                     may believe in leases of {held_ms} ms"
-                );
-                decision.say(false, text);
-            }
-        }
     }
 
     /// C8.
@@ -221,6 +190,27 @@ impl Expiry {
             decision.say(true, format!("grants not confirmed, taken back (C8): {names}"));
             decision.commands.push(Command::ExpireGrants { unused });
         }
+    }
+}
+
+/// After a restore or a recovery: proposes that elections are granted again once no holder of the
+/// life before can believe in its lease (S5). What it was told last it was told before the new
+/// life began, and so before this leader's first look.
+fn open_grants(view: &View<'_>, clock: &mut NodeClock, decision: &mut Decision) {
+    let (held_ms, incarnation) = (view.state.grants_held_ms(), view.state.incarnation());
+    if held_ms == 0 {
+        return;
+    }
+    if !clock.is_waiting() {
+        let text = format!(
+            "incarnation {incarnation}: nothing is granted while holders of the life before may \
+             believe in leases of {held_ms} ms"
+        );
+        decision.say(false, text);
+    }
+    if clock.outlasts(held_ms, view.now) {
+        decision.say(true, format!("grants open again in incarnation {incarnation}"));
+        decision.commands.push(Command::OpenGrants { incarnation });
     }
 }
 

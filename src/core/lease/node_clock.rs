@@ -63,6 +63,8 @@ pub struct NodeClock {
     /// One entry per session (stale ones of ended sessions until they surface): the BOOTTIME at
     /// which it is worth a look. Never later than the session really is due.
     looks: BinaryHeap<Reverse<(u64, SessionId)>>,
+    /// Since when leases of the life before are waited for (see [`NodeClock::outlasts`]).
+    waits_since: Option<Reading>,
 }
 
 impl NodeClock {
@@ -75,6 +77,7 @@ impl NodeClock {
             ttls: BTreeMap::new(),
             rounds: VecDeque::new(),
             looks: BinaryHeap::new(),
+            waits_since: None,
         }
     }
 
@@ -90,6 +93,7 @@ impl NodeClock {
         self.sessions.clear();
         self.ttls.clear();
         self.looks.clear();
+        self.waits_since = None;
         for (session, ttl_ms) in sessions {
             self.open(session, Clock { ttl_ms, applied: now, believed_from: None });
         }
@@ -221,6 +225,18 @@ impl NodeClock {
         self.sessions
             .get(&session)
             .is_some_and(|clock| since_shorter(now, clock.applied) >= self.rules.long(clock.ttl_ms))
+    }
+
+    /// Whether a lease with a ttl of `ttl_ms` of which nothing is known, and which nobody renews since
+    /// the first time this is asked, has run out by now (C2). Counts anew after a reset or a restart.
+    pub fn outlasts(&mut self, ttl_ms: u64, now: Reading) -> bool {
+        let since = *self.waits_since.get_or_insert(now);
+        since_shorter(now, since) >= self.rules.long(ttl_ms)
+    }
+
+    /// Whether [`NodeClock::outlasts`] was asked before.
+    pub fn is_waiting(&self) -> bool {
+        self.waits_since.is_some()
     }
 
     /// At most `limit` sessions whose expiry may be proposed at `now`. One that was named is named

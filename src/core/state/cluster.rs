@@ -187,11 +187,14 @@ pub(super) fn open_grants(
     if row.grants_held_ms == 0 {
         return Ok(Reply::Unchanged { revision: row.changed });
     }
+    if !election::grant_free(draft) {
+        // The leader proposes the rest as long as the row says that grants are held back.
+        return Ok(Reply::Done { revision: draft.revision });
+    }
     let (name, changed) = (row.name.clone(), draft.revision);
     let outcome = format!("grants were held back for ttls of {} ms", row.grants_held_ms);
     draft.set_cluster(ClusterRow { grants_held_ms: 0, changed, ..row });
     draft.note("cluster.grants", &name, "no lease of the life before is believed in", &outcome);
-    election::grant_all_free(draft);
     Ok(Reply::Done { revision: draft.revision })
 }
 

@@ -21,7 +21,8 @@ use super::session;
 use crate::command::{Expect, UnusedGrant};
 use crate::id::{ElectionName, Epoch, Locality, Nonce, Revision, SessionId};
 use crate::limits::{
-    MAX_CANDIDATES, MAX_ELECTIONS, MAX_PLACES_PER_SESSION, MAX_QUEUE_BYTES, MAX_VALUE_BYTES,
+    MAX_CANDIDATES, MAX_ELECTIONS, MAX_GRANTS_PER_ENTRY, MAX_PLACES_PER_SESSION, MAX_QUEUE_BYTES,
+    MAX_VALUE_BYTES,
 };
 use crate::reply::{Rejection, Reply};
 
@@ -203,9 +204,12 @@ fn enqueue(row: &mut Election, bid: Bid, revision: Revision) -> Result<(), Rejec
 /// Gives a free election to the next in its queue, unless a new life still waits for the leases of
 /// the one before. The caller writes the row.
 fn grant_next(draft: &mut Draft<'_>, name: &ElectionName, row: &mut Election, why: &str) {
-    if draft.rows().cluster().grants_held_ms > 0 {
-        return;
+    if draft.rows().cluster().grants_held_ms == 0 {
+        grant(draft, name, row, why);
     }
+}
+
+fn grant(draft: &mut Draft<'_>, name: &ElectionName, row: &mut Election, why: &str) {
     let Some(at) = row.next() else { return };
     let Candidate { session, priority, locality, value, .. } = row.queue.remove(at);
     let epoch = draft.epoch();
@@ -222,16 +226,20 @@ fn grant_next(draft: &mut Draft<'_>, name: &ElectionName, row: &mut Election, wh
     }
 }
 
-/// Gives each free election to the next in its queue.
-pub(super) fn grant_all_free(draft: &mut Draft<'_>) {
+/// Gives free elections to the next in their queues, although grants are held back: the wait is over.
+/// Whether none is left.
+pub(super) fn grant_free(draft: &mut Draft<'_>) -> bool {
     let elections = draft.rows().elections().iter();
-    let free = elections.filter(|(_, row)| row.holder.is_none() && !row.queue.is_empty());
-    let free: Vec<_> = free.map(|(name, row)| (name.clone(), Election::clone(row))).collect();
-    for (name, mut row) in free {
-        grant_next(draft, &name, &mut row, "grants were held back");
+    let mut free = elections.filter(|(_, row)| row.holder.is_none() && !row.queue.is_empty());
+    let some = free.by_ref().take(MAX_GRANTS_PER_ENTRY);
+    let some: Vec<_> = some.map(|(name, row)| (name.clone(), Election::clone(row))).collect();
+    let all = free.next().is_none();
+    for (name, mut row) in some {
+        grant(draft, &name, &mut row, "grants were held back");
         row.changed = draft.revision;
         draft.set_election(&name, Some(row));
     }
+    all
 }
 
 /// Takes all of `gone` out of an election; if one of them led, the next is granted. `what` names

@@ -238,4 +238,5 @@ async fn nobody_at_the_address_is_told_to_every_caller_at_once() {
     let asked = calls.unary::<_, v1::LeaderResponse>(method::LEADER, ask, LONG);
     let said = tokio::time::timeout(LONG / 2, asked).await.unwrap().unwrap_err();
     assert!(matches!(said.code(), Code::Unavailable | Code::Unknown), "{said:?}");
+    assert!(std::error::Error::source(&said).is_some(), "why is not said: {said:?}");
 }
