@@ -41,7 +41,13 @@ pub enum Standing {
     /// A majority did not object.
     Admitted,
     /// Somebody objected; the reason is for people.
-    Quarantined(String),
+    Quarantined {
+        /// What they said.
+        why: String,
+        /// It is about this disk, and so for ever: it is noted there. Otherwise another setting (the
+        /// cluster's name, a certificate) may put it right with the next start.
+        disk: bool,
+    },
 }
 
 /// What the replicated state says of the nodes, as far as it was applied here.
@@ -132,7 +138,7 @@ impl Admission {
     /// Why this node may not vote; `None` when it may, or may soon.
     pub fn quarantine(&self) -> Option<String> {
         match &*self.standing.borrow() {
-            Standing::Quarantined(why) => Some(why.clone()),
+            Standing::Quarantined { why, .. } => Some(why.clone()),
             Standing::Asking | Standing::Admitted => None,
         }
     }
@@ -149,17 +155,35 @@ impl Admission {
         *self.standing.borrow() == Standing::Admitted
     }
 
-    /// Somebody objected: this disk must not vote any more. The first reason stays.
+    /// Somebody objected to this disk: it must not vote any more. The first reason that is about the
+    /// disk stays.
     pub fn quarantine_self(&self, why: String) {
         self.standing.send_if_modified(|standing| {
-            let first = !matches!(standing, Standing::Quarantined(_));
+            let first = !matches!(standing, Standing::Quarantined { disk: true, .. });
             if first {
                 tracing::error!(
                     node = %self.node, why,
                     "QUARANTINED: this node will not vote; add it again under a new node id, with \
                      an empty data directory"
                 );
-                *standing = Standing::Quarantined(why);
+                *standing = Standing::Quarantined { why, disk: true };
+            }
+            first
+        });
+    }
+
+    /// Somebody objected to this process, for another reason than its disk: it does not vote. The
+    /// first reason stays.
+    pub fn stand_aside(&self, why: String) {
+        self.standing.send_if_modified(|standing| {
+            let first = !matches!(standing, Standing::Quarantined { .. });
+            if first {
+                tracing::error!(
+                    node = %self.node, why,
+                    "QUARANTINED: this process will not vote; put right what another node objects \
+                     to, here or there, and start it again"
+                );
+                *standing = Standing::Quarantined { why, disk: false };
             }
             first
         });
@@ -400,8 +424,13 @@ mod tests {
     #[test]
     fn nothing_ends_a_quarantine() {
         let it = Admission::new(NodeId(1), start(1, 1, 1));
+        it.stand_aside("another cluster".into());
+        it.stand_aside("once more".into());
+        assert_eq!(it.quarantine().as_deref(), Some("another cluster"));
+        // What is about the disk outlives the process, so it may not be hidden by what does not.
         it.quarantine_self("first".into());
         it.quarantine_self("second".into());
+        it.stand_aside("third".into());
         assert!(!it.admit());
         assert_eq!(it.quarantine().as_deref(), Some("first"));
     }

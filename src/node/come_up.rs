@@ -21,6 +21,8 @@ use crate::shell::Shell;
 
 /// Time for one hello, dialling included.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two tries to note a quarantine on a disk that does not take it.
+const MARK_AGAIN: Duration = Duration::from_millis(500);
 /// Subject of readiness until the node has come up.
 const START: &str = "start";
 
@@ -32,13 +34,18 @@ pub enum Welcome {
     /// It does not know this node, which has no state; it may later.
     NotYet(String),
     /// This node must not vote.
-    Objects(String),
+    Objects {
+        /// Why.
+        why: String,
+        /// Because of its disk.
+        disk: bool,
+    },
 }
 
 impl From<HelloResponse> for Welcome {
     fn from(answer: HelloResponse) -> Self {
         if !answer.refused.is_empty() {
-            return Self::Objects(answer.refused);
+            return Self::Objects { why: answer.refused, disk: answer.disk_went_back };
         }
         if answer.not_yet.is_empty() { Self::Yes } else { Self::NotYet(answer.not_yet) }
     }
@@ -164,18 +171,25 @@ impl Shell {
         let mut standing = self.admission.standing();
         let mut voted = false;
         loop {
+            let mut again = false;
             match &*standing.borrow_and_update() {
                 Standing::Asking => {}
                 Standing::Admitted => voted = true,
-                Standing::Quarantined(why) => {
+                Standing::Quarantined { why, disk } => {
                     self.consensus.set_votes_allowed(false);
-                    if let Err(error) = mark_quarantined(&self.config.data_dir, why) {
-                        tracing::error!(%error, "the quarantine could not be noted on disk");
+                    if *disk && let Err(error) = mark_quarantined(&self.config.data_dir, why) {
+                        tracing::error!(%error, "the quarantine could not be noted on disk yet");
+                        again = true;
                     }
-                    if voted {
+                    if voted && !again {
                         return format!("quarantined: {why}");
                     }
                 }
+            }
+            // A mark that is not there is forgotten with this process, which votes no more either way.
+            if again {
+                tokio::time::sleep(MARK_AGAIN).await;
+                continue;
             }
             if standing.changed().await.is_err() {
                 // Only the end of the node ends this channel.
@@ -203,8 +217,11 @@ impl Shell {
             for ((id, _), answer) in others.iter().zip(answers) {
                 match answer {
                     Ok(Welcome::Yes) => content += 1,
-                    Ok(Welcome::Objects(why)) => {
+                    Ok(Welcome::Objects { why, disk: true }) => {
                         self.admission.quarantine_self(format!("node {id} says: {why}"));
+                    }
+                    Ok(Welcome::Objects { why, disk: false }) => {
+                        self.admission.stand_aside(format!("node {id} says: {why}"));
                     }
                     Ok(Welcome::NotYet(why)) | Err(why) => {
                         tracing::debug!(node = %id, why, "no hello yet")

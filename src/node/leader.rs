@@ -2,8 +2,8 @@
 //! second, beside the ticks: add nodes, finish what was interrupted, step aside when its own disk
 //! fails.
 //!
-//! Nothing here is needed for correctness, and nothing it remembers matters: each act is an entry
-//! that `apply` judges again, and a new leader finds the same things to do. `is_leader` is only a
+//! Nothing it remembers matters: each act is an entry that `apply` judges again, whose time has come
+//! by the node's own clocks (C2), and a new leader finds the same things to do. `is_leader` is only a
 //! hint (an isolated leader says yes): what an isolated one proposes is never committed.
 
 use std::sync::Arc;

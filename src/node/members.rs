@@ -116,7 +116,7 @@ fn as_announced(member: &Member, mut answer: HelloResponse) -> Result<Member, St
     let own = announced::read(answer.announced.take().unwrap_or_default())?;
     match Welcome::from(answer) {
         Welcome::Yes => announced::merge(member, &own).map_err(|wrong| wrong.to_string()),
-        Welcome::Objects(why) | Welcome::NotYet(why) => Err(why),
+        Welcome::Objects { why, .. } | Welcome::NotYet(why) => Err(why),
     }
 }
 

@@ -20,7 +20,7 @@ use regent_rpc::tls::{ExpectPeer, Tls};
 
 use crate::config::{NodeConfig, RAFT_DIR};
 use crate::identity::{self, IdentityError, random};
-use crate::restore::{hold_ms, new_life};
+use crate::restore::{hold_ms, new_life, owed_ms};
 use crate::run::{RunError, load_tls};
 
 /// How long an old voter has to answer its port.
@@ -70,6 +70,9 @@ pub struct RecoverReport {
     pub longest_ttl_ms: u64,
     /// So long a ttl the survivor waits out before it grants anything, in milliseconds.
     pub grants_held_ms: u64,
+    /// How long a ttl a holder of before may have, as far as is known, in milliseconds: a shorter wait
+    /// is a risk.
+    pub owed_ms: u64,
     /// Why the survivor was in quarantine. A recovery ends it: there is nobody left whom it could
     /// contradict, and nothing of what it forgot.
     pub quarantined: Option<String>,
@@ -215,6 +218,7 @@ async fn look(options: &RecoverOptions, held: &Holding, tls: &Arc<Tls>) -> Recov
         sessions: held.state.sessions().len(),
         longest_ttl_ms: held.state.longest_ttl_ms(),
         grants_held_ms: hold_ms(&held.state, options.hold),
+        owed_ms: owed_ms(&held.state),
         quarantined: None,
         services: held.state.services().keys().map(ToString::to_string).collect(),
         kept_in: PathBuf::new(),

@@ -66,6 +66,9 @@ pub struct RestoreReport {
     pub longest_ttl_ms: u64,
     /// So long a ttl the new cluster waits out before it grants anything, in milliseconds.
     pub grants_held_ms: u64,
+    /// How long a ttl a holder of before may have, as far as is known, in milliseconds: a shorter wait
+    /// is a risk.
+    pub owed_ms: u64,
     /// Elections whose holder is void.
     pub held_elections: usize,
     /// Whether anything was written.
@@ -162,6 +165,7 @@ pub async fn restore(options: &RestoreOptions) -> Result<RestoreReport, RestoreE
         sessions: state.sessions().len(),
         longest_ttl_ms: state.longest_ttl_ms(),
         grants_held_ms: hold_ms(&state, options.hold),
+        owed_ms: owed_ms(&state),
         held_elections: state.elections().values().filter(|e| e.holder.is_some()).count(),
         written: false,
     };
@@ -224,6 +228,12 @@ fn millis(duration: Duration) -> u64 {
 /// How long a ttl the new life waits out: what the operator says, else what the state knows.
 pub(crate) fn hold_ms(state: &State, said: Option<Duration>) -> u64 {
     said.map_or_else(|| state.hold_for_next_life_ms(), millis)
+}
+
+/// How long a ttl a holder of before may have, as far as the state knows: of its own life, or of the
+/// one before that it was still waiting for.
+pub(crate) fn owed_ms(state: &State) -> u64 {
+    state.longest_ttl_ms().max(state.grants_held_ms())
 }
 
 /// Whether nothing of a node is in `dir`.

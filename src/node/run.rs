@@ -534,7 +534,7 @@ impl Shell {
             let against = match &*standing.borrow_and_update() {
                 Standing::Admitted => None,
                 Standing::Asking => Some("waiting for a majority to admit this node".to_owned()),
-                Standing::Quarantined(why) => Some(format!("quarantined: {why}")),
+                Standing::Quarantined { why, .. } => Some(format!("quarantined: {why}")),
             };
             self.metrics.quarantined.set(i64::from(against.is_some()));
             self.health.set("admission", against.as_deref());

@@ -1,7 +1,7 @@
 //! openraft's network, over a [`Transport`].
 //!
-//! Replication goes over one pipelined stream per member; heartbeats and votes are unary, so that
-//! they never wait behind entries. A failure must never come back at once: openraft would spin.
+//! Replication goes over one pipelined stream per member; heartbeats and votes are calls beside it, so
+//! that they never wait behind entries. A failure must never come back at once: openraft would spin.
 
 use std::collections::VecDeque;
 use std::future::Future;

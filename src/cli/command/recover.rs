@@ -9,7 +9,7 @@ use regent_node::recover::{RecoverError, RecoverOptions, RecoverReport, recover}
 use serde_json::{Value, json};
 
 use super::Context;
-use super::restore::{load, local_user};
+use super::restore::{checked, load, local_user};
 use crate::duration;
 use crate::error::{CliError, Outcome};
 use crate::render::table::Table;
@@ -54,7 +54,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         config: load(&args.config)?,
         although_reachable: args.although_reachable.into_iter().map(NodeId).collect(),
         above: args.above_incarnation,
-        hold: args.hold_grants,
+        hold: args.hold_grants.map(checked).transpose()?,
         reason: args.reason,
         by: local_user(),
         dry_run: !args.yes,
@@ -136,7 +136,7 @@ fn as_text(report: &RecoverReport) -> String {
     table.pair("sessions void", report.sessions);
     table.pair("longest ttl among them", format!("{} ms", report.longest_ttl_ms));
     table.pair("ttl waited out", duration::human(report.grants_held_ms));
-    if report.grants_held_ms < report.longest_ttl_ms {
+    if report.grants_held_ms < report.owed_ms {
         let risk = "holders of before may still believe in their leases when new ones are granted";
         table.pair("warning", risk);
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use regent_core::authz::{Principal, Role};
+use regent_core::limits::MAX_TTL_MS;
 use regent_node::config::{ConfigError, NodeConfig};
 use regent_node::restore::{RestoreError, RestoreOptions, RestoreReport, restore};
 use serde_json::{Value, json};
@@ -59,7 +60,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         backup: args.from.clone(),
         config: load(&args.config)?,
         above: args.above_incarnation,
-        hold: args.hold_grants,
+        hold: args.hold_grants.map(checked).transpose()?,
         reason: args.reason,
         by: local_user(),
         dry_run: !args.yes,
@@ -69,6 +70,15 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     drop(turning);
     context.out.value(|| as_json(&report), || as_text(&report));
     Ok(())
+}
+
+/// A wait before the first grants that the cluster accepts.
+pub fn checked(hold: Duration) -> Outcome<Duration> {
+    if hold <= Duration::from_millis(MAX_TTL_MS) {
+        return Ok(hold);
+    }
+    Err(CliError::usage("cannot hold grants back for so long")
+        .because("it is longer than a day, and so than any lease"))
 }
 
 /// Reads a node's configuration for a verb that works on its data directory.
@@ -133,7 +143,7 @@ fn as_text(report: &RestoreReport) -> String {
     table.pair("sessions void", report.sessions);
     table.pair("longest ttl among them", format!("{} ms", report.longest_ttl_ms));
     table.pair("ttl waited out", duration::human(report.grants_held_ms));
-    if report.grants_held_ms < report.longest_ttl_ms {
+    if report.grants_held_ms < report.owed_ms {
         let risk = "holders of before may still believe in their leases when new ones are granted";
         table.pair("warning", risk);
     }

@@ -1,9 +1,10 @@
 //! What the leader proposes by itself. `decide(view, now) -> Decision`: commands for the log, and a
 //! report that says why, and for what was not done, why not.
 //!
-//! Nothing here may be needed for correctness: every command is judged again by `apply` from the
-//! log alone (C4), what is kept between ticks is a hint that a new leader rebuilds from the state,
-//! and a decision lost or made twice is harmless.
+//! A decision lost or made twice is harmless: `apply` judges every command again from the log alone
+//! (C4), and what is kept between ticks a new leader rebuilds from the state. One thing `apply` cannot
+//! judge, because it knows no clock: whether the time of a lease is over (C2). For that the decider
+//! asks the node's clocks, and nothing else.
 
 pub mod expiry;
 

@@ -41,7 +41,7 @@ impl PeerService for PeerHandler {
         let other_life = self.0.admission.judge_life(from, request.metadata());
         let held = held_from_metadata(request.metadata());
         let hello = request.into_inner();
-        let mut not_yet = String::new();
+        let (mut not_yet, mut disk_went_back) = (String::new(), false);
         let refused = if principal.name != hello.node.to_string() {
             format!("the certificate is of {principal}, not of node {}", hello.node)
         } else if hello.cluster != self.0.config.cluster {
@@ -56,7 +56,9 @@ impl PeerService for PeerHandler {
             }
         } else {
             let start = Start { disk: hello.disk, boot: hello.boot, nonce: Nonce(hello.nonce) };
-            self.0.admission.judge(NodeId(hello.node), start, held).err().unwrap_or_default()
+            let objection = self.0.admission.judge(NodeId(hello.node), start, held).err();
+            disk_went_back = objection.is_some();
+            objection.unwrap_or_default()
         };
         if !refused.is_empty() {
             tracing::warn!(node = hello.node, refused, "a starting node was refused");
@@ -72,6 +74,7 @@ impl PeerService for PeerHandler {
             life_counter: life.counter,
             life_id: life.id,
             announced: Some(announced::out(&announced::of(&self.0.config))),
+            disk_went_back,
         }))
     }
 

@@ -174,6 +174,27 @@ async fn a_quarantine_outlives_the_process_although_nobody_is_left_who_knows() {
     lost.expect_err("a leader was elected by an old disk");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_objection_that_is_not_about_the_disk_ends_with_its_cause() {
+    let mut rig = Rig::start(3).await;
+    rig.kill(2).await;
+    rig.kill(3).await;
+    // Installed anew, with a slip of the pen.
+    std::fs::remove_dir_all(rig.data_dir(NodeId(3))).unwrap();
+    rig.reconfigure(3, |config| config.cluster = "tset".into());
+    rig.restart(3).await.unwrap();
+    rig.restart(2).await.unwrap();
+    let shell = rig.node(2).shell().clone();
+    eventually("the objection", || shell.admission.quarantine().is_some()).await;
+    let why = shell.admission.quarantine().unwrap();
+    assert!(why.contains("this is cluster \"tset\""), "{why}");
+    rig.kill(3).await;
+    rig.kill(2).await;
+    assert!(!rig.data_dir(NodeId(2)).join("quarantined").exists());
+    rig.restart(2).await.unwrap();
+    rig.node(2).ready(PATIENCE).await.unwrap();
+}
+
 /// Without the leader there is a majority only with the quarantined node: it must not be one.
 async fn assert_elects_nobody(rig: &mut Rig, quarantined: u64) {
     let leader = rig.leader().await;
