@@ -110,24 +110,30 @@ async fn what_a_role_may_not_do_is_refused_and_stands_in_the_audit_chain() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_node_on_an_old_image_of_its_disk_gets_no_vote() {
-    let mut rig = Rig::start(3).await;
-    let leader = rig.leader().await;
-    let victim = (1..=3).find(|id| *id != leader).unwrap();
+/// Starts node `victim` once more, then on an image of its disk from before; waits until it is in
+/// quarantine, and returns why.
+async fn go_back_in_time(rig: &mut Rig, victim: u64) -> String {
     rig.kill(victim).await;
     let dir = rig.data_dir(NodeId(victim));
     let image = dir.with_extension("image");
     copy_dir(&dir, &image);
-    // It lives on and starts once more; then its disk goes back in time.
     rig.restart(victim).await.unwrap();
     rig.node(victim).ready(PATIENCE).await.unwrap();
     rig.kill(victim).await;
     std::fs::remove_dir_all(&dir).unwrap();
     copy_dir(&image, &dir);
     rig.restart(victim).await.unwrap();
-    let shell = rig.node(victim).shell().clone();
-    eventually("the quarantine", || shell.admission.quarantine().is_some()).await;
+    let admission = rig.node(victim).shell().admission.clone();
+    eventually("the quarantine", || admission.quarantine().is_some()).await;
+    admission.quarantine().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_on_an_old_image_of_its_disk_gets_no_vote() {
+    let mut rig = Rig::start(3).await;
+    let leader = rig.leader().await;
+    let victim = (1..=3).find(|id| *id != leader).unwrap();
+    go_back_in_time(&mut rig, victim).await;
     let observer = rig.client_of(Role::Observer, &[rig.address(victim)]);
     let status = observer.status().await.unwrap();
     assert_eq!(status.node.unwrap().role, "quarantined");
@@ -144,20 +150,9 @@ async fn a_node_on_an_old_image_of_its_disk_gets_no_vote() {
 async fn a_quarantine_outlives_the_process_although_nobody_is_left_who_knows() {
     let mut rig = Rig::start(3).await;
     let victim = 2;
-    rig.kill(victim).await;
-    let dir = rig.data_dir(NodeId(victim));
-    let image = dir.with_extension("image");
-    copy_dir(&dir, &image);
-    rig.restart(victim).await.unwrap();
-    rig.node(victim).ready(PATIENCE).await.unwrap();
-    rig.kill(victim).await;
-    std::fs::remove_dir_all(&dir).unwrap();
-    copy_dir(&image, &dir);
-    rig.restart(victim).await.unwrap();
-    let shell = rig.node(victim).shell().clone();
-    eventually("the quarantine", || shell.admission.quarantine().is_some()).await;
-    let why = shell.admission.quarantine().unwrap();
-    eventually("the mark", || dir.join("quarantined").exists()).await;
+    let why = go_back_in_time(&mut rig, victim).await;
+    let mark = rig.data_dir(NodeId(victim)).join("quarantined");
+    eventually("the mark", || mark.exists()).await;
     for id in 1..=3 {
         rig.kill(id).await;
     }
