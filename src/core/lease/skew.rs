@@ -67,6 +67,9 @@ struct Peer {
     reference: Exchange,
     /// Difference since the exchange before the last one.
     step: Micros,
+    /// The one before that. A pause between two peers' answers of one round shows with one of them
+    /// now and with the other a round later: a jump counts until both must have seen it.
+    step_before: Micros,
     /// The largest such difference in the running window. A rate shows in every step, a pause in
     /// one: without this one, a pause within the margin does not look like a rate beyond rho.
     largest_step: Micros,
@@ -76,8 +79,12 @@ struct Peer {
 
 impl Peer {
     fn differs(&self) -> bool {
-        self.step > Micros::from_ms(PAUSE_MARGIN_MS) || self.ppm > RHO_PPM
+        is_jump(self.step) || is_jump(self.step_before) || self.ppm > RHO_PPM
     }
+}
+
+fn is_jump(step: Micros) -> bool {
+    step > Micros::from_ms(PAUSE_MARGIN_MS)
 }
 
 /// What C9 says.
@@ -121,17 +128,19 @@ impl Skew {
             last: exchange,
             reference: exchange,
             step: Micros(0),
+            step_before: Micros(0),
             largest_step: Micros(0),
             ppm: 0,
         };
-        let Some(before) = known.filter(|known| known.last.nonce == exchange.nonce) else {
+        let Some(before) = known.as_ref().filter(|known| known.last.nonce == exchange.nonce) else {
             *known = Some(fresh);
             return;
         };
         let step = Proven::between(&before.last, &exchange).differ;
-        if step > Micros::from_ms(PAUSE_MARGIN_MS) {
+        let step_before = before.step;
+        if is_jump(step) {
             // A jump is not a rate: the window starts after it.
-            *known = Some(Peer { step, ..fresh });
+            *known = Some(Peer { step, step_before, ..fresh });
             return;
         }
         let mut window = Proven::between(&before.reference, &exchange);
@@ -139,13 +148,13 @@ impl Skew {
         window.differ = window.differ.saturating_sub(largest_step);
         let ppm = if window.over >= RATE_LEAST { window.ppm() } else { before.ppm };
         *known = Some(if window.over >= RATE_WINDOW {
-            Peer { step, ppm, ..fresh }
+            Peer { step, step_before, ppm, ..fresh }
         } else {
-            Peer { last: exchange, reference: before.reference, step, largest_step, ppm }
+            Peer { last: exchange, step, step_before, largest_step, ppm, ..*before }
         });
     }
 
-    /// Whether a majority of the peers contradicts this clock, as of the last exchange with each.
+    /// Whether a majority of the peers contradicts this clock, as of the last exchanges with each.
     /// Peers never heard of count as not contradicting: who is alone abstains from nothing, and
     /// cannot commit an expiry either.
     pub fn verdict(&self) -> SkewVerdict {

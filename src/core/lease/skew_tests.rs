@@ -60,18 +60,35 @@ fn a_slow_network_never_looks_like_a_bad_clock() {
 }
 
 #[test]
-fn a_pause_against_all_peers_makes_this_node_abstain_until_the_next_good_exchange() {
+fn a_pause_against_all_peers_makes_this_node_abstain_until_the_second_good_exchange() {
     for jump in [300_000, -300_000] {
         let mut pair = pair(2);
         pair.run(10, 5, 0, 0);
         pair.run(15, 1, 0, jump);
         assert_eq!(pair.skew.verdict(), SkewVerdict::Differs { against: 2, peers: 2 });
         pair.run(16, 1, 0, jump);
+        assert!(pair.skew.abstains(), "the other peers may not have seen it yet");
+        pair.run(17, 1, 0, jump);
         assert_eq!(pair.skew.verdict(), SkewVerdict::Agrees);
         // The jump does not come back as a rate when the window is long enough.
-        pair.run(17, 20, 0, jump);
+        pair.run(18, 20, 0, jump);
         assert_eq!(pair.skew.worst_ppm(), 0);
     }
+}
+
+#[test]
+fn a_pause_between_two_peers_answers_of_one_round_is_seen_by_both() {
+    let mut pair = pair(2);
+    pair.run(10, 5, 0, 0);
+    // Peer 1 answers, this node pauses, peer 2 answers; peer 1 sees it in the next round.
+    pair.exchange(1, 15_000_000, 0, 0, 1_000);
+    pair.exchange(2, 15_002_000, 0, 300_000, 1_000);
+    assert!(!pair.skew.abstains(), "one of two is no majority");
+    pair.exchange(2, 16_000_000, 0, 300_000, 1_000);
+    pair.exchange(1, 16_002_000, 0, 300_000, 1_000);
+    assert!(pair.skew.abstains());
+    pair.run(17, 1, 0, 300_000);
+    assert!(!pair.skew.abstains());
 }
 
 #[test]
