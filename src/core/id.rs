@@ -3,6 +3,7 @@
 //! Names are checked once, where text enters (`Name::parse`); after that a name is valid.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -146,6 +147,11 @@ macro_rules! name {
             }
             /// The text itself.
             pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
                 &self.0
             }
         }

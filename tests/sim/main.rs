@@ -3,6 +3,7 @@
 
 mod agents;
 mod nodes;
+mod resource;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
 //! The clocks of leases: what a holder may believe (C1), what a node may take away (C2) or name
-//! (C3), which renewals count (C5), and when a clock is not to be trusted (C9).
+//! (C3), which renewals count (C5), and when a clock is not to be trusted (C9). And what needs no
+//! clock at all: the guard that refuses what comes late (S4).
 //!
 //! Nothing here reads a clock: shells hand in [`Reading`]s. Nothing here
 //! is replicated: these are the local halves of PROTOCOL.md C, and `apply` never sees them.
@@ -12,11 +13,13 @@
 //! For clock rates within rho that leaves no instant at which both think the lease is theirs.
 
 pub mod gate;
+pub mod guard;
 pub mod holder;
 pub mod node_clock;
 pub mod skew;
 
 pub use gate::Gate;
+pub use guard::EpochGuard;
 pub use holder::HolderClock;
 pub use node_clock::NodeClock;
 pub use skew::Skew;

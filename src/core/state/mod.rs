@@ -42,6 +42,7 @@ mod tests;
 pub mod version;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::id::{ElectionName, Incarnation, PartitionName, Revision, ServiceName, SessionId};
@@ -129,6 +130,19 @@ impl State {
     /// Elections.
     pub fn elections(&self) -> &BTreeMap<ElectionName, Arc<Election>> {
         self.tables.elections()
+    }
+
+    /// Elections whose names begin with `prefix` and are above `after`, in order of their names.
+    pub fn elections_named<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: &str,
+    ) -> impl Iterator<Item = (&'a ElectionName, &'a Election)> {
+        let from = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
+        self.elections()
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(move |(name, _)| name.as_str().starts_with(prefix))
+            .map(|(name, row)| (name, row.as_ref()))
     }
 
     /// Partitions of active-active services.

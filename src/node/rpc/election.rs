@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use prost::Message as _;
 use regent_core::authz::Verb;
 use regent_core::command::Command;
 use regent_core::limits::RHO_PPM;
@@ -25,8 +26,10 @@ use crate::shell::Shell;
 use crate::watch::election_view;
 use crate::watch::serve::WatchCall as _;
 
-/// Elections in one answer; a cluster may have more, and then a prefix is needed.
-const MAX_LISTED: usize = 20_000;
+/// Elections in one page: made while the state is locked against entries, so about a millisecond.
+const PAGE_ROWS: usize = 1_000;
+/// A page ends at this many bytes, too.
+const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Serves elections.
 pub struct ElectionHandler(pub Arc<Shell>);
@@ -148,25 +151,25 @@ impl ElectionService for ElectionHandler {
     ) -> Result<Response<ListElectionsResponse>, Status> {
         let resource = &request.get_ref().prefix;
         let caller = self.0.admit(&request, Verb::ElectionsRead, resource)?;
-        let ListElectionsRequest { prefix, read } = request.into_inner();
+        let ListElectionsRequest { prefix, read, after } = request.into_inner();
         let age_ms = self.0.reads.fresh(freshness(read), caller.until).await?;
         let state = self.0.state.read();
-        let mut elections = Vec::new();
-        for (name, row) in state.elections() {
-            if !name.as_str().starts_with(&prefix) {
-                continue;
-            }
-            if elections.len() == MAX_LISTED {
-                return Err(status::quota(
-                    "list_size",
-                    format!("more than {MAX_LISTED} elections match; ask with a longer prefix"),
-                ));
+        let mut page = ListElectionsResponse {
+            stamp: Some(self.0.stamp(&state, age_ms)),
+            ..ListElectionsResponse::default()
+        };
+        let mut bytes = 0;
+        for (name, row) in state.elections_named(&prefix, &after) {
+            if page.elections.len() == PAGE_ROWS || bytes >= PAGE_BYTES {
+                page.more = true;
+                break;
             }
             let live = row.holder.as_ref().is_some_and(|h| self.0.clocks.believed_live(h.session));
-            elections.push(election_view(&state, name, row, live));
+            let view = election_view(&state, name, row, live);
+            bytes += view.encoded_len();
+            page.elections.push(view);
         }
-        let stamp = Some(self.0.stamp(&state, age_ms));
-        Ok(Response::new(ListElectionsResponse { stamp, elections }))
+        Ok(Response::new(page))
     }
 
     /// Only reached around [`super::watches`]; the same, decoded.

@@ -242,6 +242,30 @@ async fn an_image_taken_during_the_newest_boot_gets_no_vote_either() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn more_elections_than_fit_a_page_are_listed_page_after_page() {
+    let rig = Rig::start(1).await;
+    let operator = rig.client(Role::Operator);
+    let count = 1_003;
+    let put = |n| {
+        let (operator, name) = (operator.clone(), election(&format!("many/{n:04}")));
+        async move { operator.put_election(&name, &Default::default(), Default::default()).await }
+    };
+    let puts = futures::stream::iter((0..count).map(put)).buffer_unordered(32);
+    let refused: Vec<_> = puts.filter_map(|put| async { put.err() }).collect().await;
+    assert!(refused.is_empty(), "{refused:?}");
+    operator
+        .put_election(&election("other"), &Default::default(), Default::default())
+        .await
+        .unwrap();
+    let first = operator.list_elections_after("many/", "", Freshness::Linearizable).await.unwrap();
+    assert!(first.more && first.elections.len() < count);
+    let all = operator.list_elections("many/", Freshness::Linearizable).await.unwrap();
+    let names: Vec<_> = all.elections.into_iter().map(|row| row.name).collect();
+    let expected: Vec<_> = (0..count).map(|n| format!("many/{n:04}")).collect();
+    assert!(!all.more && names == expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_bounded_stale_read_says_how_old_it_is_and_works_without_a_leader() {
     let mut rig = Rig::start(3).await;
     let operator = rig.client(Role::Operator);

@@ -49,7 +49,8 @@ impl Client {
         .await
     }
 
-    /// Elections whose names begin with `prefix`.
+    /// Elections whose names begin with `prefix`: all of them, page after page. The stamp is the
+    /// first page's: nothing in the answer is older.
     ///
     /// # Errors
     /// [`CallError`].
@@ -58,9 +59,29 @@ impl Client {
         prefix: &str,
         read: Freshness,
     ) -> Result<v1::ListElectionsResponse, CallError> {
+        let mut all = self.list_elections_after(prefix, "", read).await?;
+        while let (true, Some(last)) = (all.more, all.elections.last()) {
+            let page = self.list_elections_after(prefix, &last.name, read).await?;
+            all.elections.extend(page.elections);
+            all.more = page.more;
+        }
+        Ok(all)
+    }
+
+    /// One page of [`Client::list_elections`]: names above `after`, in their order. There are more
+    /// when the answer says so.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn list_elections_after(
+        &self,
+        prefix: &str,
+        after: &str,
+        read: Freshness,
+    ) -> Result<v1::ListElectionsResponse, CallError> {
         self.read(|calls, left| {
-            let (prefix, read) = (prefix.to_owned(), freshness_out(read));
-            let message = v1::ListElectionsRequest { prefix, read };
+            let (prefix, after) = (prefix.to_owned(), after.to_owned());
+            let message = v1::ListElectionsRequest { prefix, read: freshness_out(read), after };
             async move { api(&calls).list_elections(request(message, left)).await }
         })
         .await

@@ -2,8 +2,8 @@
 //! what nodes and clients do.
 //!
 //! It knows real time, which nobody in the simulation does. What rests on clocks (S5, S8) is a
-//! violation within A1 and a count beyond it; what needs no clock (S3, S9, C8, deduplication) is a
-//! violation always.
+//! violation within A1 and a count beyond it; what needs no clock (S3, S4, S9, C8, deduplication) is
+//! a violation always.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -49,6 +49,8 @@ pub struct Check {
     replies: BTreeMap<CallId, Reply>,
     /// Highest epoch anybody acted on.
     acted: BTreeMap<ElectionName, Epoch>,
+    /// What is proclaimed.
+    values: BTreeMap<ElectionName, Vec<u8>>,
     pub stats: Stats,
     pub violations: Vec<String>,
 }
@@ -65,6 +67,7 @@ impl Check {
             lapsed: BTreeSet::new(),
             replies: BTreeMap::new(),
             acted: BTreeMap::new(),
+            values: BTreeMap::new(),
             stats: Stats::default(),
             violations: Vec::new(),
         }
@@ -104,6 +107,7 @@ impl Check {
             self.hashes.pop_front();
             self.first_hash += 1;
         }
+        self.proclaimed(&applied, bytes);
         self.epochs_rise(&applied);
         if let Some(call) = call {
             self.same_reply(call, &applied.reply);
@@ -111,12 +115,38 @@ impl Check {
         self.ended(&applied, bytes)
     }
 
+    /// S4: nobody changes what is proclaimed but the holder, under the newest epoch.
+    fn proclaimed(&mut self, applied: &Applied, bytes: &[u8]) {
+        for change in &applied.changes {
+            let Change::Election(name, Some(row)) = change else { continue };
+            let value = row.holder.as_ref().map_or(&[][..], |holder| &holder.value);
+            if self.values.get(name).is_some_and(|known| known == value) {
+                continue;
+            }
+            self.values.insert(name.clone(), value.to_vec());
+            let Ok(Command::Proclaim { epoch, .. }) =
+                Encoded::decode(bytes).and_then(|entry| entry.command())
+            else {
+                continue;
+            };
+            let highest = self.newest(name);
+            if epoch < highest {
+                self.broken(format!("S4: {name} was proclaimed under {epoch} after {highest}"));
+            }
+        }
+    }
+
+    /// The newest epoch that was granted.
+    pub fn newest(&self, election: &ElectionName) -> Epoch {
+        self.epochs.get(election).copied().unwrap_or(Epoch::NONE)
+    }
+
     /// S3.
     fn epochs_rise(&mut self, applied: &Applied) {
         for change in &applied.changes {
             let Change::Election(name, Some(row)) = change else { continue };
             let Some(holder) = &row.holder else { continue };
-            let highest = self.epochs.get(name).copied().unwrap_or(Epoch::NONE);
+            let highest = self.newest(name);
             if holder.epoch < highest || row.epoch < holder.epoch {
                 self.broken(format!("S3: {name} went from {highest} to {}", holder.epoch));
             }

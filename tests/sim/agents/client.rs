@@ -126,6 +126,7 @@ impl World {
         } else {
             self.renew_if_due(c, now);
             self.review(c);
+            self.write(c);
             self.do_something(c);
         }
         self.plan_wake(c);

@@ -3,10 +3,10 @@
 //! time, so that hours of leases, pauses and changes of leader pass in a second.
 //!
 //! What is real: [`State`](regent_core::state::State) on every node, `NodeClock`, `Gate`, `Skew`,
-//! `Expiry`, `HolderClock`. What is abstract: the log (one sequence, commit after a delay, the fate
+//! `Expiry`, `HolderClock`, `EpochGuard`. What is abstract: the log (one sequence, commit after a delay, the fate
 //! of entries in flight at a change of leader drawn by chance) and the network.
 //!
-//! Two classes of runs with their own expectations. *Within* PROTOCOL.md A1: S3, S5, S8, S9, C8 and
+//! Two classes of runs with their own expectations. *Within* PROTOCOL.md A1: S3, S4, S5, S8, S9, C8 and
 //! deduplication hold, every time. *Beyond* it (rates up to 4 %, clocks that stop for seconds) lease
 //! intervals may overlap, which is counted, not judged; everything that needs no clock still holds.
 //!
@@ -25,6 +25,7 @@ mod machine;
 mod node;
 mod queue;
 mod random;
+mod resource;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -95,11 +96,13 @@ pub enum Mutant {
     ReadIndexWithoutQuorum,
     /// A retry runs as a new command.
     NoDeduplication,
+    /// The resource takes writes under any epoch (S4).
+    UnguardedResource,
 }
 
 impl Mutant {
     /// Every one, with its name on the command line.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 15] = [
         (Self::NoRho, "no-rho"),
         (Self::NoPauseMargin, "no-pause-margin"),
         (Self::EagerExpiry, "eager-expiry"),
@@ -114,6 +117,7 @@ impl Mutant {
         (Self::BelieveAtApply, "believe-at-apply"),
         (Self::ReadIndexWithoutQuorum, "read-index-without-quorum"),
         (Self::NoDeduplication, "no-deduplication"),
+        (Self::UnguardedResource, "unguarded-resource"),
     ];
 }
 
@@ -185,6 +189,10 @@ pub struct Stats {
     pub retries: u64,
     /// Ticks on which a leader abstained (C9).
     pub abstained: u64,
+    /// Writes that had an effect on a guarded resource.
+    pub writes: u64,
+    /// Writes that came too late, and were refused (S4).
+    pub refused: u64,
     /// Two holders at a time, or a stale one named: beyond A1, where that may be.
     pub overlaps: u64,
 }
@@ -204,6 +212,8 @@ impl Stats {
         self.restarts += other.restarts;
         self.retries += other.retries;
         self.abstained += other.abstained;
+        self.writes += other.writes;
+        self.refused += other.refused;
         self.overlaps += other.overlaps;
     }
 }

@@ -4,8 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
 use regent_core::command::{Command, Renewal};
-use regent_core::id::RenewalNumber;
-use regent_core::id::{Revision, SessionId};
+use regent_core::id::{ElectionName, Epoch, RenewalNumber, Revision, SessionId};
 use regent_core::lease::holder::Answer;
 use regent_core::reply::Reply;
 use regent_core::time::Reading;
@@ -152,6 +151,11 @@ pub enum Event {
     /// A client hears again.
     Hear {
         client: usize,
+    },
+    /// A write reaches the resource that an election guards, whatever became of its writer.
+    Write {
+        election: ElectionName,
+        epoch: Epoch,
     },
 }
 

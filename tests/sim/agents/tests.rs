@@ -35,6 +35,7 @@ fn within_the_assumptions_no_invariant_breaks_and_everything_happens() {
     assert!(stats.lapses > 100 && stats.unused > 20 && stats.acts > 100, "{stats:?}");
     assert!(stats.renewals > 5_000 && stats.resends > 20 && stats.named > 5_000, "{stats:?}");
     assert!(stats.leaders > 200 && stats.restarts > 100 && stats.retries > 500, "{stats:?}");
+    assert!(stats.writes > 1_000 && stats.refused > 20, "{stats:?}");
     assert_eq!(stats.overlaps, 0);
 }
 
@@ -63,6 +64,7 @@ fn each_bug_put_back_in_is_found() {
         let (seed, violations) = caught.unwrap_or_else(|| panic!("{mutant:?} was not found"));
         let rule = match mutant {
             Mutant::NoDeduplication => "dedupe",
+            Mutant::UnguardedResource => "S4",
             Mutant::ActUnconfirmed => "C8",
             Mutant::BelieveAtApply | Mutant::BelieveForever | Mutant::ReadIndexWithoutQuorum => {
                 "S8"

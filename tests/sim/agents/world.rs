@@ -14,6 +14,7 @@ use super::machine::{MS, Machine, SECOND, Time};
 use super::node::Node;
 use super::queue::{Event, Queue, ToClient, ToNode};
 use super::random::Random;
+use super::resource::Resources;
 use super::{Class, Mutant, Options, Outcome};
 
 /// Everything there is in a run.
@@ -30,6 +31,7 @@ pub struct World {
     pub nodes: Vec<Node>,
     pub clients: Vec<Client>,
     pub check: Check,
+    pub resources: Resources,
     /// Since when nobody can commit, and how long that is borne.
     leaderless: Option<(Time, Time)>,
     hash: u64,
@@ -55,6 +57,7 @@ impl World {
             nodes: Vec::new(),
             clients: Vec::new(),
             check: Check::new(options.class),
+            resources: Resources::new(seed),
             leaderless: None,
             hash: seed,
         };
@@ -213,6 +216,7 @@ impl World {
             Event::Restart { node } => self.restart(node),
             Event::Reconnect { node } => self.reconnect(node),
             Event::Hear { client } => self.clients[client].deaf = false,
+            Event::Write { election, epoch } => self.write_arrives(&election, epoch),
         }
     }
 

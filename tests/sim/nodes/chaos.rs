@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use regent_core::command::Command;
 use regent_core::id::{Incarnation, NodeId, Revision};
-use regent_core::state::election::Holder;
 use regent_raft::api::Member;
 use regent_raft::store::sim_disk::SimDisk;
 use regent_raft::store::snapshot::SnapshotDir;
@@ -15,6 +14,7 @@ use regent_raft::store::vfs::Vfs as _;
 use tokio::time::Instant;
 
 use super::client::{self, Client};
+use super::leases;
 use super::members::Changes;
 use super::node::{self, Handle, TIMING, entry, node_principal};
 use super::options::Mutant;
@@ -180,45 +180,7 @@ impl Site {
                 self.world.violation(format!("node {} stopped: {why}", node.id));
             }
         }
-        if !self.world.within_a1() {
-            return;
-        }
-        let mut holders: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for client in self.clients.values().filter(|c| !c.life.is_dead()) {
-            for (name, epoch, session) in client.held() {
-                holders.entry(name).or_default().push((client.addr, epoch, session));
-            }
-        }
-        for (name, who) in &holders {
-            if who.len() > 1 {
-                self.world.violation(format!("S5: {name} is held by {who:?} at once"));
-            }
-        }
-        for node in self.world.nodes() {
-            let now = self.world.reading(node.id);
-            let state = node.consensus.state();
-            let state = state.read();
-            let lease = node.lease.lock();
-            for (name, row) in state.elections() {
-                let always = self.mutant(Mutant::BelieveForever);
-                let believed = |h: &&Holder| always || lease.clock.believed_live(h.session, now);
-                let Some(named) = row.holder.as_ref().filter(believed) else { continue };
-                if !self.world.checker().has_lapsed(named.epoch) {
-                    continue;
-                }
-                let other =
-                    holders.get(name).and_then(|who| who.iter().find(|w| w.1 != named.epoch));
-                if let Some(other) = other {
-                    let id = node.id;
-                    drop(lease);
-                    self.world.violation(format!(
-                        "C3: node {id} names {} for {name}, but {other:?} holds it",
-                        named.epoch
-                    ));
-                    return;
-                }
-            }
-        }
+        leases::look(&self.world);
     }
 
     fn crash(&mut self, id: u64) {

@@ -1,6 +1,6 @@
 //! The invariants, checked as things happen (numbers of DESIGN.md, section 4).
 //!
-//! S3 epochs rise per key · S5 one holder at a time, under A1 · S9 equal state at equal revision ·
+//! S3 epochs rise per key · S4 nothing late has an effect · S5 one holder at a time, under A1 · S9 equal state at equal revision ·
 //! S10 and S11 nothing acknowledged is missing from what is read later · S12 each node's watcher
 //! sees every change once, in order, or is told that the state was replaced.
 
@@ -14,6 +14,7 @@ use regent_core::state::State;
 use regent_core::state::election::Election;
 
 use super::options::{Mutant, Options};
+use crate::resource::Resource;
 
 /// What a watcher of one node has seen.
 #[derive(Default)]
@@ -43,6 +44,10 @@ pub struct Stats {
     pub grants: u64,
     /// Times that a client was seen holding a lease.
     pub held: u64,
+    /// Writes that had an effect on a guarded resource.
+    pub writes: u64,
+    /// Writes that came too late, and were refused (S4).
+    pub refused: u64,
     /// Snapshots installed while running.
     pub installs: u64,
     /// Faults by name.
@@ -53,6 +58,7 @@ pub struct Stats {
 pub struct Checker {
     violation: Option<String>,
     diverging: bool,
+    guarded: bool,
     /// Highest revision that was acknowledged or read by anybody.
     pub acked: Revision,
     hashes: BTreeMap<Revision, [u8; 16]>,
@@ -60,6 +66,7 @@ pub struct Checker {
     /// Epochs that were confirmed by their holders and then taken because their time was up.
     lapsed: BTreeSet<Epoch>,
     watchers: BTreeMap<u64, Watcher>,
+    resources: BTreeMap<ElectionName, Resource>,
     /// Figures.
     pub stats: Stats,
 }
@@ -70,11 +77,13 @@ impl Checker {
         Self {
             violation: None,
             diverging: options.mutant == Some(Mutant::Diverging),
+            guarded: options.mutant != Some(Mutant::UnguardedResource),
             acked: Revision(0),
             hashes: BTreeMap::new(),
             leases: BTreeMap::new(),
             lapsed: BTreeSet::new(),
             watchers: BTreeMap::new(),
+            resources: BTreeMap::new(),
             stats: Stats::default(),
         }
     }
@@ -151,6 +160,19 @@ impl Checker {
             self.leases.insert(name.clone(), Lease { epoch: row.epoch, holder, confirmed });
         }
         Ok(())
+    }
+
+    /// S4: a write reaches what an election guards. True when it had an effect.
+    pub fn written(&mut self, election: &ElectionName, epoch: Epoch) -> Result<bool, String> {
+        let newest = self.leases.get(election).copied().unwrap_or_default().epoch;
+        let resource = self.resources.entry(election.clone()).or_default();
+        let effect = resource.write(epoch, newest, self.guarded);
+        match effect {
+            Ok(true) => self.stats.writes += 1,
+            Ok(false) => self.stats.refused += 1,
+            Err(_) => {}
+        }
+        effect.map_err(|text| format!("S4: {election}: {text}"))
     }
 
     fn watch(&mut self, node: u64, state: &State, applied: &Applied) -> Result<(), String> {

@@ -15,6 +15,7 @@ use regent_core::reply::{Rejection, Reply};
 use regent_core::state::election::Election;
 use regent_raft::runtime::SimNode;
 
+use super::leases;
 use super::network::ask;
 use super::node::{Handle, TIMING, entry, read_index, submit};
 use super::options::Mutant;
@@ -68,6 +69,7 @@ pub fn start(world: &World, addr: Addr) -> Client {
         core: Arc::new(Mutex::new(core)),
         world: world.clone(),
     };
+    world.set_client(client.clone());
     drop(client.life.spawn(world.seed(), client.clone().run()));
     client
 }
@@ -116,11 +118,14 @@ impl Client {
                 return;
             };
             let now = client.world.reading(client.addr);
-            let mut core = client.core.lock();
-            let clock = core.holder.as_mut().filter(|c| c.session().session == renewal.session);
-            if let (Some(clock), Some(outcome)) = (clock, outcomes.first()) {
-                clock.answered(renewal.number, RenewalAnswer::Outcome(*outcome), now);
+            {
+                let mut core = client.core.lock();
+                let clock = core.holder.as_mut().filter(|c| c.session().session == renewal.session);
+                if let (Some(clock), Some(outcome)) = (clock, outcomes.first()) {
+                    clock.answered(renewal.number, RenewalAnswer::Outcome(*outcome), now);
+                }
             }
+            leases::look(&client.world);
         };
         drop(self.life.spawn(self.world.seed(), send));
     }
@@ -161,6 +166,7 @@ impl Client {
         match standing {
             Some((epoch, Standing::Held)) => {
                 self.world.checker().stats.held += 1;
+                leases::write(&self.world, &name, epoch);
                 match self.world.below(20) {
                     0 => self.resign(&session, &name, epoch).await,
                     1 => self.read(&session, &name).await,
@@ -223,15 +229,18 @@ impl Client {
     }
 
     fn granted(&self, session: &HolderSession, name: &ElectionName, epoch: Epoch) {
-        let mut core = self.core.lock();
-        if core.over.contains(&epoch) {
-            return;
+        {
+            let mut core = self.core.lock();
+            if core.over.contains(&epoch) {
+                return;
+            }
+            let Some(clock) = core.holder.as_mut() else { return };
+            if clock.session().session == session.session {
+                clock.granted(epoch);
+                core.grants.insert(name.clone(), epoch);
+            }
         }
-        let Some(clock) = core.holder.as_mut() else { return };
-        if clock.session().session == session.session {
-            clock.granted(epoch);
-            core.grants.insert(name.clone(), epoch);
-        }
+        leases::look(&self.world);
     }
 
     fn gone(&self, session: &HolderSession) {

@@ -5,6 +5,7 @@ mod chaos;
 mod check;
 mod client;
 mod disk;
+mod leases;
 mod members;
 mod network;
 mod node;
@@ -81,6 +82,7 @@ pub fn run(seed: u64, options: &Options) -> Outcome {
             world.violation(format!("a task panicked: {panic}"));
         }
         let (hash, events) = world.trace_hash();
+        world.close();
         let checker = world.checker();
         Outcome {
             hash,

@@ -26,6 +26,7 @@ use regent_raft::store::vfs::Vfs;
 use regent_raft::{Consensus, ConsensusConfig, RunMode, StartError};
 
 use super::disk::LyingDisk;
+use super::leases;
 use super::network::{Port, ask};
 use super::options::Mutant;
 use super::world::World;
@@ -82,6 +83,7 @@ impl Sink for Ear {
         if let Err(text) = found {
             self.world.violation(text);
         }
+        leases::look_at(&self.world, self.id, state, &self.lease.lock());
     }
 
     fn installed(&self, state: &State) {
@@ -183,7 +185,9 @@ async fn rounds(node: Handle) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let sent = node.world.reading(node.id);
         if let Some(revision) = read_index(&node, ASK).await {
-            node.lease.lock().clock.read_index_answered(sent, revision);
+            let mut lease = node.lease.lock();
+            lease.clock.read_index_answered(sent, revision);
+            leases::look_at(&node.world, node.id, &node.consensus.state().read(), &lease);
         }
     }
 }

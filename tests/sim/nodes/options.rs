@@ -19,11 +19,13 @@ pub enum Mutant {
     ReadUnapplied,
     /// A node names a holder for as long as its row stands, whoever leads by then (C3).
     BelieveForever,
+    /// The resource takes writes under any epoch (S4).
+    UnguardedResource,
 }
 
 impl Mutant {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Self); 8] = [
+    pub const ALL: [(&'static str, Self); 9] = [
         ("lying-disk", Self::LyingDisk),
         ("old-disk", Self::OldDisk),
         ("local-reads", Self::LocalReads),
@@ -32,6 +34,7 @@ impl Mutant {
         ("diverging", Self::Diverging),
         ("read-unapplied", Self::ReadUnapplied),
         ("believe-forever", Self::BelieveForever),
+        ("unguarded-resource", Self::UnguardedResource),
     ];
 
     /// Reads a name.

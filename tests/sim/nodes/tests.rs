@@ -30,6 +30,8 @@ fn seeds_keep_every_invariant_and_recover() {
     assert!(stats.iter().map(|s| s.acks).sum::<u64>() > 500, "{stats:?}");
     assert!(stats.iter().map(|s| s.reads).sum::<u64>() > 500, "{stats:?}");
     assert!(stats.iter().map(|s| s.held).sum::<u64>() > 100, "{stats:?}");
+    assert!(stats.iter().map(|s| s.writes).sum::<u64>() > 100, "{stats:?}");
+    assert!(stats.iter().map(|s| s.refused).sum::<u64>() > 0, "{stats:?}");
     assert!(stats.iter().map(|s| s.installs).sum::<u64>() > 0, "{stats:?}");
 }
 
@@ -81,6 +83,7 @@ fn each_mutant_is_noticed_by_the_rule_that_it_breaks() {
             Mutant::LooseHolder => &["S5", "C3"],
             Mutant::Diverging => &["S9"],
             Mutant::BelieveForever => &["C3"],
+            Mutant::UnguardedResource => &["S4"],
         };
         assert!(rules.iter().any(|rule| said.contains(rule)), "{name}: {said}");
         assert!(!said.contains("simulated E"), "{name} was noticed by another fault: {said}");

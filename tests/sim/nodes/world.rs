@@ -13,6 +13,7 @@ use regent_raft::store::sim_disk::split_mix;
 use tokio::time::Instant;
 
 use super::check::Checker;
+use super::client::Client;
 use super::node::Handle;
 use super::options::Options;
 
@@ -37,6 +38,7 @@ struct Inner {
     events: u64,
     weather: Weather,
     running: BTreeMap<u64, Handle>,
+    clients: BTreeMap<Addr, Client>,
     clocks: BTreeMap<Addr, i64>,
 }
 
@@ -98,6 +100,7 @@ impl World {
                 events: 0,
                 weather: Weather::fair(),
                 running: BTreeMap::new(),
+                clients: BTreeMap::new(),
                 clocks: BTreeMap::new(),
             }),
         }))
@@ -227,6 +230,24 @@ impl World {
     /// All running nodes.
     pub fn nodes(&self) -> Vec<Handle> {
         self.0.inner.lock().running.values().cloned().collect()
+    }
+
+    /// Puts a client on the network, in place of its former self.
+    pub fn set_client(&self, client: Client) {
+        self.0.inner.lock().clients.insert(client.addr, client);
+    }
+
+    /// All clients, dead ones too.
+    pub fn clients(&self) -> Vec<Client> {
+        self.0.inner.lock().clients.values().cloned().collect()
+    }
+
+    /// The run is over: lets go of everybody, who all hold on to this world.
+    pub fn close(&self) {
+        let mut inner = self.0.inner.lock();
+        let gone = (std::mem::take(&mut inner.running), std::mem::take(&mut inner.clients));
+        drop(inner);
+        drop(gone);
     }
 
     /// Whether a message would get through now.

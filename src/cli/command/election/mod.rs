@@ -241,20 +241,33 @@ fn as_text(row: &v1::Election) -> String {
     format!("{head}\n{queue}")
 }
 
+async fn list_page(
+    cluster: &Cluster,
+    request: &v1::ListElectionsRequest,
+) -> Outcome<v1::ListElectionsResponse> {
+    let ask = |channel| {
+        let request = request.clone();
+        async move {
+            ElectionServiceClient::new(channel)
+                .max_decoding_message_size(MAX_ANSWER_BYTES)
+                .list_elections(request)
+                .await
+        }
+    };
+    cluster.ask("list the elections", ask).await
+}
+
 async fn list(context: &Context, prefix: String, read: Read) -> Outcome {
     let cluster = Cluster::open(&context.globals)?;
-    let request = v1::ListElectionsRequest { prefix, read: read.to_wire() };
-    let answer = cluster
-        .ask("list the elections", |channel| {
-            let request = request.clone();
-            async move {
-                ElectionServiceClient::new(channel)
-                    .max_decoding_message_size(MAX_ANSWER_BYTES)
-                    .list_elections(request)
-                    .await
-            }
-        })
-        .await?;
+    let mut request =
+        v1::ListElectionsRequest { prefix, read: read.to_wire(), after: String::new() };
+    let mut answer = list_page(&cluster, &request).await?;
+    while let (true, Some(last)) = (answer.more, answer.elections.last()) {
+        request.after = last.name.clone();
+        let page = list_page(&cluster, &request).await?;
+        answer.elections.extend(page.elections);
+        answer.more = page.more;
+    }
     context.out.table(
         || {
             json!({

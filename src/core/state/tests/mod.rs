@@ -124,6 +124,26 @@ fn put_service(spec: ServiceSpec) -> Command {
 }
 
 #[test]
+fn elections_are_named_by_prefix_and_from_where_a_page_ended() {
+    let mut bench = Bench::new();
+    for name in ["a", "b/1", "b/2", "b/3", "b0", "c"] {
+        let election = name.parse().unwrap();
+        let preferred = Locality::default();
+        bench.run(Command::PutElection { election, preferred, expect: Expect::Any });
+    }
+    let named = |prefix, after| -> Vec<_> {
+        bench.state.elections_named(prefix, after).map(|(name, _)| name.as_str()).collect()
+    };
+    assert_eq!(named("", "").len(), 6);
+    assert_eq!(named("b/", ""), ["b/1", "b/2", "b/3"]);
+    assert_eq!(named("b/", "b/2"), ["b/3"]);
+    assert_eq!(named("b/", "b/3"), [""; 0]);
+    assert_eq!(named("b/", "a"), named("b/", ""));
+    assert_eq!(named("", "b/3"), ["b0", "c"]);
+    assert_eq!(named("d", ""), [""; 0]);
+}
+
+#[test]
 fn a_revision_that_does_not_rise_changes_nothing() {
     let mut bench = Bench::new();
     bench.open(1);
