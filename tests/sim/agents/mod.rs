@@ -3,8 +3,8 @@
 //! time, so that hours of leases, pauses and changes of leader pass in a second.
 //!
 //! What is real: [`State`](regent_core::state::State) on every node, `NodeClock`, `Gate`, `Skew`,
-//! `Expiry`, `HolderClock`, `EpochGuard`. What is abstract: the log (one sequence, commit after a delay, the fate
-//! of entries in flight at a change of leader drawn by chance) and the network.
+//! `Expiry`, `HolderClock`, `EpochGuard`. What is abstract: the log (one sequence, commit after a
+//! delay, the fate of entries in flight at a change of leader drawn by chance) and the network.
 //!
 //! Two classes of runs with their own expectations. *Within* PROTOCOL.md A1: S3, S4, S5, S8, S9, C8 and
 //! deduplication hold, every time. *Beyond* it (rates up to 4 %, clocks that stop for seconds) lease

@@ -1,8 +1,9 @@
 //! The invariants, checked as things happen (numbers of DESIGN.md, section 4).
 //!
-//! S3 epochs rise per key · S4 nothing late has an effect · S5 one holder at a time, under A1 · S9 equal state at equal revision ·
-//! S10 and S11 nothing acknowledged is missing from what is read later · S12 each node's watcher
-//! sees every change once, in order, or is told that the state was replaced.
+//! S3 epochs rise per key · S4 nothing late has an effect · S5 one holder at a time, under A1 ·
+//! S9 equal state at equal revision · S10 and S11 nothing acknowledged is missing from what is read
+//! later · S12 each node's watcher sees every change once, in order, or is told that the state was
+//! replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
