@@ -17,6 +17,7 @@ mod lost_log;
 mod members;
 mod old_disk;
 mod own;
+mod power;
 mod restore;
 mod revoked;
 mod security;
