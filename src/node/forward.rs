@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tonic::{Response, Status};
 
 use crate::peers::Peers;
+use crate::telemetry::request;
 
 /// Bytes of entries in one message: far below the largest message among nodes. Entries under way:
 /// below what the leader has of one follower.
@@ -49,7 +50,9 @@ impl Forwarder {
     /// Hands `entry` to `leader` and waits for its answer until `until`. Dropped earlier, the entry
     /// may still take effect.
     pub async fn hand_over(&self, leader: &Leader, entry: Bytes, until: Instant) -> Forwarded {
-        let asked = self.stream(leader).ask(Ask { method: "", body: entry, until });
+        let request_id = request::current().map_or_else(String::new, |id| id.to_string());
+        let ask = Ask { request_id, ..Ask::new("", entry, until) };
+        let asked = self.stream(leader).ask(ask);
         match tokio::time::timeout_at(until, asked).await {
             Ok(Asked::Answer(Ok(reply))) => Forwarded::Answer(
                 postcard::from_bytes(&reply)

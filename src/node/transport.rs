@@ -60,7 +60,7 @@ impl GrpcTransport {
         let stream = self
             .peers
             .heartbeats(to, &member.address, || self.open_heartbeats(to, member.address.clone()));
-        let asked = stream.ask(Ask { method: "", body, until: began + ttl });
+        let asked = stream.ask(Ask::new("", body, began + ttl));
         let admission = self.admission.clone();
         async move {
             // A frozen peer does not keep the deadline that the call carries.

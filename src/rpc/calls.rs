@@ -114,11 +114,11 @@ impl Calls {
 
     async fn carried(&self, method: &'static str, body: Bytes, until: Instant) -> Asked {
         let (stream, is_new) = self.stream();
-        let asked = stream.ask(Ask { method, body: body.clone(), until }).await;
+        let asked = stream.ask(Ask::new(method, body.clone(), until)).await;
         match asked {
             // The stream ended with its connection before this call left: a new one may fare better.
             Asked::NotSent(_) if !is_new && Instant::now() < until => {
-                self.stream().0.ask(Ask { method, body, until }).await
+                self.stream().0.ask(Ask::new(method, body, until)).await
             }
             asked => asked,
         }

@@ -50,6 +50,15 @@ pub struct Ask {
     pub body: Bytes,
     /// By when the answer must be there.
     pub until: Instant,
+    /// As in [`v1::Call::request_id`].
+    pub request_id: String,
+}
+
+impl Ask {
+    /// Without a request id.
+    pub fn new(method: &'static str, body: Bytes, until: Instant) -> Self {
+        Self { method, body, until, request_id: String::new() }
+    }
 }
 
 struct Item {
@@ -238,7 +247,7 @@ impl Outgoing {
             ttl_ms,
             method: ask.method.to_owned(),
             request: ask.body,
-            request_id: String::new(),
+            request_id: ask.request_id,
         });
         bytes
     }

@@ -20,7 +20,7 @@ use tracing::instrument::Instrumented;
 
 use crate::http::Metrics;
 use crate::http::metrics::Answered;
-use crate::telemetry::request::{Pace, REQUEST_ID, RequestId, span};
+use crate::telemetry::request::{Pace, REQUEST_ID, RequestId, at_once_on_behalf_of, span};
 
 /// A service whose calls are counted, named and, when they fail, logged.
 #[derive(Clone)]
@@ -122,7 +122,9 @@ where
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Ok(mut response) = ready!(Pin::new(&mut self.inner).poll(cx));
+        let Self { inner, id, .. } = &mut *self;
+        let polled = at_once_on_behalf_of(id, || Pin::new(inner).poll(cx));
+        let Ok(mut response) = ready!(polled);
         // A call that failed has its status in the head; one that went well has it behind the body.
         let failed = Status::from_header_map(response.headers()).filter(|s| s.code() != Code::Ok);
         self.counted.answered(failed.as_ref().map_or(Code::Ok, Status::code));
@@ -214,6 +216,9 @@ mod tests {
             .with_ansi(false)
             .with_writer(move || writer.clone())
             .finish();
+        // While there is but one subscriber, whether a line is wanted at all is asked of the thread
+        // that comes by first, and remembered for all: a test on another thread has none, and says no.
+        let _second = tracing::Dispatch::new(tracing_subscriber::registry());
         let _guard = tracing::subscriber::set_default(subscriber);
         let mut calls = Calls::of(Told, pace, Arc::new(Metrics::new()));
         assert!(calls.call(ask(Some(code as i32), Some("deploy-42"))).await.is_ok());

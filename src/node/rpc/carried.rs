@@ -26,7 +26,7 @@ use super::election::ElectionHandler;
 use super::guard::{MAX_DEADLINE, Until};
 use super::mux;
 use crate::shell::Shell;
-use crate::telemetry::request::{Pace, RequestId, call_span};
+use crate::telemetry::request::{Pace, RequestId, call_span, on_behalf_of};
 
 /// Serves streams of calls.
 pub struct CallHandler(pub Arc<Shell>);
@@ -52,7 +52,8 @@ async fn answer(handler: Arc<ElectionHandler>, peer: Option<PeerIdentity>, call:
     let request_id = RequestId::given(&call.request_id);
     let span = call_span(Pace::Frequent, &request_id, &call.method, peer.as_ref());
     let mut counted = Counted::begin(&handler.0.metrics);
-    let outcome = dispatch(&handler, peer, &call).instrument(span.clone()).await;
+    let work = dispatch(&handler, peer, &call).instrument(span.clone());
+    let outcome = on_behalf_of(request_id.clone(), work).await;
     counted.answered(outcome.as_ref().map_or_else(Status::code, |_| Code::Ok));
     let outcome = match outcome {
         Ok(response) => Outcome::Response(response),

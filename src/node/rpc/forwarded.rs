@@ -12,11 +12,13 @@ use regent_rpc::pb::v1::answer::Outcome;
 use regent_rpc::pb::v1::{Answer, AnswerBatch, Call, CallBatch};
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
+use tracing::Instrument as _;
 
 use super::guard::{MAX_DEADLINE, went_back};
 use super::mux;
 use crate::admission::Pass;
 use crate::shell::Shell;
+use crate::telemetry::request::{RequestId, forwarded_span};
 
 /// Entries of one follower that are under way at most.
 const MAX_UNDER_WAY: usize = 8_192;
@@ -34,7 +36,11 @@ pub fn serve(
             went_back(why)
         })
     };
-    mux::serve(calls, MAX_UNDER_WAY, judge, move |call| propose(shell.clone(), node, call).boxed())
+    mux::serve(calls, MAX_UNDER_WAY, judge, move |call| {
+        let id = RequestId::given(&call.request_id);
+        let span = forwarded_span(&id, node);
+        propose(shell.clone(), node, call).instrument(span).boxed()
+    })
 }
 
 async fn propose(shell: Arc<Shell>, from: NodeId, call: Call) -> Answer {
@@ -49,7 +55,10 @@ async fn propose(shell: Arc<Shell>, from: NodeId, call: Call) -> Answer {
             Ok(reply) => Outcome::Response(
                 postcard::to_stdvec(&reply).expect("a reply has no type postcard refuses").into(),
             ),
-            Err(status) => mux::failure(&status, String::new()),
+            Err(status) => {
+                tracing::debug!(code = ?status.code(), why = status.message(), "refused");
+                mux::failure(&status, String::new())
+            }
         }
     };
     Answer { id, outcome: Some(outcome) }

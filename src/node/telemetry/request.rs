@@ -8,6 +8,7 @@ use std::fmt;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
+use regent_core::id::NodeId;
 use regent_rpc::tls::PeerIdentity;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -72,6 +73,25 @@ impl fmt::Display for RequestId {
     }
 }
 
+tokio::task_local! {
+    static CURRENT: RequestId;
+}
+
+/// The id of the call on whose behalf this runs; none where the node acts by itself.
+pub fn current() -> Option<RequestId> {
+    CURRENT.try_with(RequestId::clone).ok()
+}
+
+/// `work` on behalf of the call `id`: [`current`] tells it.
+pub fn on_behalf_of<F: Future>(id: RequestId, work: F) -> impl Future<Output = F::Output> {
+    CURRENT.scope(id, work)
+}
+
+/// The same for what does not wait.
+pub fn at_once_on_behalf_of<T>(id: &RequestId, work: impl FnOnce() -> T) -> T {
+    CURRENT.sync_scope(id.clone(), work)
+}
+
 /// How often calls of a service come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
@@ -111,6 +131,11 @@ pub fn call_span(
     }
 }
 
+/// A span for an entry that `from` handed over on behalf of its call `id`.
+pub fn forwarded_span(id: &RequestId, from: NodeId) -> tracing::Span {
+    tracing::debug_span!(target: REQUEST_TARGET, "forwarded", %id, %from)
+}
+
 /// Who calls, for a log line.
 struct Caller<'a>(Option<&'a PeerIdentity>);
 
@@ -145,6 +170,20 @@ mod tests {
         let id = RequestId::of(&headers);
         assert_eq!(id.to_header().to_str().expect("plain"), id.to_string());
         id.to_string()
+    }
+
+    #[tokio::test]
+    async fn what_runs_on_behalf_of_a_call_knows_its_id() {
+        assert!(current().is_none());
+        let work = async {
+            tokio::task::yield_now().await;
+            current().map(|id| id.to_string())
+        };
+        let told = on_behalf_of(RequestId::given("deploy-42"), work).await;
+        assert_eq!(told.as_deref(), Some("deploy-42"));
+        let told = at_once_on_behalf_of(&RequestId::Ours(7), current);
+        assert_eq!(told.map(|id| id.to_string()).as_deref(), Some("0000000000000007"));
+        assert!(current().is_none());
     }
 
     #[test]
