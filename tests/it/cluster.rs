@@ -44,6 +44,20 @@ impl Drop for Scratch {
     }
 }
 
+/// Copies a directory with all that is in it; `to` is made when it is missing.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 /// A running cluster; ended and removed when dropped, also when the test fails.
 pub struct Cluster {
     pub lab: Lab,

@@ -2,20 +2,7 @@
 
 use regent_lab::process::Fault;
 
-use crate::cluster::{Cluster, PATIENCE, mark, until};
-
-fn copy(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
+use crate::cluster::{Cluster, PATIENCE, copy_dir, mark, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_brought_back_from_an_old_disk_image_is_quarantined() {
@@ -28,7 +15,7 @@ async fn a_node_brought_back_from_an_old_disk_image_is_quarantined() {
     cluster.kill(victim).await;
     let data = cluster.lab.node(victim).unwrap().data_dir.clone();
     let image = data.with_extension("image");
-    copy(&data, &image);
+    copy_dir(&data, &image);
     // The node goes on with another start, so its boot counter is ahead of the image.
     cluster.restart(victim);
     cluster.ready().await;

@@ -2,14 +2,14 @@
 //! The log alone is cut more often, in the tests of regent-raft; here it is the log together with
 //! snapshots, identity, the history of the audit chain, and what the nodes make of each other.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use regent_forgetful::{Disk, Mount, go_without};
 use regent_rpc::client::{CampaignOptions, Session, SessionOptions};
 
-use crate::cluster::{Cluster, election, marks};
+use crate::cluster::{Cluster, copy_dir, election, marks};
 use crate::writers::{Writers, assert_all_there, assert_same_state};
 
 /// Cuts in the run; before every other one the nodes make a snapshot.
@@ -36,7 +36,7 @@ impl Powered {
             powered.cluster.kill(id).await;
             let data = powered.cluster.lab.node(id).unwrap().data_dir.clone();
             let there = powered.at.join(format!("node-{id}"));
-            copy(&data, &there);
+            copy_dir(&data, &there);
             std::fs::remove_dir_all(&data).unwrap();
             std::os::unix::fs::symlink(&there, &data).unwrap();
         }
@@ -88,19 +88,6 @@ impl Powered {
             terms.push(status.map_or(0, |status| status.term));
         }
         terms
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            std::fs::copy(entry.path(), &to).unwrap();
-        }
     }
 }
 
