@@ -1,4 +1,5 @@
-//! Clocks and state hashes, compared with every other voter once a second.
+//! Clocks and state hashes, compared with every other voter once a second; each also says whether it
+//! can write ([`Disks`]).
 //!
 //! Two things can go wrong without any error message: a clock that runs differently (C9), and a
 //! state that came out differently (S9). A node whose clock a majority contradicts abstains from
@@ -20,6 +21,7 @@ use regent_core::time::Reading;
 use regent_rpc::pb::raft::{CompareRequest, CompareResponse};
 use tonic::Status;
 
+use crate::disks::Disks;
 use crate::shell::Shell;
 
 /// How often.
@@ -46,6 +48,8 @@ pub struct Comparison {
     candidate: Mutex<Option<Hashed>>,
     skew: Mutex<Skew>,
     levels: Mutex<BTreeMap<NodeId, u32>>,
+    /// Which voters cannot write.
+    pub disks: Arc<Disks>,
 }
 
 impl Comparison {
@@ -143,23 +147,31 @@ impl Shell {
         let asked = others.iter().map(|(id, address, _)| self.compare_with(*id, address, mine));
         let answers = join_all(asked).await;
         *self.comparison.candidate.lock() = self.comparison.hashes.lock().back().copied();
-        let Some(mine) = mine else { return Finding::Agree };
-        let hashes: Vec<(NodeId, [u8; 16])> = others
+        let voices: Vec<(NodeId, CompareResponse)> = others
             .iter()
             .zip(answers)
             .filter(|((_, _, voter), _)| *voter)
-            .filter_map(|((id, _, _), hash)| Some((*id, hash?)))
+            .filter_map(|((id, _, _), answer)| Some((*id, answer?)))
             .collect();
+        let own = (self.node, status.storage_problem.clone());
+        let told = voices.iter().map(|(id, answer)| (*id, answer.storage_problem.clone()));
+        let problems = told.chain([own]).filter(|(_, problem)| !problem.is_empty()).collect();
+        self.comparison.disks.heard(voters().count() + 1, &problems);
+        let Some(mine) = mine else { return Finding::Agree };
+        let known = |(id, answer): &(NodeId, CompareResponse)| {
+            Some((*id, answer.hash.as_ref().try_into().ok()?))
+        };
+        let hashes: Vec<_> = voices.iter().filter_map(known).collect();
         judge(mine, &hashes, voters().count() + 1)
     }
 
-    /// One exchange with one node; its hash at the asked revision, if it told one.
+    /// One exchange with one node; what it said, if it was heard.
     async fn compare_with(
         &self,
         node: NodeId,
         address: &str,
         mine: Option<Hashed>,
-    ) -> Option<[u8; 16]> {
+    ) -> Option<CompareResponse> {
         let mut client = self.peers.peer(node, address).ok()?;
         let sent = self.clock.now();
         let held = self.consensus.held();
@@ -181,7 +193,7 @@ impl Shell {
         let exchange = Exchange { sent, received, peer, nonce: Nonce(answer.nonce) };
         self.comparison.skew.lock().exchanged(node, exchange);
         self.comparison.levels.lock().insert(node, answer.feature_level);
-        answer.hash.as_ref().try_into().ok()
+        Some(answer)
     }
 
     /// The other side of it.
@@ -200,6 +212,7 @@ impl Shell {
             nonce: self.peers.start().nonce.0,
             hash: hash.map_or_else(Vec::new, |h| h.to_vec()).into(),
             feature_level: FEATURE_LEVEL,
+            storage_problem: self.leadership.status().storage_problem.clone(),
         })
     }
 

@@ -11,6 +11,7 @@ pub mod clocks;
 pub mod come_up;
 pub mod compare;
 pub mod config;
+pub mod disks;
 pub mod duties;
 pub mod figures;
 pub mod forward;

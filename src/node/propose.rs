@@ -18,6 +18,7 @@ use regent_rpc::convert::status::{self, Leader};
 use tokio::time::Instant;
 use tonic::Status;
 
+use crate::disks::Disks;
 use crate::forward::{Forwarded, Forwarder};
 use crate::leadership::Leadership;
 use crate::peers::Peers;
@@ -33,6 +34,7 @@ pub struct Proposer {
     leadership: Leadership,
     forwarder: Arc<Forwarder>,
     clock: Arc<dyn Clock>,
+    disks: Arc<Disks>,
 }
 
 /// What became of one try.
@@ -51,8 +53,9 @@ impl Proposer {
         leadership: Leadership,
         peers: Arc<Peers>,
         clock: Arc<dyn Clock>,
+        disks: Arc<Disks>,
     ) -> Self {
-        Self { consensus, leadership, forwarder: Arc::new(Forwarder::new(peers)), clock }
+        Self { consensus, leadership, forwarder: Arc::new(Forwarder::new(peers)), clock, disks }
     }
 
     /// Proposes `command` in the name of `by`; answers when it was applied.
@@ -122,6 +125,7 @@ impl Proposer {
     /// # Errors
     /// Consensus errors as statuses, UNAVAILABLE with a hint when another node leads.
     pub async fn as_leader(&self, entry: Bytes, until: Instant) -> Result<Reply, Status> {
+        self.disks.allow()?;
         let left = until.saturating_duration_since(Instant::now());
         self.consensus.propose(entry, left).await.map_err(refuse::consensus)
     }

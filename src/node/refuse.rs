@@ -27,11 +27,7 @@ pub fn consensus(error: ConsensusError) -> Status {
         ConsensusError::Overloaded => {
             status::overloaded("too many proposals are under way", RETRY_AFTER)
         }
-        ConsensusError::Storage(problem) => status::unavailable(
-            rule::STORAGE,
-            format!("this node cannot write: {problem}"),
-            STORAGE_RETRY_AFTER,
-        ),
+        ConsensusError::Storage(problem) => storage(format!("this node cannot write: {problem}")),
         ConsensusError::Membership(problem) => {
             status::refused("membership", problem, "see `regent members list`")
         }
@@ -41,6 +37,11 @@ pub fn consensus(error: ConsensusError) -> Status {
             RETRY_AFTER,
         ),
     }
+}
+
+/// The status for what cannot be written anywhere that counts.
+pub fn storage(what: String) -> Status {
+    status::unavailable(rule::STORAGE, what, STORAGE_RETRY_AFTER)
 }
 
 /// If `status` says that the answering node does not lead: where the leader is, if it knew.

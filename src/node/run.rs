@@ -375,8 +375,13 @@ async fn assemble(
 
     let patience = Duration::from_millis(timing.elect_ms());
     let leadership = Leadership::new(node, consensus.status(), patience);
-    let proposer =
-        Proposer::new(consensus.clone(), leadership.clone(), peers.clone(), clock.clone());
+    let proposer = Proposer::new(
+        consensus.clone(),
+        leadership.clone(),
+        peers.clone(),
+        clock.clone(),
+        comparison.disks.clone(),
+    );
     let reads = Reads::start(
         consensus.clone(),
         leadership.clone(),

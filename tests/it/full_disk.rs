@@ -9,8 +9,9 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
-use crate::cluster::{Cluster, REGENT, until};
+use crate::cluster::{Cluster, REGENT, mark, marks, until};
 use crate::http_port::readiness;
 use crate::own::{Own, said};
 use crate::writers::{Writers, assert_all_there, assert_same_state};
@@ -101,4 +102,47 @@ async fn a_node_with_a_full_disk_says_so_and_recovers_by_itself_when_there_is_sp
     assert_same_state(&cluster).await;
     let text = said(cluster.lab.node(victim).unwrap());
     assert!(!text.contains("panicked"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_majority_has_full_disks_writes_are_refused_by_name_and_go_on_with_space() {
+    if !is_root() {
+        eprintln!("NOT RUN: mounting small disks for two nodes needs root");
+        return;
+    }
+    let mut cluster = Cluster::up("full-disks", 3).await;
+    let mut own = Vec::new();
+    for victim in [2, 3] {
+        cluster.kill(victim).await;
+        own.push(on_a_small_disk(&mut cluster, victim));
+        cluster.ready().await;
+    }
+    let admin = cluster.client("admin");
+    mark(&admin, "mark/before").await.unwrap();
+    let ballast = [2, 3].map(|victim| fill(&cluster, victim));
+    let brief = admin.with_timeout(Duration::from_secs(2));
+    let mut tried = 0;
+    until("writes to be refused because of the disks", async || {
+        tried += 1;
+        let refused = mark(&brief, &format!("mark/full/{tried}")).await;
+        refused.is_err_and(|error| {
+            let text = error.to_string();
+            text.contains("a majority of the nodes cannot write")
+                && text.contains("node 2: no space left")
+                && text.contains("node 3: no space left")
+        })
+    })
+    .await;
+    for file in ballast {
+        std::fs::remove_file(file).unwrap();
+    }
+    // Another name each time: a try whose outcome is unknown may have taken effect.
+    until("writes to go on", async || {
+        tried += 1;
+        mark(&brief, &format!("mark/after/{tried}")).await.is_ok()
+    })
+    .await;
+    let there = marks(&admin, "mark/").await;
+    assert!(there.contains(&"mark/before".to_owned()), "{there:?}");
+    assert_same_state(&cluster).await;
 }
