@@ -8,7 +8,8 @@ use regent_core::limits::MAX_ENTRY_BYTES;
 /// A request from outside: the largest is a service declaration or a renewal batch, and neither
 /// may become an entry above [`MAX_ENTRY_BYTES`].
 pub const MAX_REQUEST_BYTES: usize = MAX_ENTRY_BYTES;
-/// An answer to the outside: lists of 20,000 services are the largest (about 2 KiB each).
+/// An answer to the outside: a page of a list has 4 MiB and a row, the rest is room for nodes that
+/// do not page.
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// A message among nodes: a batch of appended entries, or a chunk of a snapshot.
 pub const MAX_PEER_MESSAGE_BYTES: usize = 32 * 1024 * 1024;

@@ -172,17 +172,32 @@ async fn apply(context: &Context, args: Apply) -> Outcome {
     Ok(())
 }
 
-async fn list(context: &Context, read: Read) -> Outcome {
-    let cluster = Cluster::open(&context.globals)?;
-    let read = read.to_wire();
-    let answer = cluster
-        .ask("list the services", |channel| async move {
+async fn list_page(
+    cluster: &Cluster,
+    request: &v1::ListServicesRequest,
+) -> Outcome<v1::ListServicesResponse> {
+    let ask = |channel| {
+        let request = request.clone();
+        async move {
             TopologyServiceClient::new(channel)
                 .max_decoding_message_size(MAX_ANSWER_BYTES)
-                .list_services(v1::ListServicesRequest { read })
+                .list_services(request)
                 .await
-        })
-        .await?;
+        }
+    };
+    cluster.ask("list the services", ask).await
+}
+
+async fn list(context: &Context, read: Read) -> Outcome {
+    let cluster = Cluster::open(&context.globals)?;
+    let mut request = v1::ListServicesRequest { read: read.to_wire(), after: String::new() };
+    let mut answer = list_page(&cluster, &request).await?;
+    while let (true, Some(last)) = (answer.more, answer.services.last()) {
+        request.after = last.spec.as_ref().map_or_else(String::new, |spec| spec.name.clone());
+        let page = list_page(&cluster, &request).await?;
+        answer.services.extend(page.services);
+        answer.more = page.more;
+    }
     context.out.table(
         || {
             json!({

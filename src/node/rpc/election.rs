@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
-use prost::Message as _;
 use regent_core::authz::Verb;
 use regent_core::command::Command;
 use regent_core::limits::RHO_PPM;
 use regent_core::reply::Reply;
+use regent_core::state::election::Election;
 use regent_rpc::convert::common::{election_name, epoch_out, freshness};
 use regent_rpc::convert::{election as convert, status};
 use regent_rpc::pb::v1::election_service_server::ElectionService;
@@ -21,15 +21,11 @@ use regent_rpc::pb::v1::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
+use super::page::page;
 use super::watches::ObserveCall;
 use crate::shell::Shell;
 use crate::watch::election_view;
 use crate::watch::serve::WatchCall as _;
-
-/// Elections in one page: made while the state is locked against entries, so about a millisecond.
-const PAGE_ROWS: usize = 1_000;
-/// A page ends at this many bytes, too.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// Serves elections.
 pub struct ElectionHandler(pub Arc<Shell>);
@@ -154,22 +150,13 @@ impl ElectionService for ElectionHandler {
         let ListElectionsRequest { prefix, read, after } = request.into_inner();
         let age_ms = self.0.reads.fresh(freshness(read), caller.until).await?;
         let state = self.0.state.read();
-        let mut page = ListElectionsResponse {
-            stamp: Some(self.0.stamp(&state, age_ms)),
-            ..ListElectionsResponse::default()
-        };
-        let mut bytes = 0;
-        for (name, row) in state.elections_named(&prefix, &after) {
-            if page.elections.len() == PAGE_ROWS || bytes >= PAGE_BYTES {
-                page.more = true;
-                break;
-            }
+        let view = |(name, row): (_, &Election)| {
             let live = row.holder.as_ref().is_some_and(|h| self.0.clocks.believed_live(h.session));
-            let view = election_view(&state, name, row, live);
-            bytes += view.encoded_len();
-            page.elections.push(view);
-        }
-        Ok(Response::new(page))
+            election_view(&state, name, row, live)
+        };
+        let (elections, more) = page(state.elections_named(&prefix, &after).map(view));
+        let stamp = Some(self.0.stamp(&state, age_ms));
+        Ok(Response::new(ListElectionsResponse { stamp, elections, more }))
     }
 
     /// Only reached around [`super::watches`]; the same, decoded.

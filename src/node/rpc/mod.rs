@@ -9,6 +9,7 @@ pub mod election;
 pub mod forwarded;
 pub mod guard;
 pub mod mux;
+pub mod page;
 pub mod peer;
 pub mod raft;
 pub mod topology;

@@ -1,5 +1,6 @@
 //! `regent.v1.TopologyService`: what services are declared.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
@@ -27,6 +28,7 @@ use tonic::{Request, Response, Status};
 
 use super::election::odd;
 use super::guard::Caller;
+use super::page::page;
 use super::watches::WatchServicesCall;
 use crate::shell::Shell;
 use crate::watch::serve::WatchCall as _;
@@ -147,12 +149,14 @@ impl TopologyService for TopologyHandler {
         request: Request<ListServicesRequest>,
     ) -> Result<Response<ListServicesResponse>, Status> {
         let caller = self.0.admit(&request, Verb::ServicesRead, "services")?;
-        let age_ms = self.0.reads.fresh(freshness(request.into_inner().read), caller.until).await?;
+        let ListServicesRequest { read, after } = request.into_inner();
+        let age_ms = self.0.reads.fresh(freshness(read), caller.until).await?;
         let state = self.0.state.read();
-        let services = state.services().iter();
-        let services = services.map(|(name, row)| service_view(&state, name, row)).collect();
+        let above = (Bound::Excluded(after.as_str()), Bound::Unbounded);
+        let rows = state.services().range::<str, _>(above);
+        let (services, more) = page(rows.map(|(name, row)| service_view(&state, name, row)));
         let stamp = Some(self.0.stamp(&state, age_ms));
-        Ok(Response::new(ListServicesResponse { stamp, services }))
+        Ok(Response::new(ListServicesResponse { stamp, services, more }))
     }
 
     async fn delete_service(

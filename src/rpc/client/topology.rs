@@ -56,7 +56,7 @@ impl Client {
         .await
     }
 
-    /// All services.
+    /// All services, page after page. The stamp is the first page's: nothing in the answer is older.
     ///
     /// # Errors
     /// [`CallError`].
@@ -64,8 +64,29 @@ impl Client {
         &self,
         read: Freshness,
     ) -> Result<v1::ListServicesResponse, CallError> {
+        let mut all = self.list_services_after("", read).await?;
+        while let (true, Some(last)) = (all.more, all.services.last()) {
+            let name = last.spec.as_ref().map_or("", |spec| &spec.name);
+            let page = self.list_services_after(name, read).await?;
+            all.services.extend(page.services);
+            all.more = page.more;
+        }
+        Ok(all)
+    }
+
+    /// One page of [`Client::list_services`]: names above `after`, in their order. There are more
+    /// when the answer says so.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn list_services_after(
+        &self,
+        after: &str,
+        read: Freshness,
+    ) -> Result<v1::ListServicesResponse, CallError> {
         self.read(|calls, left| {
-            let message = v1::ListServicesRequest { read: freshness_out(read) };
+            let (read, after) = (freshness_out(read), after.to_owned());
+            let message = v1::ListServicesRequest { read, after };
             async move { api(&calls).list_services(request(message, left)).await }
         })
         .await
