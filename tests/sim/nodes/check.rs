@@ -64,8 +64,9 @@ pub struct Checker {
     pub acked: Revision,
     hashes: BTreeMap<Revision, [u8; 16]>,
     leases: BTreeMap<ElectionName, Lease>,
-    /// Epochs that were confirmed by their holders and then taken because their time was up.
-    lapsed: BTreeSet<Epoch>,
+    /// Epochs that were confirmed by their holders and then taken because their time was up. By
+    /// election: one entry grants all that a session leaves behind, under one epoch.
+    lapsed: BTreeSet<(ElectionName, Epoch)>,
     watchers: BTreeMap<u64, Watcher>,
     resources: BTreeMap<ElectionName, Resource>,
     /// Figures.
@@ -89,10 +90,10 @@ impl Checker {
         }
     }
 
-    /// Whether this epoch was confirmed by its holder and then ended by the clock alone. Only then
+    /// Whether this epoch of an election was confirmed by its holder and then ended by the clock alone. Only then
     /// must nobody have named its holder any more (C3): who resigns may be named for a while.
-    pub fn has_lapsed(&self, epoch: Epoch) -> bool {
-        self.lapsed.contains(&epoch)
+    pub fn has_lapsed(&self, election: &ElectionName, epoch: Epoch) -> bool {
+        self.lapsed.contains(&(election.clone(), epoch))
     }
 
     /// Keeps the first violation.
@@ -154,7 +155,7 @@ impl Checker {
             }
             let expired = matches!(applied.reply, Reply::Expired { .. });
             if expired && before.confirmed && holder != before.holder {
-                self.lapsed.insert(before.epoch);
+                self.lapsed.insert((name.clone(), before.epoch));
             }
             let session = holder.and_then(|id| state.sessions().get(&id));
             let confirmed = session.is_some_and(|row_of| row_of.known_grant >= row.epoch.revision);

@@ -65,7 +65,7 @@ fn misnamed(world: &World, node: u64, state: &State, lease: &Lease, holders: &Ho
         };
         let other = who.iter().find(|(_, epoch, _)| *epoch != named.epoch);
         if let Some(other) = other
-            && world.checker().has_lapsed(named.epoch)
+            && world.checker().has_lapsed(name, named.epoch)
         {
             let epoch = named.epoch;
             world

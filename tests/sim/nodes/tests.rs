@@ -57,6 +57,12 @@ fn a_removal_that_was_acknowledged_leaves_no_member_behind() {
     assert_eq!(run(20_083, &options(20, None)).violation, None);
 }
 
+#[test]
+fn a_node_may_name_who_resigned_while_another_of_the_same_entrys_grants_lapses() {
+    // The checker took the two for one: both were granted by one entry, under one epoch.
+    assert_eq!(run(100_607, &options(20, None)).violation, None);
+}
+
 /// Seeds within which every mutant must be noticed. The slowest, when this was written, took 3, and
 /// is noticed by one seed in twelve: whatever shifts the seeds must not make this fail.
 const ENOUGH: u64 = 60;
