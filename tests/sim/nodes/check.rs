@@ -90,8 +90,9 @@ impl Checker {
         }
     }
 
-    /// Whether this epoch of an election was confirmed by its holder and then ended by the clock alone. Only then
-    /// must nobody have named its holder any more (C3): who resigns may be named for a while.
+    /// Whether this epoch of an election was confirmed by its holder and then ended by the clock
+    /// alone. Only then must nobody have named its holder any more (C3): who resigns may be named for
+    /// a while.
     pub fn has_lapsed(&self, election: &ElectionName, epoch: Epoch) -> bool {
         self.lapsed.contains(&(election.clone(), epoch))
     }
