@@ -109,8 +109,8 @@ pub struct Switch {
 
 impl Rule {
     /// Every rule, with what breaks without it.
-    pub const ALL: [Switch; 31] = {
-        use super::{S1, S2};
+    pub const ALL: [Switch; 33] = {
+        use super::{S1, S2, S6};
         const SMALL: Bounds = Bounds::SMALL;
         const TWICE: Bounds = Bounds { operations: 2, ..SMALL };
         const REBOOT: Bounds = Bounds { crashes: 1, ..SMALL };
@@ -135,10 +135,12 @@ impl Rule {
             breaks(Rule::PledgePersisted, S1, REBOOT),
             breaks(Rule::ReceiptOfThisFence, S1, Bounds { closed: 1, ..TWICE }),
             breaks(Rule::OutQuorum, S1, APPROVED),
+            breaks(Rule::OutQuorum, S6, APPROVED),
             breaks(Rule::OutOverAllOfA, S1, Bounds { members: 0b010, sets: 1, ..APPROVED }),
             breaks(Rule::LapseIsNoProof, S1, APPROVED),
             breaks(Rule::FetchFromRecruit, S1, Bounds { fetches: 1, ..SMALL }),
             breaks(Rule::CompleteQuorum, S2, SMALL),
+            breaks(Rule::CompleteQuorum, S6, SMALL),
             breaks(Rule::CompleteOverC, S2, TWICE),
             breaks(Rule::CandidateHoldsMaximum, S2, SMALL),
             breaks(Rule::ResignEndCompared, S2, PLANNED),
