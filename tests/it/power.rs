@@ -3,13 +3,12 @@
 //! snapshots, identity, the history of the audit chain, and what the nodes make of each other.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use futures::StreamExt as _;
 use regent_forgetful::{Disk, Mount, go_without};
 use regent_rpc::client::{CampaignOptions, Session, SessionOptions};
 
-use crate::cluster::{Cluster, copy_dir, election, marks};
+use crate::cluster::{Cluster, copy_dir, election, marks, until};
 use crate::writers::{Writers, assert_all_there, assert_same_state};
 
 /// Cuts in the run; before every other one the nodes make a snapshot.
@@ -84,8 +83,13 @@ impl Powered {
     async fn terms(&self) -> Vec<u64> {
         let mut terms = Vec::new();
         for id in 1..=3 {
-            let status = self.cluster.connections.status(id).await;
-            terms.push(status.map_or(0, |status| status.term));
+            let mut term = None;
+            until("the node to say its term", async || {
+                term = self.cluster.connections.status(id).await.map(|status| status.term);
+                term.is_some()
+            })
+            .await;
+            terms.extend(term);
         }
         terms
     }
@@ -140,7 +144,6 @@ async fn under_disks_that_only_pretend_to_sync_the_loss_is_seen() {
         powered.cluster.restart(id);
     }
     // All of them lost the same, so nobody can know: what was acknowledged is gone.
-    tokio::time::sleep(Duration::from_secs(1)).await;
     powered.cluster.ready().await;
     let there = marks(&powered.cluster.client("admin"), "mark/").await;
     assert!(there.len() < acknowledged.len(), "nothing was lost: the test above cannot fail");

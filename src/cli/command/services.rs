@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use regent_rpc::convert::page::gets_on;
 use regent_rpc::convert::topology;
 use regent_rpc::limits::MAX_ANSWER_BYTES;
 use regent_rpc::pb::v1;
@@ -179,10 +180,12 @@ async fn list_page(
     let ask = |channel| {
         let request = request.clone();
         async move {
-            TopologyServiceClient::new(channel)
+            let after = request.after.clone();
+            let page = TopologyServiceClient::new(channel)
                 .max_decoding_message_size(MAX_ANSWER_BYTES)
                 .list_services(request)
-                .await
+                .await?;
+            gets_on(&after, page)
         }
     };
     cluster.ask("list the services", ask).await

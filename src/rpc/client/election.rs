@@ -11,6 +11,7 @@ use super::{CallError, Client};
 use crate::calls::{Calls, method};
 use crate::convert::common::{self, Freshness, epoch_out, expect_out, freshness_out, locality_out};
 use crate::convert::election::ObserveScope;
+use crate::convert::page::gets_on;
 use crate::limits::MAX_ANSWER_BYTES;
 use crate::pb::v1;
 use crate::pb::v1::election_service_client::ElectionServiceClient;
@@ -82,7 +83,10 @@ impl Client {
         self.read(|calls, left| {
             let (prefix, after) = (prefix.to_owned(), after.to_owned());
             let message = v1::ListElectionsRequest { prefix, read: freshness_out(read), after };
-            async move { api(&calls).list_elections(request(message, left)).await }
+            async move {
+                let after = message.after.clone();
+                gets_on(&after, api(&calls).list_elections(request(message, left)).await?)
+            }
         })
         .await
     }

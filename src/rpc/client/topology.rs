@@ -10,6 +10,7 @@ use super::watch::{ServiceEvents, Watch};
 use super::{CallError, Client};
 use crate::calls::Calls;
 use crate::convert::common::{self, Freshness, epoch_out, expect_out, freshness_out};
+use crate::convert::page::gets_on;
 use crate::convert::topology::spec_out;
 use crate::limits::MAX_ANSWER_BYTES;
 use crate::pb::v1;
@@ -87,7 +88,10 @@ impl Client {
         self.read(|calls, left| {
             let (read, after) = (freshness_out(read), after.to_owned());
             let message = v1::ListServicesRequest { read, after };
-            async move { api(&calls).list_services(request(message, left)).await }
+            async move {
+                let after = message.after.clone();
+                gets_on(&after, api(&calls).list_services(request(message, left)).await?)
+            }
         })
         .await
     }

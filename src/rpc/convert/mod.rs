@@ -8,6 +8,7 @@ pub mod audit;
 pub mod cluster;
 pub mod common;
 pub mod election;
+pub mod page;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ mod campaign;
 mod observe;
 mod prefer;
 
+use regent_rpc::convert::page::gets_on;
 use regent_rpc::limits::MAX_ANSWER_BYTES;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
@@ -248,10 +249,12 @@ async fn list_page(
     let ask = |channel| {
         let request = request.clone();
         async move {
-            ElectionServiceClient::new(channel)
+            let after = request.after.clone();
+            let page = ElectionServiceClient::new(channel)
                 .max_decoding_message_size(MAX_ANSWER_BYTES)
                 .list_elections(request)
-                .await
+                .await?;
+            gets_on(&after, page)
         }
     };
     cluster.ask("list the elections", ask).await
