@@ -94,6 +94,8 @@ impl Proposer {
         }
         let give_up = self.leadership.give_up_at(until);
         let mut leader = self.leadership.other_than(None, give_up).await?;
+        // An earlier try may take effect: no later refusal says that nothing was done.
+        let mut lost = None;
         let mut last = None;
         for _ in 0..MAX_TRIES {
             let tried = if leader.node == self.leadership.node() {
@@ -102,22 +104,22 @@ impl Proposer {
                 self.there(&leader, entry.clone(), again, until).await
             };
             match tried {
-                Try::Answer(answer) => return answer,
+                Try::Answer(answer) => return answer.map_err(|refused| lost.unwrap_or(refused)),
                 Try::NotLeader(Some(hint)) if hint.node != leader.node => {
                     leader = hint;
                     continue;
                 }
                 Try::NotLeader(_) => last = Some(status::not_leader(None, refuse::RETRY_AFTER)),
-                Try::Lost(status) if again => last = Some(status),
+                Try::Lost(status) if again => lost = Some(status),
                 Try::Lost(status) => return Err(status),
             }
             // Nobody has heard of another leader yet; wait for the election to end.
             match self.leadership.other_than(Some(leader.node), give_up).await {
                 Ok(next) => leader = next,
-                Err(none) => return Err(last.unwrap_or(none)),
+                Err(none) => return Err(lost.or(last).unwrap_or(none)),
             }
         }
-        Err(last.unwrap_or_else(|| status::not_leader(None, refuse::RETRY_AFTER)))
+        Err(lost.or(last).unwrap_or_else(|| status::not_leader(None, refuse::RETRY_AFTER)))
     }
 
     /// Proposes on this node, which must lead; for entries that another node handed over.
@@ -146,7 +148,8 @@ impl Proposer {
             tokio::select! {
                 outcome = call => outcome,
                 () = self.leadership.moved_from(leader.node) => {
-                    return Try::NotLeader(self.leadership.now());
+                    let what = "the leader changed before it answered; it may still take effect";
+                    return Try::Lost(status::outcome_unknown(what));
                 }
             }
         } else {
