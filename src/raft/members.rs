@@ -23,6 +23,9 @@ const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 /// A transfer that was not done within this many of the longest election timeouts has failed.
 const TRANSFER_TIMEOUTS: u32 = 4;
 
+/// A voter that this many of the longest election timeouts did not bring an answer from is away.
+const HEARD_TIMEOUTS: u32 = 2;
+
 /// What the leader knows about another member.
 struct Peer {
     matched: Option<u64>,
@@ -89,6 +92,7 @@ impl Consensus {
         if !self.inner.member_ids().contains(&id.0) {
             return refuse(format!("node {id} is not a member: add it as a learner first"));
         }
+        self.inner.live_of(&[id.0], 1).await;
         let last = self.inner.raft.metrics().borrow_watched().last_log_index.unwrap_or(0);
         let peer = self.inner.peer(id);
         if !peer.live {
@@ -128,8 +132,8 @@ impl Consensus {
             return refuse("the last voter cannot be removed".into());
         }
         let me = self.inner.config.id;
-        let live = rest.iter().filter(|v| **v == me.0 || self.inner.peer(NodeId(**v)).live).count();
         let need = rest.len() / 2 + 1;
+        let live = self.inner.live_of(&rest, need).await;
         if live < need {
             return refuse(format!(
                 "without node {id}, {need} of {} voters are needed, but only {live} answer",
@@ -165,10 +169,14 @@ impl Consensus {
                 return refuse(format!("node {to} has no vote"));
             }
             Some(to) => to,
-            None => match self.inner.best_successor() {
-                Some(to) => to,
-                None => return refuse("no other voter answers".into()),
-            },
+            None => {
+                let others = self.inner.voters().into_iter().filter(|id| *id != me.0);
+                self.inner.live_of(&others.collect::<Vec<_>>(), 1).await;
+                match self.inner.best_successor() {
+                    Some(to) => to,
+                    None => return refuse("no other voter answers".into()),
+                }
+            }
         };
         let mut metrics = self.inner.raft.server_metrics();
         self.inner.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
@@ -253,6 +261,19 @@ impl Inner {
             .map(|(_, id)| NodeId(id))
     }
 
+    /// How many of these voters answer; waits for `enough` of them. A leader that was elected a
+    /// moment ago has heard from nobody yet, which says nothing about the others: it must not
+    /// refuse what it was elected to do, such as to remove the leader before it.
+    async fn live_of(&self, ids: &[u64], enough: usize) -> usize {
+        let me = self.config.id;
+        let live = || ids.iter().filter(|id| **id == me.0 || self.peer(NodeId(**id)).live).count();
+        let mut metrics = self.raft.metrics();
+        let heard = async { while live() < enough && metrics.changed().await.is_ok() {} };
+        let limit = self.config.timing.election_max_ms * u64::from(HEARD_TIMEOUTS);
+        let _ = tokio::time::timeout(Duration::from_millis(limit), heard).await;
+        live()
+    }
+
     fn must_lead(&self) -> Result<(), ConsensusError> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
@@ -285,7 +306,7 @@ impl Inner {
         let metrics: &openraft::RaftMetrics<Types> = &metrics.borrow_watched();
         let matched = metrics.replication.as_ref().and_then(|r| r.get(&id.0).copied().flatten());
         let heard = metrics.heartbeat.as_ref().and_then(|h| h.get(&id.0).copied().flatten());
-        let limit = 2 * self.config.timing.election_max_ms;
+        let limit = self.config.timing.election_max_ms * u64::from(HEARD_TIMEOUTS);
         Peer {
             matched: matched.map(|m| m.index()),
             live: heard.is_some_and(|at| millis_since(*at) <= limit),

@@ -125,6 +125,7 @@ async fn members_come_and_go_under_load_and_nothing_acknowledged_is_lost() {
             && cluster.leader().await == first
     })
     .await;
+    writers.progress(20).await;
     remove(&mut cluster, first).await;
     assert_ne!(cluster.leader().await, first);
     writers.progress(20).await;

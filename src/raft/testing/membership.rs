@@ -130,6 +130,18 @@ async fn a_leader_asked_to_remove_itself_hands_over_and_its_successor_removes_it
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_leader_that_has_heard_from_nobody_yet_waits_before_it_refuses_a_removal() {
+    let cluster = Cluster::of(3, plain).await;
+    let old = cluster.leader().await;
+    let [new, third] = [0, 1].map(|n| (old + n) % 3 + 1);
+    cluster.slow_down(third, Duration::from_millis(20));
+    cluster.node(old).transfer_leader(Some(NodeId(new))).await.unwrap();
+    let begun = tokio::time::Instant::now();
+    cluster.node(new).remove(NodeId(old)).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(20), "it had heard from node {third} already");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_voter_cannot_be_removed() {
     let cluster = Cluster::of(1, plain).await;
     assert!(why(cluster.node(1).remove(NodeId(1)).await.unwrap_err()).contains("last voter"));
