@@ -4,9 +4,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, ConnectError, Request, Response, Status};
 
-use super::{CallError, Client};
+use super::{CallError, CallErrorKind, Client};
 use crate::calls::Calls;
 use crate::convert::status::{Refused, rule};
 use crate::pb::v1;
@@ -22,8 +22,10 @@ const MAX_HINTS_AT_ONCE: u32 = 2;
 /// What an attempt without an answer allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Safety {
-    /// Repeating it does no harm.
-    Repeatable,
+    /// It changes nothing: repeating it does no harm.
+    Read,
+    /// It carries a request id: repeating it does no harm, but an attempt may have taken effect.
+    Write,
     /// Repeat it only after an answer that says it was not done.
     Once,
 }
@@ -54,7 +56,7 @@ impl Client {
         F: Fn(Calls, Duration) -> A,
         A: Future<Output = Result<Response<T>, Status>>,
     {
-        self.call(Safety::Repeatable, attempt).await
+        self.call(Safety::Read, attempt).await
     }
 
     /// A write: every attempt carries the same request id.
@@ -65,7 +67,7 @@ impl Client {
     {
         let lane = self.inner.lanes.take();
         let id = crate::convert::common::request_out(lane.request());
-        self.call(Safety::Repeatable, |calls, left| attempt(calls, left, id)).await
+        self.call(Safety::Write, |calls, left| attempt(calls, left, id)).await
     }
 
     /// The loop behind every call.
@@ -78,11 +80,13 @@ impl Client {
         let nodes = &self.inner.nodes;
         let (mut pause, mut patience) = (FIRST_PAUSE, self.options.attempt);
         let (mut attempts, mut hints) = (0, 0);
+        // The first attempt of a write that may have taken effect.
+        let mut lost: Option<CallError> = None;
         loop {
             let (at, node) = nodes.current();
             let left = deadline.saturating_duration_since(Instant::now());
             let given = match safety {
-                Safety::Repeatable => patience.min(left),
+                Safety::Read | Safety::Write => patience.min(left),
                 Safety::Once => left,
             };
             attempts += 1;
@@ -121,11 +125,35 @@ impl Client {
                 Some(wait) if Instant::now() + wait < deadline => tokio::time::sleep(wait).await,
                 _ => {
                     let endpoint = node.address.clone();
-                    return Err(CallError { status, refused, endpoint, attempts });
+                    let last = CallError { status, refused, endpoint, attempts };
+                    return Err(match lost {
+                        // That nobody did the last attempt says nothing of the one before.
+                        Some(lost) if last.kind() == CallErrorKind::Unreachable => {
+                            CallError { attempts, ..lost }
+                        }
+                        _ => last,
+                    });
                 }
+            }
+            if safety == Safety::Write && lost.is_none() && may_have_arrived(&status, &refused) {
+                let endpoint = node.address.clone();
+                lost = Some(CallError { status, refused, endpoint, attempts });
             }
         }
     }
+}
+
+/// Whether a failed attempt may have been carried out all the same.
+fn may_have_arrived(status: &Status, refused: &Option<Refused>) -> bool {
+    match refused {
+        Some(refused) => refused.rule == rule::OUTCOME_UNKNOWN,
+        None => !never_connected(status),
+    }
+}
+
+fn never_connected(status: &Status) -> bool {
+    let first = std::error::Error::source(status);
+    std::iter::successors(first, |error| error.source()).any(|error| error.is::<ConnectError>())
 }
 
 /// Full jitter: clients that failed together do not come back together.
@@ -152,7 +180,7 @@ fn judge(status: &Status, refused: Option<&Refused>, safety: Safety) -> Next {
         // how a reset stream does.
         (Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown, _)
         | (Code::Internal, None)
-            if safety == Safety::Repeatable =>
+            if safety != Safety::Once =>
         {
             Next::Again { elsewhere: true, at_least }
         }
@@ -175,7 +203,7 @@ mod tests {
         let lost = Status::unknown("transport error");
         assert_eq!(judged(&lost, Safety::Once), Next::GiveUp);
         assert_eq!(judged(&outcome_unknown("late"), Safety::Once), Next::GiveUp);
-        assert!(matches!(judged(&lost, Safety::Repeatable), Next::Again { .. }));
+        assert!(matches!(judged(&lost, Safety::Write), Next::Again { .. }));
         let later = not_leader(None, Duration::from_millis(40));
         let again = Next::Again { elsewhere: true, at_least: Duration::from_millis(40) };
         assert_eq!(judged(&later, Safety::Once), again);
@@ -187,7 +215,7 @@ mod tests {
         let hint = not_leader(Some(leader), Duration::ZERO);
         assert_eq!(judged(&hint, Safety::Once), Next::Follow("b:1".to_owned()));
         let no = refused("not_holder", "no", "");
-        assert_eq!(judged(&no, Safety::Repeatable), Next::GiveUp);
+        assert_eq!(judged(&no, Safety::Write), Next::GiveUp);
         let busy = overloaded("busy", Duration::from_millis(5));
         let again = Next::Again { elsewhere: false, at_least: Duration::from_millis(5) };
         assert_eq!(judged(&busy, Safety::Once), again);

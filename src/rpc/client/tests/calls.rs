@@ -58,6 +58,41 @@ async fn a_call_ends_at_its_deadline_and_says_that_nobody_did_it() {
     assert!(error.to_string().contains("no leader"), "{error}");
 }
 
+/// A write whose first answer was lost, on a cluster that then has no leader any more.
+#[tokio::test]
+async fn a_refusal_after_a_lost_answer_does_not_say_that_nothing_was_done() {
+    let fake = Fake::start(2).await;
+    fake.all(&Mode::LosesAnswers);
+    let client = fake.any().with_timeout(Duration::from_millis(600));
+    let opening =
+        tokio::spawn(async move { Session::open(&client, SessionOptions::default()).await });
+    crate::testing::eventually("an attempt", || !requests(&fake, "open_session").is_empty()).await;
+    fake.all(&Mode::NoLeader);
+    let error = opening.await.unwrap().unwrap_err();
+    assert!(error.attempts >= 2, "{error:?}");
+    assert_eq!(error.kind(), CallErrorKind::OutcomeUnknown, "{error}");
+}
+
+#[tokio::test]
+async fn a_node_that_could_not_be_reached_took_nothing() {
+    let fake = Fake::start(1).await;
+    fake.all(&Mode::NoLeader);
+    let gone = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let endpoints = vec![gone.clone(), fake.addresses[0].clone()];
+    for _ in 0..4 {
+        let client = fake.client(&endpoints, ClientOptions::default());
+        let client = client.with_timeout(Duration::from_millis(300));
+        let error = Session::open(&client, SessionOptions::default()).await.unwrap_err();
+        if error.endpoint != gone {
+            assert_eq!(error.kind(), CallErrorKind::Unreachable, "{error}");
+            assert!(error.attempts >= 2, "{error:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_frozen_node_costs_one_attempt_and_not_the_deadline() {
     let fake = Fake::start(3).await;
