@@ -29,6 +29,7 @@ pub mod id;
 pub mod lease;
 pub mod limits;
 pub mod reply;
+pub mod role;
 pub mod spec;
 pub mod state;
 pub mod time;

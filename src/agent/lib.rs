@@ -1,0 +1,1 @@
+//! regent-agent: the sidecar of one instance. Its decisions are `regent_core::agent`.

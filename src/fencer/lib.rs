@@ -1,0 +1,1 @@
+//! regent-fencer: the small process that PostgreSQL cannot outlive (PROTOCOL.md E1, E2).
