@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
+use crate::id::{InstanceName, ServiceName};
+
 /// What a certificate may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
@@ -103,6 +105,13 @@ impl Principal {
         Self::new(Role::Node, "cluster")
     }
 
+    /// Of an agent: its service and instance, from `<service>/<instance>`.
+    pub fn instance(&self) -> Option<(ServiceName, InstanceName)> {
+        let (service, instance) = self.name.rsplit_once('/')?;
+        let is_agent = self.role == Role::Agent;
+        is_agent.then(|| Some((service.parse().ok()?, instance.parse().ok()?)))?
+    }
+
     /// Reads `spiffe://<trust>/<role>/<name>`.
     ///
     /// # Errors
@@ -179,11 +188,19 @@ pub enum Verb {
     Backup,
     /// Restore, recover: begins a new incarnation.
     Recover,
+    /// Speak for one's own instance: starts, receipts, observations.
+    InstanceSpeak,
+    /// Operations, roles and what explains them.
+    OperationsRead,
+    /// Switch over, fail over, pause, give up an operation.
+    OperationsRun,
+    /// Answer approvals.
+    ApprovalsAnswer,
 }
 
 impl Verb {
     /// All verbs, in the order of the documentation.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::Internal,
         Self::StatusRead,
         Self::MembersRead,
@@ -197,6 +214,10 @@ impl Verb {
         Self::AuditRead,
         Self::Backup,
         Self::Recover,
+        Self::InstanceSpeak,
+        Self::OperationsRead,
+        Self::OperationsRun,
+        Self::ApprovalsAnswer,
     ];
 
     /// As in an audit record.
@@ -215,6 +236,10 @@ impl Verb {
             Self::AuditRead => "audit.read",
             Self::Backup => "backup",
             Self::Recover => "recover",
+            Self::InstanceSpeak => "instance.speak",
+            Self::OperationsRead => "operations.read",
+            Self::OperationsRun => "operations.run",
+            Self::ApprovalsAnswer => "approvals.answer",
         }
     }
 }
@@ -231,18 +256,41 @@ pub fn allows(role: Role, verb: Verb) -> bool {
     match role {
         Role::Node => matches!(verb, V::Internal | V::StatusRead | V::MembersRead),
         Role::Agent => {
-            matches!(verb, V::StatusRead | V::ServicesRead | V::ElectionsRead | V::Sessions)
+            matches!(
+                verb,
+                V::StatusRead
+                    | V::ServicesRead
+                    | V::ElectionsRead
+                    | V::Sessions
+                    | V::InstanceSpeak
+                    | V::OperationsRead
+            )
         }
         Role::Router => matches!(verb, V::StatusRead | V::ServicesRead | V::ElectionsRead),
         Role::Client => {
             matches!(verb, V::StatusRead | V::ElectionsRead | V::ElectionsLead | V::Sessions)
         }
-        Role::Observer | Role::Approver => {
-            matches!(verb, V::StatusRead | V::MembersRead | V::ServicesRead | V::ElectionsRead)
-        }
+        Role::Observer => matches!(
+            verb,
+            V::StatusRead | V::MembersRead | V::ServicesRead | V::ElectionsRead | V::OperationsRead
+        ),
+        Role::Approver => matches!(
+            verb,
+            V::StatusRead
+                | V::MembersRead
+                | V::ServicesRead
+                | V::ElectionsRead
+                | V::OperationsRead
+                | V::ApprovalsAnswer
+        ),
         Role::Auditor => matches!(
             verb,
-            V::StatusRead | V::MembersRead | V::ServicesRead | V::ElectionsRead | V::AuditRead
+            V::StatusRead
+                | V::MembersRead
+                | V::ServicesRead
+                | V::ElectionsRead
+                | V::AuditRead
+                | V::OperationsRead
         ),
         Role::Operator => matches!(
             verb,
@@ -254,9 +302,11 @@ pub fn allows(role: Role, verb: Verb) -> bool {
                 | V::ElectionsLead
                 | V::ElectionsWrite
                 | V::Sessions
+                | V::OperationsRead
+                | V::OperationsRun
         ),
-        // Not `Internal`: a person's certificate must never speak Raft.
-        Role::Admin => verb != V::Internal,
+        // A person's certificate must never speak Raft, nor for an instance.
+        Role::Admin => !matches!(verb, V::Internal | V::InstanceSpeak),
     }
 }
 

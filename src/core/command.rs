@@ -3,6 +3,8 @@
 //! A command names what it saw (a revision, a renewal number, an epoch), so that `apply` can judge
 //! it from the log alone. None carries a local clock; wall time is for people.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::authz::{Principal, Verb};
@@ -10,6 +12,7 @@ use crate::id::{
     ClientId, ElectionName, Epoch, Incarnation, InstanceName, Locality, NodeId, Nonce,
     PartitionName, RenewalNumber, Revision, Serial, ServiceName, SessionId,
 };
+use crate::role::{AgentStart, FenceKind, Loss, Lsn, Phase, Receipt};
 use crate::spec::ServiceSpec;
 use crate::time::WallMs;
 use crate::timing::Timing;
@@ -152,6 +155,53 @@ pub enum Command {
     /// The leader waited until no holder of the life before `incarnation` can believe in its lease:
     /// elections are granted again.
     OpenGrants { incarnation: Incarnation },
+
+    /// A start of an instance's agent, or a new session of the same start (B, E2).
+    AcceptStart { service: ServiceName, instance: InstanceName, start: Box<AgentStart> },
+    /// The first grant of a service (G): to an instance that reported, when all have.
+    GrantFirst { service: ServiceName, candidate: InstanceName },
+    /// Opens a role change (D): from here on the holder is fenced.
+    OpenFence { service: ServiceName, kind: FenceKind, seen: Epoch, reason: String },
+    /// A switchover's standbys are detached, once the holder has resigned.
+    CutStandbys { service: ServiceName, fence: Revision },
+    /// A failover takes over the switchover that is open.
+    TakeOverFence { service: ServiceName, fence: Revision, verdict: String, reason: String },
+    /// What instances have proved; sent by their agents.
+    RecordReceipt { service: ServiceName, receipt: Box<Receipt> },
+    /// A recruit fetches from another one of the same fence.
+    OrderFetch { service: ServiceName, fence: Revision, to: InstanceName, from: InstanceName },
+    /// The next epoch (D): refused unless OUT, COMPLETE and FREE are in the log.
+    GrantRole {
+        service: ServiceName,
+        fence: Revision,
+        candidate: InstanceName,
+        loss: Loss,
+        approval: Option<Revision>,
+    },
+    /// Gives a role change up before its grant.
+    CloseFence { service: ServiceName, fence: Revision, reason: String },
+    /// The sync set changes under one holder; `seen` is the revision of the set before.
+    ChangeSet { service: ServiceName, seen: Revision, members: BTreeSet<InstanceName>, k: u32 },
+    /// The holder saw a transaction, begun after the names of this set were in force, return under
+    /// it: what went before is covered (D).
+    ConfirmCovered { service: ServiceName, epoch: Epoch, set: Revision },
+    /// The candidate is primary: verified by a canary.
+    RecordPromotion { service: ServiceName, epoch: Epoch, timeline: u32, switch: Lsn },
+    /// An operation enters a phase that no other command begins.
+    AdvanceOperation { service: ServiceName, operation: Revision, phase: Phase },
+    /// Asks people.
+    OpenApproval {
+        service: ServiceName,
+        fence: Revision,
+        candidate: InstanceName,
+        loss: Loss,
+        without_out: bool,
+        question: String,
+    },
+    /// People answer.
+    AnswerApproval { service: ServiceName, approval: Revision, granted: bool, reason: String },
+    /// People keep Regent's hands off a service, or no longer (E5).
+    SetPause { service: ServiceName, paused: bool, reason: String },
 }
 
 /// One session's renewal (C4).
@@ -239,7 +289,23 @@ impl Command {
             Self::PutService { spec, .. } => Scope::Service(spec.name.clone()),
             Self::DeleteService { service, .. }
             | Self::ReleaseQuarantine { service, .. }
-            | Self::AssignPartition { service, .. } => Scope::Service(service.clone()),
+            | Self::AssignPartition { service, .. }
+            | Self::AcceptStart { service, .. }
+            | Self::GrantFirst { service, .. }
+            | Self::OpenFence { service, .. }
+            | Self::CutStandbys { service, .. }
+            | Self::TakeOverFence { service, .. }
+            | Self::RecordReceipt { service, .. }
+            | Self::OrderFetch { service, .. }
+            | Self::GrantRole { service, .. }
+            | Self::CloseFence { service, .. }
+            | Self::ChangeSet { service, .. }
+            | Self::ConfirmCovered { service, .. }
+            | Self::RecordPromotion { service, .. }
+            | Self::AdvanceOperation { service, .. }
+            | Self::OpenApproval { service, .. }
+            | Self::AnswerApproval { service, .. }
+            | Self::SetPause { service, .. } => Scope::Service(service.clone()),
             Self::Campaign { election, .. }
             | Self::Resign { election, .. }
             | Self::ResignEpoch { election, .. }

@@ -10,6 +10,7 @@ use crate::reply::Reply;
 use crate::state::audit::AuditRecord;
 use crate::state::election::Election;
 use crate::state::partition::Partition;
+use crate::state::role::row::{Operation, ServiceRole};
 use crate::state::service::Service;
 
 /// Everything one applied entry did.
@@ -36,6 +37,10 @@ pub enum Change {
     Election(ElectionName, Option<Arc<Election>>),
     /// A partition of a service.
     Partition(ServiceName, PartitionName, Option<Arc<Partition>>),
+    /// A service's role: its primary, sets, fence, instances.
+    Role(ServiceName, Option<Arc<ServiceRole>>),
+    /// An operation of a service; its id is the revision that began it.
+    Operation(ServiceName, Revision, Option<Arc<Operation>>),
     /// The cluster row: incarnation, timing, feature level, members' boots.
     Cluster,
     /// A new incarnation: every watch, session and lease of before is void.

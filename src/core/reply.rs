@@ -29,6 +29,9 @@ pub enum Reply {
     Rejected(Rejection),
     /// It was so already, since `revision`; nothing was changed, and nothing is wrong.
     Unchanged { revision: Revision },
+    /// An agent's start is accepted: the counter to persist, and the lease mark of its session (0:
+    /// it holds nothing).
+    StartAccepted { boot: u64, mark: Revision, revision: Revision },
 }
 
 /// What became of one renewal.
@@ -104,6 +107,64 @@ pub enum Rejection {
     /// The thing is in use.
     #[error("{what} {name:?} is in use: {by}")]
     InUse { what: String, name: String, by: String },
+    /// An instance's disk went back in time, or forgot a pledge: it has no role until cloned anew.
+    #[error("instance {instance:?} is quarantined: {why}")]
+    InstanceQuarantined { instance: String, why: String },
+    /// A rule of the role change says no.
+    #[error("{rule}: {why}")]
+    RoleRule { rule: RoleRule, why: String },
+}
+
+/// The rules of PROTOCOL.md D that refuse, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RoleRule {
+    /// The role change named is not open, or another is.
+    FenceNotOpen,
+    /// One role change at a time.
+    FenceOpen,
+    /// S6: the old holder may still acknowledge.
+    NotOut,
+    /// S2, S6: the candidate may lack what was acknowledged.
+    NotComplete,
+    /// The candidate may not be primary now.
+    NotFree,
+    /// S7: what could be lost is above the bound, and nobody approved it.
+    LossBound,
+    /// A receipt of another fence, start or instance.
+    ReceiptVoid,
+    /// The way back is closed: the holder has stopped.
+    TooLate,
+    /// Not before every declared instance has reported, or not with these reports (G).
+    NotAdopted,
+    /// People keep Regent's hands off.
+    Paused,
+    /// The phase does not follow.
+    WrongPhase,
+}
+
+impl RoleRule {
+    /// The rule's name, for the details of a status and for metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FenceNotOpen => "fence_not_open",
+            Self::FenceOpen => "fence_open",
+            Self::NotOut => "not_out",
+            Self::NotComplete => "not_complete",
+            Self::NotFree => "not_free",
+            Self::LossBound => "loss_bound",
+            Self::ReceiptVoid => "receipt_void",
+            Self::TooLate => "too_late",
+            Self::NotAdopted => "not_adopted",
+            Self::Paused => "paused",
+            Self::WrongPhase => "wrong_phase",
+        }
+    }
+}
+
+impl std::fmt::Display for RoleRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// The class of a rejection, for status codes and exit codes.
@@ -140,7 +201,9 @@ impl Rejection {
             | Self::SerialStale { .. }
             | Self::DiskWentBack { .. }
             | Self::IncarnationStale { .. }
-            | Self::InUse { .. } => RejectionKind::Refused,
+            | Self::InUse { .. }
+            | Self::InstanceQuarantined { .. }
+            | Self::RoleRule { .. } => RejectionKind::Refused,
         }
     }
 
@@ -165,6 +228,8 @@ impl Rejection {
             Self::DiskWentBack { .. } => "disk_went_back",
             Self::IncarnationStale { .. } => "incarnation_stale",
             Self::InUse { .. } => "in_use",
+            Self::InstanceQuarantined { .. } => "instance_quarantined",
+            Self::RoleRule { rule, .. } => rule.as_str(),
         }
     }
 }
@@ -180,7 +245,8 @@ impl Reply {
             | Self::Granted { revision, .. }
             | Self::Queued { revision, .. }
             | Self::NodeAllocated { revision, .. }
-            | Self::Expired { revision, .. } => Some(*revision),
+            | Self::Expired { revision, .. }
+            | Self::StartAccepted { revision, .. } => Some(*revision),
             Self::Rejected(_) => None,
         }
     }

@@ -65,6 +65,15 @@ impl Reading {
         Micros(boot.max(raw))
     }
 
+    /// This reading moved `by` into the past, not below zero.
+    #[must_use]
+    pub fn minus(self, by: Micros) -> Self {
+        Self {
+            boottime_us: self.boottime_us.saturating_sub(by.0),
+            raw_us: self.raw_us.saturating_sub(by.0),
+        }
+    }
+
     /// This reading moved `by` into the future.
     #[must_use]
     pub fn plus(self, by: Micros) -> Self {

@@ -7,12 +7,16 @@
 //! asks the node's clocks, and nothing else.
 
 pub mod expiry;
+pub mod facts;
+pub mod roles;
 
 use std::fmt;
 
 use crate::command::Command;
 
 pub use expiry::Expiry;
+pub use facts::Facts;
+pub use roles::Roles;
 
 /// What to propose, and why.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -22,7 +22,7 @@ use super::invariants;
 use super::journal::{Draft, Journal};
 use super::lanes::{self, Verdict};
 use super::version;
-use super::{State, describe, partition, refusals, service, session};
+use super::{State, describe, partition, refusals, role, service, session};
 use crate::authz::Principal;
 use crate::command::{Command, Entry, Refusal, Scope};
 use crate::effect::Applied;
@@ -346,6 +346,22 @@ fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Rejection> {
             election::put(draft, &election, preferred, expect)
         }
         Command::DeleteElection { election, expect } => election::delete(draft, &election, expect),
+        Command::AcceptStart { .. }
+        | Command::GrantFirst { .. }
+        | Command::OpenFence { .. }
+        | Command::CutStandbys { .. }
+        | Command::TakeOverFence { .. }
+        | Command::RecordReceipt { .. }
+        | Command::OrderFetch { .. }
+        | Command::GrantRole { .. }
+        | Command::CloseFence { .. }
+        | Command::ChangeSet { .. }
+        | Command::ConfirmCovered { .. }
+        | Command::RecordPromotion { .. }
+        | Command::AdvanceOperation { .. }
+        | Command::OpenApproval { .. }
+        | Command::AnswerApproval { .. }
+        | Command::SetPause { .. } => role::run(draft, command),
     }
 }
 

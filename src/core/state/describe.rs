@@ -31,6 +31,22 @@ pub(super) fn attempt(command: &Command) -> &'static str {
         Command::Proclaim { .. } => "election.proclaim",
         Command::PutElection { .. } => "election.put",
         Command::DeleteElection { .. } => "election.delete",
+        Command::AcceptStart { .. } => "agent.start",
+        Command::GrantFirst { .. } => "role.first",
+        Command::OpenFence { .. } => "role.fence",
+        Command::CutStandbys { .. } => "role.cut",
+        Command::TakeOverFence { .. } => "role.take_over",
+        Command::RecordReceipt { .. } => "role.receipt",
+        Command::OrderFetch { .. } => "role.fetch",
+        Command::GrantRole { .. } => "role.grant",
+        Command::CloseFence { .. } => "role.close",
+        Command::ChangeSet { .. } => "role.set",
+        Command::ConfirmCovered { .. } => "role.covered",
+        Command::RecordPromotion { .. } => "role.promoted",
+        Command::AdvanceOperation { .. } => "operation.advance",
+        Command::OpenApproval { .. } => "approval.open",
+        Command::AnswerApproval { .. } => "approval.answer",
+        Command::SetPause { .. } => "service.pause",
     }
 }
 

@@ -33,6 +33,7 @@ mod journal;
 mod lanes;
 pub mod partition;
 mod refusals;
+pub mod role;
 pub mod service;
 pub mod session;
 pub mod snapshot;
@@ -56,6 +57,7 @@ use self::invariants::Broken;
 use self::lanes::Lanes;
 use self::partition::Partition;
 use self::refusals::Refusals;
+use self::role::row::{Operation, ServiceRole};
 use self::service::Service;
 use self::session::Session;
 use self::tables::Tables;
@@ -63,6 +65,9 @@ use self::version::{Barrier, FEATURE_LEVEL};
 
 /// Key of the partitions table.
 pub type PartitionKey = (ServiceName, PartitionName);
+
+/// Key of the operations table: the service and the revision that began the operation.
+pub type OperationKey = (ServiceName, Revision);
 
 /// The whole replicated state of a cluster at one revision.
 #[derive(Clone, Debug, Default)]
@@ -156,6 +161,16 @@ impl State {
         service: &'a ServiceName,
     ) -> impl Iterator<Item = (&'a PartitionName, &'a Arc<Partition>)> {
         self.tables.partitions_of(service)
+    }
+
+    /// The roles of services that have ever had an agent.
+    pub fn roles(&self) -> &BTreeMap<ServiceName, Arc<ServiceRole>> {
+        self.tables.roles()
+    }
+
+    /// Operations, the newest of each service.
+    pub fn operations(&self) -> &BTreeMap<OperationKey, Arc<Operation>> {
+        self.tables.operations()
     }
 
     /// Elections that `session` leads or waits in, in order of their names.

@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::PartitionKey;
 use super::cluster::ClusterRow;
 use super::election::Election;
 use super::partition::Partition;
+use super::role::row::{Operation, ServiceRole};
 use super::service::Service;
 use super::session::{Marks, Session};
 use super::snapshot::shared_map;
+use super::{OperationKey, PartitionKey};
 use crate::authz::Principal;
 use crate::id::{ElectionName, PartitionName, ServiceName, SessionId};
 
@@ -30,6 +31,10 @@ pub(super) struct Tables {
     elections: BTreeMap<ElectionName, Arc<Election>>,
     #[serde(with = "shared_map")]
     partitions: BTreeMap<PartitionKey, Arc<Partition>>,
+    #[serde(skip)]
+    roles: BTreeMap<ServiceName, Arc<ServiceRole>>,
+    #[serde(skip)]
+    operations: BTreeMap<OperationKey, Arc<Operation>>,
     #[serde(skip)]
     index: Index,
 }
@@ -65,6 +70,14 @@ impl Tables {
 
     pub fn partitions(&self) -> &BTreeMap<PartitionKey, Arc<Partition>> {
         &self.partitions
+    }
+
+    pub fn roles(&self) -> &BTreeMap<ServiceName, Arc<ServiceRole>> {
+        &self.roles
+    }
+
+    pub fn operations(&self) -> &BTreeMap<OperationKey, Arc<Operation>> {
+        &self.operations
     }
 
     pub fn unconfirmed(&self) -> &BTreeSet<ElectionName> {

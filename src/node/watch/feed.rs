@@ -180,7 +180,7 @@ fn events_of(state: &State, applied: &Applied) -> Vec<Arc<Event>> {
                 };
                 events.push(Arc::new(Event::new(name.as_str().into(), revision, row)));
             }
-            Change::Cluster | Change::Incarnation => {}
+            Change::Role(..) | Change::Operation(..) | Change::Cluster | Change::Incarnation => {}
         }
     }
     events

@@ -349,6 +349,7 @@ fn render(applied: &Applied) -> String {
         Reply::Queued { ahead, .. } => write!(out, "queued behind {ahead}"),
         Reply::NodeAllocated { node, .. } => write!(out, "node {node}"),
         Reply::Expired { count, .. } => write!(out, "expired {count}"),
+        Reply::StartAccepted { boot, mark, .. } => write!(out, "start {boot} mark {mark}"),
         Reply::Rejected(rejection) => write!(out, "{}: {rejection}", rejection.rule()),
     }
     .unwrap();
@@ -367,6 +368,14 @@ fn render(applied: &Applied) -> String {
             Change::Service(name, None) => writeln!(out, "  service {name} gone"),
             Change::Election(name, None) => writeln!(out, "  election {name} gone"),
             Change::Partition(name, part, None) => writeln!(out, "  partition {name}/{part} gone"),
+            Change::Role(name, row) => {
+                let epoch = row.as_ref().map_or(Epoch::NONE, |row| row.epoch);
+                writeln!(out, "  role {name} {epoch}")
+            }
+            Change::Operation(name, id, row) => {
+                let phase = row.as_ref().map_or("gone", |row| row.phase.as_str());
+                writeln!(out, "  operation {name} {id} {phase}")
+            }
             Change::Cluster => writeln!(out, "  cluster"),
             Change::Incarnation => writeln!(out, "  incarnation"),
         }

@@ -1,0 +1,190 @@
+//! The rows of a service's role: who is primary, under which sets, and the one role change that may
+//! be open (PROTOCOL.md D).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Epoch, InstanceName, Nonce, Revision, SessionId};
+use crate::role::{
+    Armed, CompleteProof, DataIdentity, Directive, DirectiveNumber, FenceKind, Loss, Lsn, OutProof,
+    Phase, Receipt, SyncSet,
+};
+use crate::time::WallMs;
+
+/// Everything the log knows of one service's role. It appears with the first start of one of its
+/// agents and goes with the service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceRole {
+    /// Of the last grant; [`Epoch::NONE`] before the first.
+    pub epoch: Epoch,
+    /// To whom.
+    pub holder: Option<InstanceName>,
+    /// The holder's right; `None` once its session ended.
+    pub lease: Option<RoleLease>,
+    /// Its session lapsed, and how it was armed then: OUT (b).
+    pub lapsed: Option<Armed>,
+    /// What the holder is to use; `None` before the first grant and in lease mode.
+    pub set: Option<SyncSet>,
+    /// A: the sets under which the holder may be able to acknowledge.
+    pub a: Vec<SyncSet>,
+    /// C: the sets whose acknowledgements may not be covered yet by what follows; it holds A.
+    pub c: Vec<SyncSet>,
+    /// The role change that is open: fenced, not granted.
+    pub fence: Option<Fence>,
+    /// The promotion of the holder, once it is verified.
+    pub promoted: Option<Promotion>,
+    /// Whether the write route is open: after the promotion was verified, until the next fence.
+    pub routes_open: bool,
+    /// Set while people keep Regent's hands off (E5).
+    pub paused: Option<Pause>,
+    /// The declared instances that have ever started an agent.
+    pub instances: BTreeMap<InstanceName, InstanceRow>,
+    /// Newest operation that is not over, or the last one.
+    pub operation: Option<Revision>,
+    /// When automatic failovers were granted lately, newest last: flap control. Wall time, because
+    /// it must outlive leaders; nothing of S1 to S7 rests on it.
+    pub failovers: Vec<WallMs>,
+    /// Revision of the last change.
+    pub changed: Revision,
+}
+
+/// The right of the holder's present session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleLease {
+    /// Its session.
+    pub session: SessionId,
+    /// The grant as renewals name it (C8): the revision that bound this session to the epoch. It is
+    /// the epoch's own revision, or that of a later start of the same holder.
+    pub mark: Revision,
+}
+
+/// The open role change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// f: the revision that opened it, or that let a failover take over. Receipts are for it.
+    pub fence: Revision,
+    /// Its row among the operations.
+    pub operation: Revision,
+    /// Why.
+    pub kind: FenceKind,
+    /// A switchover whose standbys still have their upstream.
+    pub uncut: bool,
+    /// The switchover's fence that a failover took over: its Resign stays valid.
+    pub taken_over: Option<Revision>,
+    /// The best receipt of each instance, for this fence.
+    pub receipts: BTreeMap<InstanceName, Receipt>,
+}
+
+/// What the log knows of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRow {
+    /// Counter of accepted starts.
+    pub boot: u64,
+    /// The start accepted last.
+    pub nonce: Nonce,
+    /// The disk it came from.
+    pub disk: u64,
+    /// The session it was last said over; it may be gone.
+    pub session: SessionId,
+    /// How PostgreSQL is tied to its fencer.
+    pub fencer: Armed,
+    /// The data directory, as it was reported at the last start or receipt.
+    pub data: Option<DataIdentity>,
+    /// Directive under which its newest receipt was given: an agent that knows of none as high has
+    /// forgotten a pledge.
+    pub pledged: DirectiveNumber,
+    /// Why it has no role until it is cloned anew.
+    pub quarantined: Option<String>,
+    /// What it is to be.
+    pub directive: Directive,
+}
+
+/// A verified promotion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Promotion {
+    /// Its timeline.
+    pub timeline: u32,
+    /// Where it left the timeline before.
+    pub switch: Lsn,
+    /// When it was committed.
+    pub revision: Revision,
+}
+
+/// A pause by people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Since which entry.
+    pub since: Revision,
+    /// Who.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// One run of a failover or a switchover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Its kind.
+    pub kind: FenceKind,
+    /// Who began it: a person's certificate, or the cluster.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// Primary before.
+    pub from: Option<InstanceName>,
+    /// Primary after, once granted.
+    pub to: Option<InstanceName>,
+    /// The epoch granted.
+    pub epoch: Option<Epoch>,
+    /// Why the old primary is out.
+    pub out: Option<OutProof>,
+    /// Why the new one is complete.
+    pub complete: Option<CompleteProof>,
+    /// What could be lost at most.
+    pub loss: Loss,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Each phase, with the entry that began it and the proposer's wall clock, for people.
+    pub history: Vec<(Phase, Revision, WallMs)>,
+    /// The approval it waits for or was given.
+    pub approval: Option<Approval>,
+}
+
+/// A question to people (PROTOCOL.md H; its full form is yet to come).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Approval {
+    /// Revision that asked: its id.
+    pub id: Revision,
+    /// Who would be primary.
+    pub candidate: InstanceName,
+    /// Ceilings: at the grant, no value may be above.
+    pub loss: Loss,
+    /// Whether the old primary's end is unproven.
+    pub without_out: bool,
+    /// What people are asked.
+    pub question: String,
+    /// What they said.
+    pub answer: Option<Answer>,
+}
+
+/// What people said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// Yes or no.
+    pub granted: bool,
+    /// Whose certificate.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl ServiceRole {
+    /// Whether nothing but the present set matters: what was acknowledged under any other is
+    /// covered.
+    pub fn is_covered(&self) -> bool {
+        let present = self.set.as_ref();
+        self.a.iter().all(|set| Some(set) == present)
+            && self.c.iter().all(|set| Some(set) == present)
+    }
+}
