@@ -13,7 +13,9 @@
 //! - [`authz`]: who may do what (S15); deny by default.
 //! - [`state`]: `State::apply(entry) -> Applied`, the replicated state machine.
 //! - [`lease`]: the clocks of holders (C1) and nodes (C2, C3), half-dead links (C5), skew (C9).
-//! - [`decide`]: what the leader proposes by itself: the expiry of leases (C4, C8).
+//! - [`role`]: the words of a role change: positions, sets, directives, receipts, observations.
+//! - [`decide`]: what the leader proposes by itself: the expiry of leases (C4, C8), role changes.
+//! - [`agent`]: the sidecar of an instance: the next step, as a function of what it knows.
 //!
 //! # Invariants kept here (numbers of DESIGN.md, section 4)
 //!
@@ -21,6 +23,7 @@
 //! that applied the same index have byte-equal state · S12 a watcher sees every change once, in
 //! order · S14 the audit chain holds every change and every refused attempt · S15 rights.
 
+pub mod agent;
 pub mod authz;
 pub mod command;
 pub mod decide;

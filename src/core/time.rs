@@ -65,6 +65,18 @@ impl Reading {
         Micros(boot.max(raw))
     }
 
+    /// Whether both clocks are before `deadline`: one that has reached it is enough to end a right.
+    #[must_use]
+    pub const fn is_before(self, deadline: Self) -> bool {
+        self.boottime_us < deadline.boottime_us && self.raw_us < deadline.raw_us
+    }
+
+    /// The later of two deadlines. Each clock is taken by itself, so that both were promised.
+    #[must_use]
+    pub fn later(self, other: Self) -> Self {
+        if self.boottime_us >= other.boottime_us { self } else { other }
+    }
+
     /// This reading moved `by` into the past, not below zero.
     #[must_use]
     pub fn minus(self, by: Micros) -> Self {

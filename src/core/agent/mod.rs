@@ -1,0 +1,23 @@
+//! The sidecar's logic: what an instance does next, as a pure function of what it was told, what lies
+//! on its disk and what runs. Tested without PostgreSQL, run under the simulator and the real agent
+//! alike.
+//!
+//! It must never act as a primary on its own authority, only stop (PROTOCOL.md C, E, F).
+//!
+//! - [`notebook`]: what the agent itself keeps on disk, and which directives it takes (B, S4).
+//! - [`world`]: what it knows of its database at one instant.
+//! - [`step`]: the next step. Level-triggered: whatever happened before, the same world gives the
+//!   same step, so that a crash between two steps costs nothing but time.
+//! - [`right`]: until when it may serve writes: lease (C1) or certificate (F).
+
+pub mod notebook;
+pub mod right;
+pub mod step;
+#[cfg(test)]
+mod tests;
+pub mod world;
+
+pub use notebook::{Notebook, Pledge};
+pub use right::Right;
+pub use step::{Step, next};
+pub use world::{Data, OnDisk, World};

@@ -1,0 +1,97 @@
+//! What an agent keeps on its own disk, fsynced before it acts on it (PROTOCOL.md B, D).
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Epoch, Nonce, Revision};
+use crate::role::{Directive, DirectiveNumber, Position, Proof};
+
+/// The agent's memory over restarts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notebook {
+    /// Counter of the last start that the log accepted.
+    pub boot: u64,
+    /// The disk it lies on: made once, with the notebook.
+    pub disk: u64,
+    /// The start whose acceptance was asked for last; written before it is asked.
+    pub attempt: Nonce,
+    /// The directive in force here: the highest ever taken.
+    pub directive: Option<Directive>,
+    /// What was promised under it.
+    pub pledge: Option<Pledge>,
+    /// The highest epoch this instance has been primary under, or was about to be.
+    pub led: Epoch,
+    /// It knows of a fence or a refusal since then: no certificate re-arms it (F).
+    pub latched: bool,
+}
+
+/// A promise, kept over restarts until a higher directive ends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pledge {
+    /// To which fence.
+    pub fence: Revision,
+    /// What is proved.
+    pub proof: Proof,
+    /// With which flushed end.
+    pub position: Option<Position>,
+    /// Whether the end of every process was seen.
+    pub is_proven: bool,
+}
+
+/// What becomes of a directive that arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is new: to be persisted before anything else is done.
+    New,
+    /// It is the one in force, again.
+    Same,
+    /// It is below the highest ever taken (S4).
+    Stale {
+        /// What is in force.
+        have: DirectiveNumber,
+    },
+}
+
+impl Notebook {
+    /// The number of the directive in force.
+    pub fn seen(&self) -> DirectiveNumber {
+        self.directive.as_ref().map(Directive::number).unwrap_or_default()
+    }
+
+    /// Judges a directive; a new one is in force from here on, and the notebook has to be written
+    /// before anything is done about it. A higher directive frees a pledge to another fence.
+    pub fn take(&mut self, directive: &Directive) -> Taken {
+        let (have, got) = (self.seen(), directive.number());
+        if got < have {
+            return Taken::Stale { have };
+        }
+        if self.directive.as_ref() == Some(directive) {
+            return Taken::Same;
+        }
+        let fence = directive.order.fence();
+        if self.pledge.as_ref().is_some_and(|pledge| Some(pledge.fence) != fence) {
+            self.pledge = None;
+        }
+        // A fence of the holder ends what certificates may do, until the next grant to it.
+        match &directive.order {
+            crate::role::Order::Lead { .. } => {
+                if directive.epoch > self.led || self.seen().revision < got.revision {
+                    self.latched = false;
+                }
+            }
+            _ => self.latched = true,
+        }
+        self.directive = Some(directive.clone());
+        Taken::New
+    }
+
+    /// Promises `proof`, or raises the promise; whether that changed anything.
+    pub fn pledge(&mut self, pledge: Pledge) -> bool {
+        let rises = self.pledge.as_ref().is_none_or(|old| {
+            old.fence != pledge.fence || (pledge.proof, pledge.position) > (old.proof, old.position)
+        });
+        if rises {
+            self.pledge = Some(pledge);
+        }
+        rises
+    }
+}

@@ -1,0 +1,54 @@
+//! Until when an instance may serve writes: by its lease (C1), or in quorum mode by a certificate
+//! (F), the return of an own synchronous commit.
+//!
+//! It must never let a certificate outlive the knowledge of a fence: the notebook's latch ends it.
+
+use crate::id::Revision;
+use crate::lease::Rules;
+use crate::spec::{CoordinatorLoss, Mode, Policy};
+use crate::time::{Micros, Reading};
+
+/// The rights of an instance that leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Right {
+    /// Until when the confirmed lease lasts, as the holder's clock says.
+    pub lease: Option<Reading>,
+    /// The newest certificate: when its first byte was sent, and the set it returned under.
+    pub certificate: Option<(Reading, Revision)>,
+}
+
+impl Right {
+    /// A synchronous commit, begun at `sent`, returned under the set. Older ones change nothing.
+    pub fn certified(&mut self, sent: Reading, set: Revision) {
+        let rises = self
+            .certificate
+            .is_none_or(|(at, _)| sent.boottime_us >= at.boottime_us && sent.raw_us >= at.raw_us);
+        if rises {
+            self.certificate = Some((sent, set));
+        }
+    }
+
+    /// Until when writes may be served; `None`: not at all.
+    pub fn until(
+        &self,
+        policy: &Policy,
+        set: Option<Revision>,
+        latched: bool,
+        fence_budget_ms: u64,
+        now: Reading,
+    ) -> Option<Reading> {
+        let holds = policy.mode == Mode::Quorum
+            && policy.on_coordinator_loss == CoordinatorLoss::Hold
+            && !latched;
+        let certificate =
+            self.certificate.filter(|(_, of)| holds && Some(*of) == set).map(|(sent, _)| {
+                let lasts = Rules::LAW.short(policy.ttl_ms);
+                sent.plus(lasts.saturating_sub(Micros::from_ms(fence_budget_ms)))
+            });
+        let alive = |until: Reading| now.is_before(until).then_some(until);
+        match (self.lease.and_then(alive), certificate.and_then(alive)) {
+            (Some(lease), Some(certificate)) => Some(lease.later(certificate)),
+            (lease, certificate) => lease.or(certificate),
+        }
+    }
+}

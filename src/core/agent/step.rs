@@ -1,0 +1,283 @@
+//! The next step of an instance (PROTOCOL.md D, E): one function, one `match` per order.
+
+use super::notebook::{Notebook, Pledge};
+use super::world::{Data, OnDisk, World};
+use crate::id::{Epoch, InstanceName, Revision};
+use crate::role::observe::Run;
+use crate::role::{Order, Proof, SyncSet};
+
+/// What to do next. Each is idempotent, and ends with a look at the world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing: wait for news.
+    Rest,
+    /// Nothing, because of this.
+    Stuck(&'static str),
+    /// End every process of the data directory, at once.
+    Kill,
+    /// Checkpoint, then stop in order.
+    ShutDown,
+    /// Make the disk come up as a standby of nobody, whoever starts it (E3); fsynced.
+    CloseOnDisk,
+    /// Write the promise down, then send it.
+    Pledge(Pledge),
+    /// Send what is pledged: the log does not have it.
+    SendReceipt,
+    /// Erase the upstream on disk and end the walreceiver.
+    Detach,
+    /// Replay to the end of the WAL.
+    Replay,
+    /// Start as a standby of this instance, or of nobody.
+    StartStandby(Option<InstanceName>),
+    /// Stream from another instance, without a restart.
+    Follow(InstanceName),
+    /// Find out whether the WAL left the upstream's history.
+    Compare(InstanceName),
+    /// Keep aside what the upstream does not have, then rewind.
+    Rewind(InstanceName),
+    /// Clone anew.
+    Clone(InstanceName),
+    /// Write down that this instance leads `epoch` from here on.
+    NoteLead(Epoch),
+    /// Put the names of a set on disk and load them.
+    SetNames(SyncSet),
+    /// Lease mode: make sure that no names are set.
+    ClearNames,
+    /// Start as a primary, closed to clients (E4).
+    StartPrimary,
+    /// End recovery.
+    Promote,
+    /// The first transaction of the epoch.
+    WriteEpoch(Epoch),
+    /// See that the names are in force, by a transaction begun after that.
+    ConfirmSet(Revision),
+    /// Say that the set is covered.
+    ReportCovered(Revision),
+    /// Say that the promotion is verified.
+    ReportPromoted(Epoch),
+    /// Let clients in.
+    Open,
+    /// Shut clients out, end their sessions.
+    Close,
+}
+
+/// What comes next in this world.
+pub fn next(notebook: &Notebook, world: &World) -> Step {
+    if !world.accepted && !world.is_running() {
+        // B: nothing of an instance starts before its counter was judged in this boot.
+        return Step::Rest;
+    }
+    if matches!(world.run, Run::Rebuilding) {
+        return Step::Rest;
+    }
+    let Some(directive) = &notebook.directive else { return Step::Rest };
+    match &directive.order {
+        Order::Wait => Step::Rest,
+        Order::Lead { set } => lead(notebook, world, directive.epoch, set),
+        Order::Follow { upstream } => follow(world, upstream),
+        Order::Detach { fence } => detach(notebook, world, *fence),
+        Order::Fetch { fence, from } => fetch(notebook, world, *fence, from),
+        Order::Stop { fence } => stop(notebook, world, *fence, false),
+        Order::Resign { fence } => stop(notebook, world, *fence, true),
+        Order::Quarantined if world.is_running() => Step::Kill,
+        Order::Quarantined => Step::Stuck("quarantined: it is to be cloned anew"),
+    }
+}
+
+/// D, candidate; E4.
+fn lead(notebook: &Notebook, world: &World, epoch: Epoch, set: &SyncSet) -> Step {
+    let leads = notebook.led == epoch;
+    match (&world.data, world.run) {
+        (Data::Empty, _) => Step::Stuck("told to lead, and there is no database"),
+        (Data::Broken, _) => Step::Stuck("told to lead, and the database is broken"),
+        (_, Run::Starting | Run::Stopping | Run::Rebuilding) => Step::Rest,
+        (_, Run::Primary) if !leads => match world.holds_lease {
+            true => Step::NoteLead(epoch),
+            false => Step::Kill,
+        },
+        (_, Run::Primary) => serve(world, epoch, set),
+        // C8: nothing before the renewal of this very grant was acknowledged.
+        _ if !world.holds_lease => Step::Stuck("the lease is not confirmed yet"),
+        _ if !leads => Step::NoteLead(epoch),
+        (Data::Present(OnDisk::Primary), Run::Down) => match names_missing(world, set) {
+            Some(step) => step,
+            None => Step::StartPrimary,
+        },
+        (Data::Present(OnDisk::Standby(_)), Run::Down) => Step::StartStandby(None),
+        (_, Run::Standby) if !world.answers => Step::Rest,
+        (_, Run::Standby) => match names_missing(world, set) {
+            Some(step) => step,
+            None => Step::Promote,
+        },
+    }
+}
+
+/// The names on disk and loaded, before anything is acknowledged under them.
+fn names_missing(world: &World, set: &SyncSet) -> Option<Step> {
+    (world.names != Some(set.revision)).then(|| match set.is_degraded() {
+        true => Step::ClearNames,
+        false => Step::SetNames(set.clone()),
+    })
+}
+
+/// A primary under its epoch.
+fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
+    if world.open && !world.may_serve {
+        return Step::Close;
+    }
+    if !world.answers {
+        return Step::Rest;
+    }
+    if let Some(step) = names_missing(world, set) {
+        return step;
+    }
+    if world.written < epoch {
+        return Step::WriteEpoch(epoch);
+    }
+    if world.in_force != Some(set.revision) {
+        return Step::ConfirmSet(set.revision);
+    }
+    if world.promoted < epoch {
+        return Step::ReportPromoted(epoch);
+    }
+    if !world.open && world.may_serve {
+        return Step::Open;
+    }
+    if world.covered != Some(set.revision) {
+        return Step::ReportCovered(set.revision);
+    }
+    Step::Rest
+}
+
+fn follow(world: &World, upstream: &InstanceName) -> Step {
+    if *upstream == world.me {
+        return Step::Stuck("told to follow itself");
+    }
+    match (&world.data, world.run) {
+        (_, Run::Primary) => Step::Kill,
+        (_, Run::Starting | Run::Stopping | Run::Rebuilding) => Step::Rest,
+        (Data::Empty | Data::Broken, Run::Standby) => Step::Kill,
+        (Data::Empty | Data::Broken, Run::Down) => Step::Clone(upstream.clone()),
+        (Data::Present(OnDisk::Primary), Run::Down) => Step::CloseOnDisk,
+        (Data::Present(_), Run::Down) => match world.diverged {
+            None => Step::Compare(upstream.clone()),
+            Some(true) => Step::Rewind(upstream.clone()),
+            Some(false) => Step::StartStandby(Some(upstream.clone())),
+        },
+        (Data::Present(_), Run::Standby) => {
+            if world.diverged == Some(true) {
+                return Step::Kill;
+            }
+            if !world.answers {
+                return Step::Rest;
+            }
+            let set = world.upstream().is_some_and(|on_disk| on_disk.as_ref() == Some(upstream));
+            if !set {
+                return Step::Follow(upstream.clone());
+            }
+            match (world.has_receiver, world.diverged) {
+                // It does not stream: is its history another one?
+                (false, None) => Step::Compare(upstream.clone()),
+                _ => Step::Rest,
+            }
+        }
+    }
+}
+
+/// D, detach: first the receipt that it acknowledges nothing any more, then how far it got.
+fn detach(notebook: &Notebook, world: &World, fence: Revision) -> Step {
+    let pledged = notebook.pledge.as_ref().filter(|pledge| pledge.fence == fence);
+    if world.run == Run::Primary {
+        return Step::Kill;
+    }
+    let detached = !world.has_receiver
+        && match &world.data {
+            Data::Present(on_disk) => *on_disk == OnDisk::Standby(None),
+            // What is not a database acknowledges nothing.
+            Data::Empty | Data::Broken => !world.is_running(),
+        };
+    if !detached {
+        return match world.run {
+            Run::Down => Step::CloseOnDisk,
+            Run::Standby if world.answers => Step::Detach,
+            // It answers nobody, so it cannot be asked: what does not run has no walreceiver.
+            Run::Standby | Run::Starting => Step::Kill,
+            Run::Primary | Run::Stopping | Run::Rebuilding => Step::Rest,
+        };
+    }
+    match pledged {
+        None => {
+            let (proof, position) = (Proof::Detached, None);
+            Step::Pledge(Pledge { fence, proof, position, is_proven: true })
+        }
+        Some(pledge) if pledge.proof == Proof::Detached => match world.run {
+            Run::Down if matches!(world.data, Data::Present(_)) => Step::StartStandby(None),
+            Run::Standby if world.answers && world.replayed => {
+                let (proof, position) = (Proof::Recruited, world.position);
+                Step::Pledge(Pledge { fence, proof, position, is_proven: true })
+            }
+            Run::Standby if world.answers => Step::Replay,
+            _ => send_if_missing(world, pledge, Step::Rest),
+        },
+        Some(pledge) => match world.run {
+            Run::Down => send_if_missing(world, pledge, Step::StartStandby(None)),
+            _ => send_if_missing(world, pledge, Step::Rest),
+        },
+    }
+}
+
+/// D, fetch: stream from a recruit that is ahead; a receipt may only rise.
+fn fetch(notebook: &Notebook, world: &World, fence: Revision, from: &InstanceName) -> Step {
+    let Some(pledge) = notebook.pledge.as_ref().filter(|pledge| pledge.fence == fence) else {
+        return Step::Stuck("told to fetch under a fence it is not pledged to");
+    };
+    match world.run {
+        Run::Standby if !world.answers => Step::Rest,
+        Run::Standby if world.upstream().is_some_and(|at| at.as_ref() == Some(from)) => {
+            if world.replayed && world.position > pledge.position {
+                let (proof, position) = (Proof::Recruited, world.position);
+                return Step::Pledge(Pledge { fence, proof, position, is_proven: true });
+            }
+            send_if_missing(world, pledge, Step::Rest)
+        }
+        Run::Standby => Step::Follow(from.clone()),
+        Run::Down => Step::StartStandby(Some(from.clone())),
+        Run::Primary => Step::Kill,
+        Run::Starting | Run::Stopping | Run::Rebuilding => Step::Rest,
+    }
+}
+
+/// D, stop and resign: no process, closed on disk, then the receipt.
+fn stop(notebook: &Notebook, world: &World, fence: Revision, in_order: bool) -> Step {
+    let pledged = notebook.pledge.as_ref().filter(|pledge| pledge.fence == fence);
+    match world.run {
+        Run::Down => {}
+        Run::Stopping if in_order => return Step::Rest,
+        Run::Primary if in_order && world.answers => return Step::ShutDown,
+        _ => return Step::Kill,
+    }
+    let closed = match &world.data {
+        Data::Present(on_disk) => *on_disk == OnDisk::Standby(None),
+        Data::Empty | Data::Broken => true,
+    };
+    if !closed {
+        return Step::CloseOnDisk;
+    }
+    match pledged {
+        Some(pledge) => send_if_missing(world, pledge, Step::Rest),
+        None => {
+            let resigns = in_order && world.shut_down && world.position.is_some();
+            let proof = if resigns { Proof::Resigned } else { Proof::Stopped };
+            let position = world.position;
+            Step::Pledge(Pledge { fence, proof, position, is_proven: world.proven })
+        }
+    }
+}
+
+/// The receipt again, while the log does not have it.
+fn send_if_missing(world: &World, pledge: &Pledge, otherwise: Step) -> Step {
+    let has = world.committed.is_some_and(|(fence, proof, position)| {
+        fence == pledge.fence && (proof, position) >= (pledge.proof, pledge.position)
+    });
+    if has { otherwise } else { Step::SendReceipt }
+}

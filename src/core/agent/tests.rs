@@ -1,0 +1,309 @@
+//! Each order in each world: what comes next, and what never does.
+#![allow(clippy::unwrap_used)]
+
+use super::notebook::Taken;
+use super::*;
+use crate::id::{Epoch, InstanceName, Revision};
+use crate::lease::Rules;
+use crate::role::observe::Run;
+use crate::role::{Directive, Lsn, Order, Position, Proof, SyncSet};
+use crate::spec::{Mode, Policy};
+use crate::time::Reading;
+
+fn name(text: &str) -> InstanceName {
+    text.parse().unwrap()
+}
+
+fn epoch(revision: u64) -> Epoch {
+    Epoch { incarnation: 1, revision: Revision(revision) }
+}
+
+fn at(revision: u64, end: u64) -> Position {
+    Position { epoch: epoch(revision), end: Lsn(end), timeline: 1 }
+}
+
+fn set() -> SyncSet {
+    let members = [name("b"), name("c")].into();
+    SyncSet { epoch: epoch(5), revision: Revision(5), members, k: 1 }
+}
+
+fn standby() -> World {
+    World {
+        me: name("a"),
+        accepted: true,
+        may_serve: false,
+        holds_lease: false,
+        data: Data::Present(OnDisk::Standby(Some(name("p")))),
+        run: Run::Standby,
+        answers: true,
+        has_receiver: true,
+        replayed: true,
+        position: Some(at(2, 100)),
+        names: None,
+        in_force: None,
+        written: epoch(2),
+        open: false,
+        diverged: None,
+        promoted: Epoch::NONE,
+        covered: None,
+        committed: None,
+        shut_down: false,
+        proven: true,
+    }
+}
+
+fn primary() -> World {
+    World {
+        may_serve: true,
+        holds_lease: true,
+        data: Data::Present(OnDisk::Primary),
+        run: Run::Primary,
+        has_receiver: false,
+        names: Some(Revision(5)),
+        in_force: Some(Revision(5)),
+        written: epoch(5),
+        open: true,
+        promoted: epoch(5),
+        covered: Some(Revision(5)),
+        ..standby()
+    }
+}
+
+fn told(epoch_revision: u64, revision: u64, order: Order) -> Notebook {
+    let directive = Directive { epoch: epoch(epoch_revision), revision: Revision(revision), order };
+    let mut notebook = Notebook { led: epoch(5), ..Notebook::default() };
+    assert_eq!(notebook.take(&directive), Taken::New);
+    notebook
+}
+
+fn lead() -> Notebook {
+    told(5, 5, Order::Lead { set: set() })
+}
+
+/// Does what the step says to notebook and world, as a shell would.
+fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
+    match step {
+        Step::Kill => (world.run, world.has_receiver, world.answers) = (Run::Down, false, false),
+        Step::ShutDown => {
+            (world.run, world.answers, world.shut_down) = (Run::Down, false, true);
+            world.open = false;
+        }
+        Step::CloseOnDisk => world.data = Data::Present(OnDisk::Standby(None)),
+        Step::Pledge(pledge) => drop(notebook.pledge(pledge.clone())),
+        Step::SendReceipt => {
+            let pledge = notebook.pledge.as_ref().unwrap();
+            world.committed = Some((pledge.fence, pledge.proof, pledge.position));
+        }
+        Step::Detach => {
+            world.data = Data::Present(OnDisk::Standby(None));
+            (world.has_receiver, world.replayed) = (false, false);
+        }
+        Step::Replay => world.replayed = true,
+        Step::StartStandby(upstream) => {
+            world.data = Data::Present(OnDisk::Standby(upstream.clone()));
+            (world.run, world.answers) = (Run::Standby, true);
+            world.has_receiver = upstream.is_some();
+        }
+        Step::Follow(upstream) => {
+            world.data = Data::Present(OnDisk::Standby(Some(upstream.clone())));
+            world.has_receiver = true;
+        }
+        Step::Compare(_) => world.diverged = Some(false),
+        Step::Rewind(_) | Step::Clone(_) => {
+            (world.data, world.diverged) = (Data::Present(OnDisk::Standby(None)), Some(false));
+        }
+        Step::NoteLead(epoch) => notebook.led = *epoch,
+        Step::SetNames(set) => world.names = Some(set.revision),
+        Step::ClearNames => world.names = Some(Revision(5)),
+        Step::StartPrimary | Step::Promote => {
+            (world.run, world.answers) = (Run::Primary, true);
+            world.data = Data::Present(OnDisk::Primary);
+            world.open = false;
+        }
+        Step::WriteEpoch(epoch) => world.written = *epoch,
+        Step::ConfirmSet(set) => world.in_force = Some(*set),
+        Step::ReportCovered(set) => world.covered = Some(*set),
+        Step::ReportPromoted(epoch) => world.promoted = *epoch,
+        Step::Open => world.open = true,
+        Step::Close => world.open = false,
+        Step::Rest | Step::Stuck(_) => {}
+    }
+}
+
+/// The steps until it rests.
+fn run(mut notebook: Notebook, mut world: World) -> Vec<String> {
+    let mut steps = Vec::new();
+    for _ in 0..20 {
+        let step = next(&notebook, &world);
+        if matches!(step, Step::Rest | Step::Stuck(_)) {
+            return steps;
+        }
+        let text = format!("{step:?}");
+        steps.push(text.split([' ', '(', '{']).next().unwrap().to_owned());
+        does(&step, &mut notebook, &mut world);
+    }
+    panic!("it never rests: {steps:?}");
+}
+
+#[test]
+fn a_standby_is_detached_first_and_recruited_then() {
+    let notebook = told(2, 9, Order::Detach { fence: Revision(9) });
+    let steps = run(notebook, standby());
+    assert_eq!(steps, ["Detach", "Pledge", "Replay", "Pledge", "SendReceipt"]);
+}
+
+#[test]
+fn a_standby_that_is_down_is_detached_by_its_disk_alone() {
+    let notebook = told(2, 9, Order::Detach { fence: Revision(9) });
+    let down = World { run: Run::Down, answers: false, has_receiver: false, ..standby() };
+    let steps = run(notebook, down);
+    assert_eq!(steps, ["CloseOnDisk", "Pledge", "StartStandby", "Pledge", "SendReceipt"]);
+}
+
+#[test]
+fn a_candidate_promotes_after_its_lease_is_confirmed_with_the_names_set_and_opens_last() {
+    let detached =
+        World { data: Data::Present(OnDisk::Standby(None)), has_receiver: false, ..standby() };
+    let mut notebook = lead();
+    notebook.led = epoch(2);
+    assert!(matches!(next(&notebook, &detached), Step::Stuck(_)), "C8");
+    let held = World { holds_lease: true, may_serve: true, ..detached };
+    assert_eq!(
+        run(notebook, held),
+        [
+            "NoteLead",
+            "SetNames",
+            "Promote",
+            "WriteEpoch",
+            "ConfirmSet",
+            "ReportPromoted",
+            "Open",
+            "ReportCovered"
+        ]
+    );
+}
+
+#[test]
+fn a_crashed_primary_starts_closed_and_only_with_a_lease_of_after_the_crash() {
+    let crashed = World {
+        run: Run::Down,
+        answers: false,
+        open: false,
+        holds_lease: false,
+        in_force: None,
+        ..primary()
+    };
+    assert!(matches!(next(&lead(), &crashed), Step::Stuck(_)), "E4");
+    let renewed = World { holds_lease: true, ..crashed };
+    assert_eq!(run(lead(), renewed), ["StartPrimary", "ConfirmSet", "Open"]);
+}
+
+#[test]
+fn a_primary_told_to_stop_ends_every_process_and_lies_closed_before_its_receipt() {
+    let notebook = told(5, 9, Order::Stop { fence: Revision(9) });
+    assert_eq!(run(notebook, primary()), ["Kill", "CloseOnDisk", "Pledge", "SendReceipt"]);
+}
+
+#[test]
+fn a_resignation_names_the_end_of_the_shutdown_record() {
+    let mut notebook = told(5, 9, Order::Resign { fence: Revision(9) });
+    let mut world = primary();
+    for _ in 0..4 {
+        let step = next(&notebook, &world);
+        does(&step, &mut notebook, &mut world);
+    }
+    let pledge = notebook.pledge.unwrap();
+    assert_eq!((pledge.proof, pledge.position), (Proof::Resigned, Some(at(2, 100))));
+}
+
+#[test]
+fn a_crash_in_the_middle_of_a_resignation_is_a_stop_and_no_resignation() {
+    let mut notebook = told(5, 9, Order::Resign { fence: Revision(9) });
+    let mut world = World { run: Run::Down, answers: false, shut_down: false, ..primary() };
+    for _ in 0..3 {
+        let step = next(&notebook, &world);
+        does(&step, &mut notebook, &mut world);
+    }
+    assert_eq!(notebook.pledge.unwrap().proof, Proof::Stopped);
+}
+
+#[test]
+fn an_old_primary_follows_after_a_rewind_if_it_diverged() {
+    let notebook = told(9, 9, Order::Follow { upstream: name("b") });
+    assert_eq!(
+        run(notebook.clone(), primary()),
+        ["Kill", "CloseOnDisk", "Compare", "StartStandby"]
+    );
+    let diverged = World {
+        run: Run::Down,
+        data: Data::Present(OnDisk::Standby(None)),
+        diverged: Some(true),
+        ..primary()
+    };
+    assert_eq!(run(notebook.clone(), diverged), ["Rewind", "StartStandby"]);
+    let broken = World { run: Run::Down, data: Data::Broken, ..primary() };
+    assert_eq!(run(notebook, broken), ["Clone", "StartStandby"]);
+}
+
+#[test]
+fn nothing_starts_before_the_log_has_accepted_this_boot() {
+    for order in [
+        Order::Lead { set: set() },
+        Order::Follow { upstream: name("b") },
+        Order::Detach { fence: Revision(9) },
+    ] {
+        let down = World {
+            accepted: false,
+            run: Run::Down,
+            holds_lease: true,
+            may_serve: true,
+            ..standby()
+        };
+        assert_eq!(next(&told(9, 9, order), &down), Step::Rest);
+    }
+}
+
+#[test]
+fn without_a_right_clients_are_shut_out_and_come_back_with_it() {
+    let world = World { may_serve: false, ..primary() };
+    assert_eq!(next(&lead(), &world), Step::Close);
+    let closed = World { open: false, ..primary() };
+    assert_eq!(next(&lead(), &closed), Step::Open);
+}
+
+#[test]
+fn a_lower_directive_is_refused_and_a_higher_one_frees_a_pledge() {
+    let mut notebook = told(5, 9, Order::Stop { fence: Revision(9) });
+    let pledge =
+        Pledge { fence: Revision(9), proof: Proof::Stopped, position: None, is_proven: true };
+    assert!(notebook.pledge(pledge.clone()));
+    assert!(!notebook.pledge(pledge), "nothing new");
+    let old =
+        Directive { epoch: epoch(5), revision: Revision(8), order: Order::Lead { set: set() } };
+    assert_eq!(notebook.take(&old), Taken::Stale { have: notebook.seen() });
+    assert!(notebook.pledge.is_some() && notebook.latched);
+    let next = Directive { epoch: epoch(12), revision: Revision(12), ..old };
+    assert_eq!(notebook.take(&next), Taken::New);
+    assert!(notebook.pledge.is_none() && !notebook.latched);
+}
+
+#[test]
+fn a_certificate_counts_from_before_it_was_sent_under_its_set_and_never_after_a_fence() {
+    let policy = Policy::default_for(Mode::Quorum);
+    let mut right = Right::default();
+    let sent = Reading::at_us(1_000_000);
+    right.certified(sent, Revision(5));
+    let until = |right: &Right, set, latched, now| {
+        right.until(&policy, Some(Revision(set)), latched, 250, Reading::at_us(now))
+    };
+    let lasts = Rules::LAW.short(policy.ttl_ms).0 - 250_000;
+    let end = Reading::at_us(1_000_000 + lasts);
+    assert_eq!(until(&right, 5, false, 1_100_000), Some(end));
+    assert_eq!(until(&right, 5, false, 1_000_000 + lasts), None);
+    assert_eq!(until(&right, 6, false, 1_100_000), None);
+    assert_eq!(until(&right, 5, true, 1_100_000), None);
+    let lease = Policy::default_for(Mode::Lease);
+    assert_eq!(right.until(&lease, Some(Revision(5)), false, 250, sent), None);
+    right.lease = Some(Reading::at_us(1_200_000));
+    assert_eq!(until(&right, 6, true, 1_100_000), Some(Reading::at_us(1_200_000)));
+}
