@@ -1,5 +1,6 @@
 //! The roles table: PROTOCOL.md D as `apply` judges it, from the log alone.
 
+pub mod judge;
 pub mod row;
 
 use super::journal::Draft;
