@@ -13,7 +13,6 @@ use std::process::Command;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
-use rustix::thread::CapabilitySet;
 use std::ffi::OsString;
 
 use crate::options::Options;
@@ -62,7 +61,7 @@ fn try_run(options: &Options) -> Result<(), ExecError> {
     if let Some(user) = &options.user {
         rights::become_user(user).map_err(step("change of user"))?;
     }
-    rights::keep_only(CapabilitySet::empty()).map_err(step("giving up capabilities"))?;
+    rights::keep_none().map_err(step("giving up capabilities"))?;
     if options.weak.is_some() {
         die_with_parent().map_err(step("death signal"))?;
     }

@@ -9,7 +9,8 @@ use nix::unistd::{User, initgroups, setgid, setuid};
 use rustix::mm::{MlockAllFlags, mlockall};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities,
+    CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capabilities,
+    clear_ambient_capability_set, set_capabilities, set_capabilities_secure_bits,
 };
 
 /// Keeps only `keep` of the capabilities this process has, and hands on none.
@@ -52,6 +53,17 @@ pub(crate) fn harden() {
 /// Undoes for the program what [`harden`] did for the fencer and a child inherits.
 pub(crate) fn soften() {
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+}
+
+/// Keeps no capability, now and after an exec. Exec gives all of them back to root unless it
+/// is told not to; a program of another user is not told, since that would break its set-uid helpers.
+pub(crate) fn keep_none() -> io::Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        set_capabilities_secure_bits(
+            CapabilitiesSecureBits::NO_ROOT | CapabilitiesSecureBits::NO_ROOT_LOCKED,
+        )?;
+    }
+    keep_only(CapabilitySet::empty())
 }
 
 /// Becomes `name`, with its groups, and with no way back.
