@@ -40,6 +40,8 @@ pub enum Life {
     Declared,
     /// Its leases and sets are unknown (after a restore).
     Unadopted,
+    /// It has been granted a primary in this life of the cluster.
+    Established,
 }
 
 /// Why a service stands still.
