@@ -194,6 +194,16 @@ pub trait Engine: Send + Sync {
     /// When the control file or the WAL cannot be read.
     async fn wal_end(&self) -> Result<CleanStop, DiskError>;
 
+    /// The timeline that `source`, a primary, writes, and its history.
+    ///
+    /// # Errors
+    /// It cannot be reached within `within`, or is no primary yet.
+    async fn source_history(
+        &self,
+        source: &Source,
+        within: Duration,
+    ) -> Result<HistoryFile, SqlError>;
+
     /// Whether this directory has WAL that the timeline `timeline` of the source, with its history,
     /// does not have. Only for a server that is down.
     ///

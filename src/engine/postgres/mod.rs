@@ -30,6 +30,7 @@ mod programs;
 mod rewind;
 mod slots;
 mod standby;
+mod source;
 mod start;
 mod sync_names;
 mod wal;
@@ -319,6 +320,14 @@ impl Engine for Postgres {
         let cluster = control::read(dir, &self.programs).await?;
         let (end, line) = wal::end(dir, &self.programs, &cluster).await?;
         Ok(CleanStop { end, timeline: line.timeline })
+    }
+
+    async fn source_history(
+        &self,
+        source: &Source,
+        within: Duration,
+    ) -> Result<HistoryFile, SqlError> {
+        source::history(&self.options, source, within).await
     }
 
     async fn needs_rewind(&self, timeline: u32, history: &str) -> Result<bool, DiskError> {

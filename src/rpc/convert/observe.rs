@@ -37,6 +37,7 @@ pub fn observation_out(seen: &Observation) -> v1::Observation {
     };
     v1::Observation {
         run: run.into(),
+        stopped_in_order: seen.stopped_in_order,
         position: seen.position.as_ref().map(position_out),
         replay_lag_bytes: seen.replay_lag_bytes,
         receiver: seen.receiver.as_ref().map(|receiver| v1::Receiver {
@@ -115,6 +116,7 @@ pub fn observation_in(seen: v1::Observation) -> Result<Observation, Invalid> {
     let revision = |number: u64| (number > 0).then_some(Revision(number));
     Ok(Observation {
         run,
+        stopped_in_order: seen.stopped_in_order,
         position: seen.position.map(position_in),
         replay_lag_bytes: seen.replay_lag_bytes,
         receiver: seen.receiver.map(receiver_in).transpose()?,
