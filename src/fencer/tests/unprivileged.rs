@@ -9,7 +9,7 @@ use regent_fencer::client::await_end;
 use regent_fencer::receipt::{Proof, Reason};
 use regent_fencer::wire::{Bound, Protection};
 
-use crate::rig::{LONG, RUNAWAY_COUNT, RUNAWAYS, Rig, arm, in_ms};
+use crate::rig::{LONG, RUNAWAY_COUNT, RUNAWAYS, Rig, arm, in_ms, wait};
 
 /// A rig whose fencer is launched by the user `nobody` with `capabilities`.
 fn rig(name: &str, capabilities: &str) -> Option<Rig> {
@@ -59,17 +59,24 @@ fn one_ambient_capability_arms_and_is_gone_before_the_program_starts() {
     assert_eq!(rig.left(), Vec::<i32>::new());
 }
 
+/// Whether the real user of `pid` is root, whom only root may kill.
+fn is_root(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status"))
+        .is_ok_and(|status| status.contains("\nUid:\t0\t"))
+}
+
 #[test]
 fn whom_the_init_may_not_kill_ends_with_the_init() {
     let Some(rig) = rig("unkillable", AMBIENT) else { return };
-    // A set-uid program of root, such as an archive command may use.
-    let sleep = rig.dir.join("work/sleep");
-    std::fs::copy("/bin/sleep", &sleep).unwrap();
-    std::fs::set_permissions(&sleep, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    // A set-uid program that becomes root for good, as sudo in an archive command does.
+    let root = rig.dir.join("work/root");
+    std::fs::copy("/usr/bin/setpriv", &root).unwrap();
+    std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o4755)).unwrap();
     let mut fencer = rig.launch();
-    let script = "setsid ./sleep 1000 & exec sleep 1001";
-    fencer.start(&rig.script(script, Bound::Until(arm(5, 1, in_ms(500))))).unwrap();
+    let script = "setsid ./root --reuid=0 sleep 1000 & exec sleep 1001";
+    fencer.start(&rig.script(script, Bound::Until(arm(5, 1, in_ms(800))))).unwrap();
     rig.wait_left(|count| count == 2);
+    wait(|| rig.left().iter().any(|pid| is_root(*pid)));
     let receipt = rig.wait_receipt(1);
     assert_eq!((receipt.reason, receipt.proof), (Reason::Deadline, Proof::EndOfInit));
     let gone = await_end(&rig.options.state_dir, LONG).unwrap();
