@@ -35,8 +35,8 @@ pub(crate) fn of(root: i32) -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
-/// Kills every descendant found in one pass; `true` if there was none.
-pub(crate) fn kill_once(root: i32) -> io::Result<bool> {
+/// Kills every descendant found in one pass, and says which; empty when none was left.
+pub(crate) fn kill_once(root: i32) -> io::Result<Vec<i32>> {
     let found = of(root)?;
     for pid in &found {
         if let Some(pid) = Pid::from_raw(*pid) {
@@ -44,5 +44,5 @@ pub(crate) fn kill_once(root: i32) -> io::Result<bool> {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
-    Ok(found.is_empty())
+    Ok(found)
 }

@@ -5,6 +5,7 @@
 //! Its stdin brings the command, its stdout is the way back: closed by a successful exec, or one line
 //! that says why there was none.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -13,11 +14,19 @@ use std::process::Command;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
-use std::ffi::OsString;
+use serde::{Deserialize, Serialize};
 
 use crate::options::Options;
 use crate::rights;
 use crate::wire::StartCommand;
+
+/// What the init hands over on stdin.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Handover {
+    pub(crate) command: StartCommand,
+    /// The value the fencer found for itself, to be set again.
+    pub(crate) oom_score_adj: Option<String>,
+}
 
 /// Why the program was not started.
 #[derive(Debug, thiserror::Error)]
@@ -53,10 +62,12 @@ pub(crate) fn run(options: &Options) -> Result<(), ExecError> {
 fn try_run(options: &Options) -> Result<(), ExecError> {
     let mut text = Vec::new();
     io::stdin().lock().read_to_end(&mut text).map_err(ExecError::Command)?;
-    let command: StartCommand =
+    let Handover { command, oom_score_adj } =
         serde_json::from_slice(&text).map_err(|e| ExecError::Command(e.into()))?;
     let step = |step| move |source| ExecError::Step { step, source };
-    rights::soften();
+    if let Some(value) = oom_score_adj {
+        rights::soften(&value);
+    }
     setsid().map_err(|e| step("own session")(e.into()))?;
     if let Some(user) = &options.user {
         rights::become_user(user).map_err(step("change of user"))?;

@@ -47,6 +47,9 @@ mod watchdog;
 use std::process::ExitCode;
 
 pub use client::{ClientError, Events, Fencer, LaunchOptions};
+pub use exec::ExecError;
+pub use init::InitError;
+pub use launch::LaunchError;
 pub use options::{Options, OptionsError, Stage};
 pub use receipt::{Receipt, last_receipt};
 pub use wire::{AgentId, Arm, Protection, StartCommand, Status};
@@ -56,13 +59,13 @@ pub use wire::{AgentId, Arm, Protection, StartCommand, Status};
 pub enum RunError {
     /// The init could not be started, or did not report that it is ready.
     #[error("the fencer cannot be launched")]
-    Launch(#[from] launch::LaunchError),
+    Launch(#[from] LaunchError),
     /// The init could not begin, or its loop ended.
     #[error("the fencer cannot run")]
-    Init(#[from] init::InitError),
+    Init(#[from] InitError),
     /// The program could not be started.
     #[error("the program cannot be started")]
-    Exec(#[from] exec::ExecError),
+    Exec(#[from] ExecError),
 }
 
 /// Runs one stage. `launch` returns when the init reported; `init` when it was told to quit with

@@ -13,6 +13,8 @@ use rustix::thread::{
     clear_ambient_capability_set, set_capabilities, set_capabilities_secure_bits,
 };
 
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
 /// Keeps only `keep` of the capabilities this process has, and hands on none.
 pub(crate) fn keep_only(keep: CapabilitySet) -> io::Result<()> {
     clear_ambient_capability_set()?;
@@ -41,18 +43,21 @@ pub(crate) fn init_keeps() -> CapabilitySet {
 /// Best effort, before the rights are given away: the fencer must run when all else is stuck. Kept in
 /// memory only where the right to do so is unlimited: under a limit a later allocation would
 /// fail, which is worse than a page fault. Not dumpable means not traceable by what it
-/// starts, which may run as the same user.
-pub(crate) fn harden() {
-    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+/// starts, which may run as the same user. Gives the former `oom_score_adj`, which a child inherits
+/// and [`soften`] gives back to it.
+pub(crate) fn harden() -> Option<String> {
+    let before = std::fs::read_to_string(OOM_SCORE_ADJ).ok();
+    let _ = std::fs::write(OOM_SCORE_ADJ, "-1000");
     if capabilities(None).is_ok_and(|have| have.effective.contains(CapabilitySet::IPC_LOCK)) {
         let _ = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE);
     }
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    before
 }
 
 /// Undoes for the program what [`harden`] did for the fencer and a child inherits.
-pub(crate) fn soften() {
-    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+pub(crate) fn soften(oom_score_adj: &str) {
+    let _ = std::fs::write(OOM_SCORE_ADJ, oom_score_adj.trim());
 }
 
 /// Keeps no capability, now and after an exec. Exec gives all of them back to root unless it

@@ -65,11 +65,17 @@ pub(super) fn kill(
     let killed_at = clock::now();
     let record = disk::read_init(state_dir).map_err(EndError::State)?.ok_or(EndError::NoRecord)?;
     let until = Instant::now() + within;
+    let mut killed = Vec::new();
     if record.protection != Protection::Namespace {
         // While the init lives, frozen or not, it is the parent that orphans are given to; once it
         // is gone they cannot be found. Frozen here, so that it starts nothing more meanwhile.
         let _ = pidfd_send_signal(pidfd, Signal::STOP);
-        while !descendants::kill_once(pid).map_err(EndError::State)? {
+        loop {
+            let found = descendants::kill_once(pid).map_err(EndError::State)?;
+            if found.is_empty() {
+                break;
+            }
+            killed.extend(found);
             if Instant::now() > until {
                 return Err(EndError::NotSeen(within));
             }
@@ -83,6 +89,12 @@ pub(super) fn kill(
     let left = until.saturating_duration_since(Instant::now());
     if !ended(pidfd, left).map_err(EndError::State)? {
         return Err(EndError::NotSeen(within));
+    }
+    // Nobody reaped them while their parent was frozen, and PostgreSQL takes the number of a zombie
+    // in its lock file for a server that runs. They do nothing, so that waiting is a courtesy.
+    let zombie = |pid: &i32| disk::stat(&pid.to_string()).is_ok_and(|stat| stat.state == 'Z');
+    while killed.iter().any(zombie) && Instant::now() < until {
+        std::thread::sleep(LOOK_AGAIN);
     }
     settle(state_dir, &record, seen, killed_at)
 }

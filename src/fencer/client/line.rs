@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::ClientError;
 use crate::wire::{self, Event, MAX_LINE_BYTES, Message, Refusal, Reply, Request};
@@ -28,8 +29,18 @@ pub(super) struct Line {
 impl Line {
     pub(super) fn connect(path: &Path) -> Result<Self, ClientError> {
         let absent = |source| ClientError::Absent { path: path.to_owned(), source };
-        let stream = UnixStream::connect(path).map_err(absent)?;
-        stream.set_nonblocking(true).map_err(ClientError::Lost)?;
+        let address = SocketAddrUnix::new(path).map_err(|e| absent(e.into()))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|e| absent(e.into()))?;
+        match connect(&socket, &address) {
+            Ok(()) => {}
+            // Its queue is full of connections that it does not accept. A connect of the standard
+            // library would wait here for ever.
+            Err(rustix::io::Errno::AGAIN) => return Err(ClientError::Silent(Duration::ZERO)),
+            Err(error) => return Err(absent(error.into())),
+        }
+        let stream = UnixStream::from(socket);
         Ok(Self { stream, received: Vec::new(), events: VecDeque::new(), owed: false })
     }
 

@@ -142,17 +142,15 @@ impl Fencer {
     /// # Errors
     /// [`ClientError::Absent`] if nobody listens there.
     pub fn attach(state_dir: &Path, agent: AgentId) -> Result<Self, ClientError> {
-        let line = Line::connect(&state_dir.join(disk::SOCKET_FILE))?;
-        let step = |step| move |source| ClientError::Step { step, source };
-        // The kernel kept who began to listen: no file has to be believed.
-        let peer = getsockopt(line.stream(), PeerCredentials)
-            .map_err(|e| step("credentials of the fencer")(e.into()))?;
-        let pid = Pid::from_raw(peer.pid())
-            .ok_or_else(|| ClientError::Strange("it is in another PID namespace".into()))?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())
-            .map_err(|e| step("pidfd of the fencer")(e.into()))?;
-        // The listener still lives, so that number still was its own when the pidfd was opened.
-        line.check_alive()?;
+        let line = match Line::connect(&state_dir.join(disk::SOCKET_FILE)) {
+            Ok(line) => Some(line),
+            Err(ClientError::Silent(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let (pid, pidfd) = match &line {
+            Some(line) => Self::who_listens(line)?,
+            None => Self::who_is_recorded(state_dir)?,
+        };
         let mut fencer = Self {
             state_dir: state_dir.to_owned(),
             agent,
@@ -162,8 +160,39 @@ impl Fencer {
             answer_within: ANSWER_WITHIN,
             seen: None,
         };
-        fencer.line = Some(fencer.greet(line, false)?);
+        fencer.line = line.map(|line| fencer.greet(line, false)).transpose()?;
         Ok(fencer)
+    }
+
+    /// The kernel kept who began to listen: no file has to be believed.
+    fn who_listens(line: &Line) -> Result<(Pid, OwnedFd), ClientError> {
+        let step = |step| move |source| ClientError::Step { step, source };
+        let peer = getsockopt(line.stream(), PeerCredentials)
+            .map_err(|e| step("credentials of the fencer")(e.into()))?;
+        let pid = Pid::from_raw(peer.pid())
+            .ok_or_else(|| ClientError::Strange("it is in another PID namespace".into()))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|e| step("pidfd of the fencer")(e.into()))?;
+        // The listener still lives, so that number still was its own when the pidfd was opened.
+        line.check_alive()?;
+        Ok((pid, pidfd))
+    }
+
+    /// For one that has been frozen for so long that its queue is full.
+    fn who_is_recorded(state_dir: &Path) -> Result<(Pid, OwnedFd), ClientError> {
+        let step = |step| move |source| ClientError::Step { step, source };
+        let unknown = || ClientError::Strange("a full queue, and no record of it".into());
+        let record = disk::read_init(state_dir)
+            .map_err(step("record of the fencer"))?
+            .ok_or_else(unknown)?;
+        let pid = Pid::from_raw(record.pid).ok_or_else(unknown)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())
+            .map_err(|e| step("pidfd of the fencer")(e.into()))?;
+        // It exists after the opening, so the number was its own at the opening.
+        if !record.exists().map_err(step("record of the fencer"))? {
+            return Err(unknown());
+        }
+        Ok((pid, pidfd))
     }
 
     /// Sends hello; its answer is read with the first request, so that a frozen fencer can be

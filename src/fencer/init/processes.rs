@@ -13,8 +13,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::descendants;
 use crate::disk;
+use crate::exec::Handover;
 use crate::options::{Options, Stage};
 use crate::receipt::ExitStatus;
+use crate::rights;
 use crate::wire::{Protection, StartCommand};
 
 /// Longest time the init waits to hear that the exec worked. It answers nobody meanwhile, so this
@@ -26,6 +28,8 @@ const EXEC_WITHIN_US: u64 = 150_000;
 #[derive(Clone, Debug)]
 pub(super) struct Processes {
     protection: Protection,
+    /// What the program gets back of what the fencer changed for itself.
+    oom_score_adj: Option<String>,
 }
 
 /// What one round of reaping found.
@@ -39,6 +43,8 @@ pub(super) struct Reaped {
 impl Processes {
     /// Finds out whether this process is pid 1 of a PID namespace that is its own and still empty.
     /// `kill(-1)` anywhere else would end the machine, so three things must hold at once.
+    ///
+    /// Hardens this process too, so that what it starts can be given back what it had before.
     pub(super) fn new(weak: Option<&str>) -> io::Result<Self> {
         let reason = match weak {
             Some(reason) => Some(reason.to_owned()),
@@ -59,7 +65,7 @@ impl Processes {
                 Protection::Weak { reason }
             }
         };
-        Ok(Self { protection })
+        Ok(Self { protection, oom_score_adj: rights::harden() })
     }
 
     pub(super) fn protection(&self) -> &Protection {
@@ -70,7 +76,7 @@ impl Processes {
     pub(super) fn spawn(
         &self,
         options: &Options,
-        command: &StartCommand,
+        command: StartCommand,
         left_us: u64,
     ) -> Result<Pid, String> {
         let mut stage = options.at(Stage::Exec);
@@ -88,7 +94,8 @@ impl Processes {
         let pid = Pid::from_raw(i32::try_from(child.id()).map_err(|e| e.to_string())?);
         let mut stdin = child.stdin.take().expect("it was asked for");
         // Fits the pipe, so it does not block; see MAX_LINE_BYTES.
-        let written = stdin.write_all(&crate::wire::line(command));
+        let handover = Handover { command, oom_score_adj: self.oom_score_adj.clone() };
+        let written = stdin.write_all(&crate::wire::line(&handover));
         drop(stdin);
         let mut stdout = child.stdout.take().expect("it was asked for");
         let mut ready = [PollFd::from_borrowed_fd(stdout.as_fd(), PollFlags::IN)];
@@ -136,7 +143,8 @@ impl Processes {
             // To the kernel, -1 is everybody in the caller's namespace but the caller.
             Protection::Namespace => kill(Pid::from_raw(-1), Signal::SIGKILL) == Err(Errno::ESRCH),
             Protection::Weak { .. } => {
-                descendants::kill_once(nix::unistd::getpid().as_raw()).unwrap_or(false)
+                let found = descendants::kill_once(nix::unistd::getpid().as_raw());
+                found.is_ok_and(|found| found.is_empty())
             }
         }
     }

@@ -4,7 +4,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use regent_core::time::Reading;
 
-use super::{Init, Life, LifeStage, Program};
+use super::Init;
+use super::life::{Life, LifeStage, Program};
 use crate::clock;
 use crate::receipt::Reason;
 use crate::wire::{
@@ -79,7 +80,7 @@ impl Init<'_> {
             Request::Hello { .. } | Request::Status => {}
             Request::Arm(arm) => self.lease.arm(&arm)?,
             Request::Disarm { pause } => self.lease.disarm(pause)?,
-            Request::Start(command) => self.start(&command, now)?,
+            Request::Start(command) => self.start(command, now)?,
             Request::Stop { mode, kill_after_ms } => self.stop(mode, kill_after_ms, now)?,
             Request::Signal { target, notice } => self.signal(target, notice)?,
             Request::Quit => {
@@ -93,7 +94,7 @@ impl Init<'_> {
         Ok(Reply::Status(Box::new(self.status(clock::now()))))
     }
 
-    fn start(&mut self, command: &StartCommand, now: Reading) -> Result<(), Refusal> {
+    fn start(&mut self, command: StartCommand, now: Reading) -> Result<(), Refusal> {
         if self.life.is_some() || self.quit {
             return Err(Refusal::Running);
         }

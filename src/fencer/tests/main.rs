@@ -10,4 +10,5 @@ mod hostile;
 mod postgres;
 mod rig;
 mod start;
+mod unprivileged;
 mod weak;

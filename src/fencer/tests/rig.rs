@@ -18,6 +18,8 @@ pub const LONG: Duration = Duration::from_secs(20);
 pub struct Rig {
     pub dir: PathBuf,
     pub options: Options,
+    /// What holds the fencer.
+    pub program: PathBuf,
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -29,7 +31,11 @@ impl Rig {
             .join(format!("regent-fencer-{name}-{}-{count}", std::process::id()));
         std::fs::create_dir_all(dir.join("work")).unwrap();
         let dir = dir.canonicalize().unwrap();
-        Self { options: Options::launch(dir.join("state")), dir }
+        Self {
+            options: Options::launch(dir.join("state")),
+            program: env!("CARGO_BIN_EXE_regent-fencer").into(),
+            dir,
+        }
     }
 
     pub fn agent(boot_count: u64) -> AgentId {
@@ -38,7 +44,7 @@ impl Rig {
 
     pub fn try_launch(&self) -> Result<Fencer, ClientError> {
         let launch = LaunchOptions {
-            program: env!("CARGO_BIN_EXE_regent-fencer").into(),
+            program: self.program.clone(),
             options: self.options.clone(),
             agent: Self::agent(1),
         };
