@@ -1,7 +1,7 @@
 //! The rows of a service's role: who is primary, under which sets, and the one role change that may
 //! be open (PROTOCOL.md D).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -229,6 +229,12 @@ impl ServiceRole {
         if row.quarantined.is_none() && !same {
             row.directive = Directive { epoch, revision, order };
         }
+    }
+
+    /// The names that the holder is to use: none in lease mode, where no commit waits.
+    pub(in crate::state) fn names(&self, revision: Revision) -> SyncSet {
+        let none = || SyncSet { epoch: self.epoch, revision, members: BTreeSet::new(), k: 0 };
+        self.set.clone().unwrap_or_else(none)
     }
 
     /// The instances that have ever started an agent, but for one.

@@ -350,6 +350,7 @@ fn render(applied: &Applied) -> String {
         Reply::NodeAllocated { node, .. } => write!(out, "node {node}"),
         Reply::Expired { count, .. } => write!(out, "expired {count}"),
         Reply::StartAccepted { boot, mark, .. } => write!(out, "start {boot} mark {mark}"),
+        Reply::StartQuarantined { why, .. } => write!(out, "quarantined: {why}"),
         Reply::Rejected(rejection) => write!(out, "{}: {rejection}", rejection.rule()),
     }
     .unwrap();
