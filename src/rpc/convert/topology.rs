@@ -313,7 +313,8 @@ pub fn service_filter(field: &str, name: &str) -> Result<Option<ServiceName>, In
     }
 }
 
-fn life_text(life: Life) -> &'static str {
+/// One word for a service's life.
+pub fn life_text(life: Life) -> &'static str {
     match life {
         Life::Declared => "declared",
         Life::Unadopted => "unadopted",

@@ -1,0 +1,2 @@
+//! How streams of agents, the relay and the desk behave.
+#![allow(clippy::unwrap_used)]
