@@ -7,7 +7,7 @@ use crate::command::Command;
 use crate::id::{InstanceName, Revision};
 use crate::role::{FenceKind, Loss, Proof};
 use crate::spec::{Mode, OnViolation};
-use crate::state::role::judge;
+use crate::state::role::judge::Case;
 use crate::state::role::row::{Approval, Fence};
 use crate::time::Micros;
 
@@ -117,12 +117,13 @@ impl Look<'_> {
     /// A grant to `candidate`, what it still needs, or why it cannot be.
     fn try_grant(&self, fence: &Fence, candidate: &Candidate<'_>) -> Result<Verdict, String> {
         let name = &candidate.spec.name;
-        judge::free(self.role, self.spec, name)?;
-        let loss = self.loss(candidate);
+        let case = self.case(None).ok_or("the service is gone")?;
+        case.free(name)?;
+        let loss = self.loss(&case, candidate);
         let operation = self.view.state.operations().get(&(self.name.clone(), fence.operation));
         let approval = operation.and_then(|operation| operation.approval.as_ref());
-        let out = judge::out(self.role, self.spec);
-        let complete = judge::complete(self.role, self.spec, name, loss);
+        let out = case.out();
+        let complete = case.complete(name, loss).map_err(|missing| missing.why);
         match (&out, &complete) {
             (Ok(out), Ok(complete)) => Ok(self.grant(fence, name, loss, None, format!(
                 "{name} is granted: the old primary is out ({out}), the new one complete ({complete})"
@@ -165,7 +166,7 @@ impl Look<'_> {
         if self.spec.policy.loss_bound.on_violation != OnViolation::Ask {
             return Err(why);
         }
-        let without_out = judge::out(self.role, self.spec).is_err();
+        let without_out = self.case(None).is_some_and(|case| case.out().is_err());
         if let Some(approval) = approval.filter(|approval| approval.candidate == *candidate) {
             return match &approval.answer {
                 None => Err(format!("approval {} is asked for: {why}", approval.id)),
@@ -206,9 +207,9 @@ impl Look<'_> {
 
     /// What promoting it could lose. In quorum mode a candidate that is complete loses nothing, and
     /// one that is not may lose what nobody knows.
-    fn loss(&self, candidate: &Candidate<'_>) -> Loss {
+    fn loss(&self, case: &Case<'_>, candidate: &Candidate<'_>) -> Loss {
         let name = &candidate.spec.name;
-        if judge::complete(self.role, self.spec, name, Loss::default()).is_ok() {
+        if case.complete(name, Loss::default()).is_ok() {
             return Loss { ms: Some(0), bytes: Some(0) };
         }
         if self.spec.policy.mode == Mode::Quorum {
@@ -241,12 +242,17 @@ impl Look<'_> {
         if fresh_receipt.proof < Proof::Stopped {
             return None;
         }
-        judge::free(self.role, self.spec, holder).ok()?;
-        judge::out(self.role, self.spec).ok()?;
+        let case = self.case(None)?;
+        case.free(holder).ok()?;
+        case.out().ok()?;
         let loss = Loss { ms: Some(0), bytes: Some(0) };
-        judge::complete(self.role, self.spec, holder, loss).ok()?;
+        case.complete(holder, loss).ok()?;
         let text = format!("{holder} has stopped and holds everything: it is primary again");
         Some(self.grant(fence, holder, loss, None, text))
+    }
+
+    fn case(&self, approval: Option<Revision>) -> Option<Case<'_>> {
+        Case::of(self.view.state, self.name, approval)
     }
 
     fn missing(&self, fence: &Fence) -> String {
