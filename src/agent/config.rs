@@ -211,7 +211,8 @@ passfile = "regent.pgpass"
         assert!(std::error::Error::source(&typo).unwrap().to_string().contains("prot"), "{typo}");
         let none = of(&|text| text.replace("[\"127.0.0.1:7400\"]", "[]"));
         assert!(none.to_string().starts_with("nodes:"), "{none}");
-        let inside = of(&|text| text.replace("state_dir = \"agent\"", "state_dir = \"data/agent\""));
+        let inside =
+            of(&|text| text.replace("state_dir = \"agent\"", "state_dir = \"data/agent\""));
         assert!(inside.to_string().starts_with("state_dir:"), "{inside}");
     }
 }

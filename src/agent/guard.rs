@@ -9,8 +9,8 @@ use std::sync::mpsc as channel;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use regent_fencer::wire::{Event, Notice, Phase, Refusal, StopMode, Target};
 use regent_fencer::client::await_end;
+use regent_fencer::wire::{Event, Notice, Phase, Refusal, StopMode, Target};
 use regent_fencer::{
     AgentId, Arm, ClientError, Fencer, LaunchOptions, Options, Protection, Stage, StartCommand,
     Status,
@@ -99,7 +99,10 @@ impl Guard {
                     job(&mut fencer);
                 }
             })
-            .map_err(|source| ClientError::Step { step: "thread of the fencer's client", source })?;
+            .map_err(|source| ClientError::Step {
+                step: "thread of the fencer's client",
+                source,
+            })?;
         Ok(Self { jobs, status, pid })
     }
 

@@ -6,12 +6,10 @@ use std::time::Duration;
 use regent_core::id::{InstanceName, ServiceName};
 use regent_core::role::AgentStart;
 use regent_core::spec::Policy;
+use regent_rpc::client::{AgentSender, AgentStream, Client, Session, SessionLease, SessionOptions};
+use regent_rpc::convert::agent::{Ask, FromCoordinator, HELLO, Hello, Instruction, Outcome};
 use regent_rpc::convert::common::Freshness;
 use regent_rpc::convert::topology::service_in;
-use regent_rpc::client::{
-    AgentSender, AgentStream, Client, Session, SessionLease, SessionOptions,
-};
-use regent_rpc::convert::agent::{Ask, FromCoordinator, HELLO, Hello, Instruction, Outcome};
 use tokio::sync::{mpsc, oneshot};
 
 /// One attempt to reach a node.
@@ -20,6 +18,9 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(700);
 const POLICY_AGE_MS: u64 = 5_000;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Number of the ask with which a new session of the same start is announced.
+const RESTART: u64 = u64::MAX;
 
 /// What the link tells the loop.
 pub enum Heard {
@@ -63,8 +64,7 @@ pub async fn run(client: Client, speaker: Speaker, heard: mpsc::Sender<Heard>) {
                 }
             },
         };
-        let usable = session.take_if(|(open, ttl)| open.over().is_some() || *ttl != wanted);
-        drop(usable);
+        drop(session.take_if(|(open, ttl)| open.over().is_some() || *ttl != wanted));
         if session.is_none() {
             match open(&client, &speaker, wanted).await {
                 Ok(opened) => session = Some((opened, wanted)),
@@ -75,8 +75,8 @@ pub async fn run(client: Client, speaker: Speaker, heard: mpsc::Sender<Heard>) {
                 }
             }
         }
-        let Some((open, _)) = &session else { continue };
-        if let Err(why) = attach(&client, &speaker, open, &heard).await {
+        let Some((open, ttl)) = &mut session else { continue };
+        if let Err(why) = attach(&client, &speaker, open, *ttl, &heard).await {
             let _ = heard.send(Heard::Detached(why)).await;
         }
         tokio::time::sleep(PAUSE).await;
@@ -105,7 +105,8 @@ async fn open(client: &Client, speaker: &Speaker, ttl_ms: u64) -> Result<Session
 async fn attach(
     client: &Client,
     speaker: &Speaker,
-    session: &Session,
+    session: &mut Session,
+    ttl_ms: u64,
     heard: &mpsc::Sender<Heard>,
 ) -> Result<(), String> {
     let (tx, rx) = oneshot::channel();
@@ -144,20 +145,20 @@ async fn attach(
                 }
             }
             _ = changes.changed() => {
-                if session.over().is_some() {
-                    return Err("the session is over".to_owned());
+                if session.over().is_none() {
+                    continue;
                 }
+                // The stream stays: only who renews is another one (a fence ends the holder's).
+                *session = open(client, speaker, ttl_ms).await?;
+                changes = session.hold().subscribe();
+                let (tx, rx) = oneshot::channel();
+                if heard.send(Heard::Session(session.hold(), tx)).await.is_err() {
+                    return Ok(());
+                }
+                let Ok(start) = rx.await else { return Ok(()) };
+                let asked = stream.sender.ask(RESTART, Ask::Start(Box::new(start)));
+                asked.map_err(|error| error.to_string())?;
             }
         }
-    }
-}
-
-/// The name of an ask, for logs.
-pub fn name(ask: &Ask) -> &'static str {
-    match ask {
-        Ask::Start(_) => "start",
-        Ask::Receipt(_) => "receipt",
-        Ask::Covered { .. } => "covered",
-        Ask::Promoted { .. } => "promoted",
     }
 }

@@ -253,17 +253,18 @@ impl Local {
             position: self.position(),
             replay_lag_bytes: seen.map_or(0, engine::Observation::replay_lag_bytes),
             receiver: seen.and_then(|seen| seen.receiver.as_ref()).map(|it| receiver(it, told)),
-            senders: seen.map(|seen| seen.senders.iter().filter_map(sender).collect()).unwrap_or_default(),
+            senders: seen
+                .map(|seen| seen.senders.iter().filter_map(sender).collect())
+                .unwrap_or_default(),
             probe: match (&self.probe, self.failing) {
                 (Probe::Failed { why, .. }, Some(since)) => {
                     Probe::Failed { since_ms: millis(since.elapsed()), why: why.clone() }
                 }
                 (probe, _) => probe.clone(),
             },
-            canary: self.canary.map(|(begun, returned)| Canary {
-                age_ms: millis(begun.elapsed()),
-                returned,
-            }),
+            canary: self
+                .canary
+                .map(|(begun, returned)| Canary { age_ms: millis(begun.elapsed()), returned }),
             set_in_force: self.in_force,
             covered: self.in_force,
             serving,

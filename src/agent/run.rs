@@ -225,8 +225,7 @@ impl Agent {
         }
         self.take_mark(told.mark);
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
-        self.told.covered =
-            told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
+        self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         self.tools.declared.clone_from(&told.spec.instances);
         let others = told.spec.instances.iter().filter(|one| one.name != self.tools.me);
         self.told.addresses =
@@ -265,9 +264,10 @@ impl Agent {
             News::Stopped { proven, in_order, fired } => {
                 tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
                 // An end that a step brought about is told by the step.
-                let asked = self.busy.as_ref().is_some_and(|(step, _)| {
-                    matches!(step, Step::Kill | Step::ShutDown)
-                });
+                let asked = self
+                    .busy
+                    .as_ref()
+                    .is_some_and(|(step, _)| matches!(step, Step::Kill | Step::ShutDown));
                 if !asked {
                     self.local.ended(proven, in_order);
                     // E4: only a renewal of after the crash starts it again.
@@ -343,17 +343,17 @@ impl Agent {
     /// Until when writes may be served, and by it what the fencer and the core are told.
     fn rights(&mut self) {
         let now = regent_fencer::clock::now();
-        let held = self.session.as_ref().is_some_and(|session| {
-            self.mark.0 > 0 && session.is_held(self.mark)
-        });
+        let held = self
+            .session
+            .as_ref()
+            .is_some_and(|session| self.mark.0 > 0 && session.is_held(self.mark));
         let deadline = self.session.as_ref().and_then(SessionLease::deadline);
         self.right.lease = deadline.filter(|_| held).map(|deadline| deadline.until);
         let set = self.local.in_force;
         let latched = self.notes.book.latched;
         let budget = self.fence_budget_ms;
-        let until = self.policy().and_then(|policy| {
-            self.right.until(policy, set, latched, budget, now)
-        });
+        let until =
+            self.policy().and_then(|policy| self.right.until(policy, set, latched, budget, now));
         self.told.holds_lease = held && self.leads();
         self.told.may_serve =
             self.leads() && until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
@@ -375,7 +375,8 @@ impl Agent {
 
     /// A later deadline goes to the fencer while a primary runs under it.
     fn arm(&mut self, until: Reading) {
-        let primary = self.local.running && self.local.run() == regent_core::role::observe::Run::Primary;
+        let primary =
+            self.local.running && self.local.run() == regent_core::role::observe::Run::Primary;
         let later = self.armed_until.is_none_or(|at| at.is_before(until));
         if primary && later && self.local.open {
             self.armed_until = Some(until);
@@ -392,11 +393,12 @@ impl Agent {
     /// One turn: rights, the next step, words to the coordinators.
     fn turn(&mut self) {
         self.rights();
-        let answers = self.instruction.as_ref().and_then(|told| told.upstream()).is_some_and(|up| {
-            self.sights.now().iter().any(|sight| {
-                sight.instance == up.name && sight.answered_ms.is_some_and(|ms| ms < 1_000)
-            })
-        });
+        let answers =
+            self.instruction.as_ref().and_then(|told| told.upstream()).is_some_and(|up| {
+                self.sights.now().iter().any(|sight| {
+                    sight.instance == up.name && sight.answered_ms.is_some_and(|ms| ms < 1_000)
+                })
+            });
         self.told.upstream_answers = answers;
         if self.busy.is_none() && self.not_before.is_none_or(|at| Instant::now() >= at) {
             let world = self.local.world(&self.told);

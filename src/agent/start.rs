@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use crate::config::AgentConfig;
 use crate::guard::{Guard, GuardError, GuardOptions};
+use crate::http;
 use crate::link::{self, Speaker};
 use crate::local::{Local, Told};
 use crate::notes::Notes;
@@ -21,7 +22,6 @@ use crate::run::{self, Agent};
 use crate::sights::Sights;
 use crate::status::{Published, Status};
 use crate::steps::Tools;
-use crate::http;
 
 /// Messages from the coordinators that wait for the loop: a handful are ever under way.
 const HEARD: usize = 64;

@@ -69,7 +69,8 @@ impl Status {
             };
             let Ok(text) = serde_json::to_vec_pretty(&file) else { return };
             let fresh = path.with_extension(format!("new{}", rand::random::<u32>()));
-            let written = std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path));
+            let written =
+                std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &path));
             if let Err(error) = written {
                 tracing::debug!(%error, "status.json was not written");
             }

@@ -71,9 +71,9 @@ impl Postmaster for Guard {
         use regent_fencer::wire::Refusal;
         match self.signal(Target::Inside(pid), Notice::Terminate).await {
             // Gone already.
-            Err(crate::guard::GuardError::Client(ClientError::Refused(
-                Refusal::CannotSignal(_),
-            ))) => Ok(()),
+            Err(crate::guard::GuardError::Client(ClientError::Refused(Refusal::CannotSignal(
+                _,
+            )))) => Ok(()),
             other => other.map_err(std::io::Error::other),
         }
     }
@@ -221,9 +221,8 @@ impl Tools {
     }
 
     async fn start_standby(&self, upstream: Option<&InstanceName>) -> Result<Change, StepError> {
-        let start = StartAs::Standby {
-            upstream: upstream.map(|name| self.upstream(name)).transpose()?,
-        };
+        let start =
+            StartAs::Standby { upstream: upstream.map(|name| self.upstream(name)).transpose()? };
         self.start(&start, Bound::Unbound).await?;
         let upstream = upstream.cloned();
         Ok(Box::new(move |local| {
@@ -259,8 +258,7 @@ impl Tools {
         let source = self.source(name)?;
         let HistoryFile { timeline, text: history } =
             self.engine.source_history(&source, SOON).await.map_err(failed(doing))?;
-        let diverged =
-            self.engine.needs_rewind(timeline, &history).await.map_err(failed(doing))?;
+        let diverged = self.engine.needs_rewind(timeline, &history).await.map_err(failed(doing))?;
         Ok(Box::new(move |local| local.diverged = Some(diverged)))
     }
 

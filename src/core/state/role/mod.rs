@@ -102,10 +102,7 @@ fn active(draft: &Draft<'_>, name: &ServiceName) -> Result<Arc<Service>, Rejecti
 }
 
 /// The service and a copy of its role, to be written when all checks are done.
-fn load(
-    draft: &Draft<'_>,
-    name: &ServiceName,
-) -> Result<(Arc<Service>, ServiceRole), Rejection> {
+fn load(draft: &Draft<'_>, name: &ServiceName) -> Result<(Arc<Service>, ServiceRole), Rejection> {
     let service = active(draft, name)?;
     let Some(role) = draft.rows().roles().get(name) else {
         return Err(not_found("role of service", name.to_string()));

@@ -117,12 +117,7 @@ fn in_turn(row: &InstanceRow, start: &AgentStart) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn judge(
-    life: Life,
-    role: &ServiceRole,
-    instance: &InstanceName,
-    start: &AgentStart,
-) -> Judged {
+fn judge(life: Life, role: &ServiceRole, instance: &InstanceName, start: &AgentStart) -> Judged {
     let Some(row) = role.instances.get(instance) else {
         // Before anybody was granted in this life of the cluster there is nothing that an old disk
         // could have forgotten: the first grant compares what all of them hold.
@@ -208,11 +203,7 @@ fn bind(
     if role.holder.as_ref() != Some(instance) || role.fence.is_some() {
         return None;
     }
-    let new = RoleLease {
-        session: start.session,
-        mark: draft.revision,
-        fencer: start.fencer,
-    };
+    let new = RoleLease { session: start.session, mark: draft.revision, fencer: start.fencer };
     match &role.lease {
         Some(lease) if lease.session == start.session => {
             let changed = lease.fencer != start.fencer;
