@@ -24,8 +24,10 @@ fn a_new_agent_finds_everything_and_takes_over() {
     assert_eq!(status.agent, Some(Rig::agent(2)));
 
     let refused = old.arm(&arm(5, 9, in_ms(60_000)));
-    let superseded = matches!(refused, Err(ClientError::Refused(Refusal::Superseded { have })) if have == Rig::agent(2));
-    assert!(superseded, "{refused:?}");
+    let Err(ClientError::Refused(Refusal::Superseded { have })) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(have, Rig::agent(2));
     assert!(old.status().is_err());
 
     let later = in_ms(60_000);
