@@ -25,6 +25,12 @@
 //! second start of the same directory still meets the shared memory of the first. `/proc` is the
 //! host's too: a pid known inside must never be looked up there.
 //!
+//! What packaging must do: the agent may run as the owner of the data directory with the one ambient
+//! capability CAP_SYS_ADMIN, and its unit must not end what it left behind (`KillMode=process`): with
+//! systemd's default the stop of the agent's unit would be the end of PostgreSQL. Whatever runs as
+//! the fencer's own user can write its state directory, as it can the data directory: a receipt is a
+//! proof against failures, not against that user.
+//!
 //! Absent on purpose: tokio (a runtime's threads and allocations have no place in the process that
 //! must run when all else is stuck), a cgroup of its own (the namespace already ends what forks away;
 //! limits are the unit's business), and any knowledge of PostgreSQL beyond three signals.

@@ -2,6 +2,9 @@
 //! that is stopped, or a kernel that no longer runs it, ends in a reset before the deadline
 //! is over. The device's timeout must already be set to what the options name: setting it here would
 //! need an ioctl, and a device nobody configured should not be trusted with a default.
+//!
+//! A fencer that was killed leaves it counting: its agent must launch the next one, which feeds again,
+//! within the timeout, or the machine is reset although nothing runs.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

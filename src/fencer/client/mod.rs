@@ -349,7 +349,9 @@ impl Fencer {
         Ok(Events { line })
     }
 
-    /// Ends everything through the init, whether it runs or is frozen; see [`end`].
+    /// Ends everything through the init's pidfd, whether it runs or is frozen, and writes the receipt.
+    /// The seen end of pid 1 is the proof; without a namespace all descendants that can be found are
+    /// killed first, and the receipt says weak. Burns epoch and number, as a firing does.
     ///
     /// # Errors
     /// [`EndError`]: then it is not known that everything ended.

@@ -77,10 +77,7 @@ impl Init<'_> {
     /// Everything that follows from time and from processes that ended.
     pub(super) fn advance(&mut self, now: Reading) -> Result<(), InitError> {
         self.check_deadline(now);
-        let reaped = self.processes.reap();
-        for (pid, exit) in &reaped.exits {
-            self.saw_exit(*pid, *exit, now);
-        }
+        self.reap(now);
         let Some(life) = &mut self.life else { return Ok(()) };
         match &mut life.stage {
             LifeStage::Running => {}
@@ -92,7 +89,7 @@ impl Init<'_> {
             LifeStage::Killing { reason, since } => {
                 let (reason, since) = (*reason, *since);
                 // F6: nobody there to kill, and then no child there to wait for.
-                if self.processes.kill_all() && self.processes.reap().none_left {
+                if self.processes.kill_all() && self.reap(now) {
                     let proof = match self.processes.protection() {
                         Protection::Namespace => Proof::Namespace,
                         Protection::Weak { .. } => Proof::Weak,
@@ -109,6 +106,15 @@ impl Init<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Reaps; `true` if no child is left.
+    fn reap(&mut self, now: Reading) -> bool {
+        let reaped = self.processes.reap();
+        for (pid, exit) in &reaped.exits {
+            self.saw_exit(*pid, *exit, now);
+        }
+        reaped.none_left
     }
 
     fn saw_exit(&mut self, pid: Pid, exit: ExitStatus, now: Reading) {

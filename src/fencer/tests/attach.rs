@@ -24,8 +24,10 @@ fn a_new_agent_finds_everything_and_takes_over() {
     assert_eq!(status.agent, Some(Rig::agent(2)));
 
     let refused = old.arm(&arm(5, 9, in_ms(60_000)));
-    let superseded = matches!(refused, Err(ClientError::Refused(Refusal::Superseded { have })) if have == Rig::agent(2));
-    assert!(superseded, "{refused:?}");
+    let Err(ClientError::Refused(Refusal::Superseded { have })) = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(have, Rig::agent(2));
     assert!(old.status().is_err());
 
     let later = in_ms(60_000);
@@ -97,4 +99,29 @@ fn signals_that_end_others_do_not_end_the_init() {
         signal(name, fencer.pid());
     }
     assert_eq!(fencer.status().unwrap().phase, Phase::Running);
+}
+
+#[test]
+fn a_damaged_receipt_is_no_receipt_and_nothing_is_launched_over_it() {
+    let rig = Rig::new("damaged");
+    std::fs::create_dir_all(&rig.options.state_dir).unwrap();
+    std::fs::write(rig.options.state_dir.join("receipt.json"), b"{\"sequence\":1").unwrap();
+    assert!(regent_fencer::last_receipt(&rig.options.state_dir).is_err());
+    let refused = rig.try_launch();
+    let right = matches!(&refused, Err(ClientError::NotLaunched(why)) if why.contains("receipt"));
+    assert!(right, "{refused:?}");
+}
+
+#[test]
+fn a_heartbeat_is_cheap() {
+    let rig = Rig::new("heartbeat");
+    let mut fencer = rig.launch();
+    fencer.start(&rig.script("sleep 1000", Bound::Unbound)).unwrap();
+    let began = std::time::Instant::now();
+    for _ in 0..1_000 {
+        fencer.status().unwrap();
+    }
+    let one = began.elapsed() / 1_000;
+    eprintln!("a heartbeat takes {one:?}");
+    assert!(one < Duration::from_millis(20), "{one:?}");
 }

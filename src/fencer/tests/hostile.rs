@@ -78,12 +78,15 @@ fn what_runs_inside_cannot_command_the_fencer() {
     let mut fencer = rig.launch();
     let socket = rig.options.state_dir.join("socket");
     assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
-    let disarm = r#"{"Hello":{"agent":{"boot_count":77,"nonce":1},"watch":false}}"#;
+    let hello = r#"{"Hello":{"agent":{"boot_count":77,"nonce":1},"watch":false}}"#;
     let script = format!(
-        "perl -MIO::Socket::UNIX -e '$s = IO::Socket::UNIX->new(Peer => \"{}\") or die;
-         print $s \"{}\\n\"; $s->flush; print scalar(<$s>) // \"closed\"' > out 2>&1; sleep 1000",
+        "perl -MIO::Socket::UNIX -e '
+         $SIG{{PIPE}} = \"IGNORE\";
+         $s = IO::Socket::UNIX->new(Peer => \"{}\") or die;
+         print $s \"{}\\n\"; $s->flush;
+         print scalar(<$s>) // \"closed\"' > out 2>&1; sleep 1000",
         socket.display(),
-        disarm.replace('"', "\\\""),
+        hello.replace('"', "\\\""),
     );
     let status = fencer.start(&rig.script(&script, Bound::Unbound)).unwrap();
     let out = || std::fs::read_to_string(rig.dir.join("work/out")).unwrap_or_default();

@@ -11,4 +11,5 @@ mod postgres;
 mod rig;
 mod start;
 mod unprivileged;
+mod watchdog;
 mod weak;

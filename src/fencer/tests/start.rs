@@ -53,9 +53,9 @@ fn an_exit_is_told_at_once_and_takes_the_rest_with_it() {
 fn a_stop_is_a_signal_first_and_a_kill_when_its_time_is_over() {
     let rig = Rig::new("stop");
     let mut fencer = rig.launch();
-    let polite = rig.script("trap 'exit 3' INT; while :; do sleep 0.02; done", Bound::Unbound);
-    fencer.start(&polite).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    let script = "trap 'exit 3' INT; echo > ready; while :; do sleep 0.02; done";
+    fencer.start(&rig.script(script, Bound::Unbound)).unwrap();
+    wait(|| rig.dir.join("work/ready").exists());
     let receipt = fencer.stop(StopMode::Fast, LONG).unwrap();
     assert_eq!(receipt.reason, Reason::Stop(StopMode::Fast));
     assert_eq!(receipt.exit, Some(ExitStatus::Code(3)));
@@ -145,4 +145,32 @@ fn the_program_gets_no_rights_no_blocked_signals_and_no_environment_of_the_fence
     }
     let env = std::fs::read_to_string(rig.dir.join("work/env")).unwrap();
     assert!(env.contains("GIVEN=yes") && !env.contains("CARGO"), "{env}");
+}
+
+#[test]
+fn a_receipt_that_cannot_be_written_is_not_told_and_nothing_starts() {
+    let rig = Rig::new("disk");
+    let mut fencer = rig.launch();
+    let mut events = fencer.watch().unwrap();
+    fencer.start(&rig.script("sleep 1000", Bound::Until(arm(5, 1, in_ms(200))))).unwrap();
+    // What the receipt is written to first is in the way.
+    let way = rig.options.state_dir.join("receipt.json.new");
+    std::fs::create_dir(&way).unwrap();
+    wait(|| fencer.status().unwrap().receipt_error.is_some());
+    assert_eq!(rig.left(), Vec::<i32>::new());
+    let status = fencer.status().unwrap();
+    assert_eq!((status.phase, status.receipt), (Phase::Receipt, None));
+    let mut command = rig.script("sleep 1000", Bound::Until(arm(6, 1, in_ms(60_000))));
+    for acknowledges in [0, 1] {
+        command.acknowledges = acknowledges;
+        let refused = fencer.start(&command);
+        assert!(matches!(refused, Err(ClientError::Refused(Refusal::Running))), "{refused:?}");
+    }
+    for _ in 0..2 {
+        assert!(!matches!(events.next(LONG).unwrap().unwrap(), Event::Stopped { .. }));
+    }
+    assert_eq!(events.next(Duration::from_millis(50)).unwrap(), None);
+    std::fs::remove_dir(&way).unwrap();
+    assert!(matches!(events.next(LONG).unwrap().unwrap(), Event::Stopped { .. }));
+    fencer.start(&command).unwrap();
 }

@@ -1,6 +1,6 @@
 //! Without a namespace: said aloud, and still as good as it can be.
 
-use regent_fencer::receipt::{Proof, Reason};
+use regent_fencer::receipt::{ExitStatus, Proof, Reason};
 use regent_fencer::wire::{Bound, Protection};
 
 use crate::rig::{LONG, RUNAWAY_COUNT, RUNAWAYS, Rig, arm, in_ms, late_ms, signal, wait};
@@ -17,6 +17,7 @@ fn without_a_namespace_the_deadline_still_ends_all_and_says_weak() {
     rig.wait_left(|count| count >= RUNAWAY_COUNT);
     let receipt = rig.wait_receipt(1);
     assert_eq!((receipt.reason, receipt.proof), (Reason::Deadline, Proof::Weak));
+    assert_eq!(receipt.exit, Some(ExitStatus::Signal(9)));
     assert_eq!(rig.left(), Vec::<i32>::new());
     eprintln!("weak: all gone {:.1} ms after the deadline", late_ms(&receipt, until));
 }
