@@ -63,9 +63,9 @@ fn roles(secrets: &Secrets, version: u32) -> String {
 
 /// Runs statements on a directory that no server uses.
 async fn single(options: &Options, programs: &Programs, sql: &str) -> Result<(), RebuildError> {
-    let args =
-        ["--single", "-c", "exit_on_error=on", "-c", "log_statement=none", "-D"].map(OsStr::new);
-    let mut args = args.to_vec();
+    // Nobody acknowledges here, and the names on disk are those of nobody.
+    let args = ["--single", "-c", "exit_on_error=on", "-c", "synchronous_commit=local", "-D"];
+    let mut args = args.map(OsStr::new).to_vec();
     args.extend([options.data_dir.as_os_str(), "postgres".as_ref()]);
     let ended = programs.run("postgres", &args, &[], sql, INIT).await?;
     if ended.ok && !ended.err.contains("ERROR:") && !ended.err.contains("FATAL:") {
