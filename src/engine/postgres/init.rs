@@ -54,7 +54,7 @@ fn roles(secrets: &Secrets, version: u32) -> String {
     sql += "CREATE TABLE regent.epoch (incarnation bigint NOT NULL, revision bigint NOT NULL, \
             at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (incarnation, revision))\n";
     sql += "CREATE TABLE regent.canary (id integer PRIMARY KEY, n bigint NOT NULL)\n";
-    sql += "INSERT INTO regent.canary VALUES (1, 0), (2, 0)\n";
+    sql += "INSERT INTO regent.canary VALUES (1, 0), (2, 0), (3, 0)\n";
     for table in ["regent.epoch", "regent.canary"] {
         sql += &format!("ALTER TABLE {table} OWNER TO {AGENT}\n");
     }
