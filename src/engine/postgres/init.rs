@@ -54,7 +54,7 @@ fn roles(secrets: &Secrets, version: u32) -> String {
     sql += "CREATE TABLE regent.epoch (incarnation bigint NOT NULL, revision bigint NOT NULL, \
             at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (incarnation, revision))\n";
     sql += "CREATE TABLE regent.canary (id integer PRIMARY KEY, n bigint NOT NULL)\n";
-    sql += "INSERT INTO regent.canary VALUES (1, 0), (2, 0)\n";
+    sql += "INSERT INTO regent.canary VALUES (1, 0), (2, 0), (3, 0)\n";
     for table in ["regent.epoch", "regent.canary"] {
         sql += &format!("ALTER TABLE {table} OWNER TO {AGENT}\n");
     }
@@ -63,9 +63,9 @@ fn roles(secrets: &Secrets, version: u32) -> String {
 
 /// Runs statements on a directory that no server uses.
 async fn single(options: &Options, programs: &Programs, sql: &str) -> Result<(), RebuildError> {
-    let args =
-        ["--single", "-c", "exit_on_error=on", "-c", "log_statement=none", "-D"].map(OsStr::new);
-    let mut args = args.to_vec();
+    // Nobody acknowledges here, and the names on disk are those of nobody.
+    let args = ["--single", "-c", "exit_on_error=on", "-c", "synchronous_commit=local", "-D"];
+    let mut args = args.map(OsStr::new).to_vec();
     args.extend([options.data_dir.as_os_str(), "postgres".as_ref()]);
     let ended = programs.run("postgres", &args, &[], sql, INIT).await?;
     if ended.ok && !ended.err.contains("ERROR:") && !ended.err.contains("FATAL:") {

@@ -27,7 +27,7 @@
 //! each is younger than the reload, makes them wait for a reconnect of every standby (100 ms).
 //! Whatever fails on the way, the names on disk are at least as strict as the stricter of the two.
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, get};
 use super::managed::{self, Managed};
@@ -41,6 +41,9 @@ use crate::orders::SyncNames;
 /// the reload that have no answer yet, whose priority does not show.
 const UNSETTLED: &str = "SELECT pid, sync_priority FROM pg_stat_replication
   WHERE state <> 'backup' AND (sync_priority > 0 OR (flush_lsn IS NULL AND backend_start < ";
+
+const NUDGE: &str = "BEGIN; SET LOCAL synchronous_commit = local;
+  UPDATE regent.canary SET n = n + 1 WHERE id = 3; COMMIT";
 
 async fn put(
     pg: &Postgres,
@@ -104,6 +107,22 @@ async fn block(
     }
 }
 
+/// Until the probe returned. A walsender that has read new names releases nobody before the next
+/// answer of its standby, which an idle one gives once a second: a small commit makes each answer.
+async fn released(pg: &Postgres, link: &Link, by: Instant) -> Result<(), ChangeError> {
+    while pg.probe.is_running().await {
+        timeout_at(by, link.execute("ask for an answer", NUDGE))
+            .await
+            .map_err(|_| ChangeError::TimedOut("a commit returns under the new names"))??;
+        pause(by, "a commit returns under the new names").await?;
+    }
+    match pg.probe.wait(by).await {
+        // Ended by somebody: the canary is the proof anyway.
+        Ok(_) | Err(CommitError::Sql(_)) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Puts `names` in force and proves it.
 pub(super) async fn set(
     pg: &Postgres,
@@ -133,12 +152,8 @@ pub(super) async fn set(
     }
     put(pg, names, postmaster).await?;
     postmaster_has(pg, managed::NAMES, &text, by).await?;
-    if pg.probe.is_running().await {
-        match pg.probe.wait(by).await {
-            // Released before it could be waited for: the canary is the proof anyway.
-            Ok(_) | Err(CommitError::Sql(_)) => {}
-            Err(e) => return Err(e.into()),
-        }
+    if *names != SyncNames::Unprotected {
+        released(pg, &link, by).await?;
     }
     pg.canary.run(&pg.options, CANARY, by).await?;
     Ok(())

@@ -38,7 +38,12 @@ async fn sets_change_under_load_and_each_is_confirmed() {
     ];
     let mut took = Vec::new();
     for set in &sets {
-        took.push(primary.pg.set_sync_names(set, &primary.handle(), LONG).await.unwrap());
+        let done = primary.pg.set_sync_names(set, &primary.handle(), LONG).await;
+        let Ok(done) = done else {
+            let seen = primary.pg.observe(LONG).await;
+            panic!("{set:?}: {done:?} {seen:#?}\n{}", primary.log());
+        };
+        took.push(done);
     }
     stop.store(true, Ordering::Relaxed);
     let (worst, count) = writer.await.unwrap();
@@ -73,6 +78,7 @@ async fn a_cancelled_wait_is_no_acknowledgement_and_a_lowered_promise_is_seen() 
         "{canary:?}"
     );
 
+    agent.batch_execute("SET synchronous_commit = local").await.unwrap();
     agent.batch_execute("ALTER ROLE regent_agent SET synchronous_commit = off").await.unwrap();
     let seen = primary.pg.observe(LONG).await.unwrap();
     let found = seen.overrides.iter().map(|o| (o.role.as_str(), o.value.as_str()));
