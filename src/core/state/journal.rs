@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{OperationKey, PartitionKey};
 use super::audit::Note;
 use super::cluster::ClusterRow;
 use super::election::Election;
@@ -17,6 +16,7 @@ use super::role::row::{Operation, ServiceRole};
 use super::service::Service;
 use super::session::{Marks, Session};
 use super::tables::Tables;
+use super::{OperationKey, PartitionKey};
 use crate::authz::Principal;
 use crate::effect::{Change, ClockEffect};
 use crate::id::{ElectionName, Epoch, Revision, ServiceName, SessionId};

@@ -317,6 +317,7 @@ fn life_text(life: Life) -> &'static str {
     match life {
         Life::Declared => "declared",
         Life::Unadopted => "unadopted",
+        Life::Established => "established",
     }
 }
 
@@ -324,6 +325,7 @@ fn life_in(text: &str) -> Result<Life, Invalid> {
     match text {
         "declared" => Ok(Life::Declared),
         "unadopted" => Ok(Life::Unadopted),
+        "established" => Ok(Life::Established),
         other => {
             Err(Invalid::new("life", format!("{other:?} is not known"), "update this program"))
         }

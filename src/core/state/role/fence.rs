@@ -77,18 +77,15 @@ pub(super) fn open(
 fn not_paused(draft: &Draft<'_>, role: &ServiceRole) -> Result<(), Rejection> {
     match &role.paused {
         Some(pause) if draft.by.role == Role::Node => {
-            let why = format!("{} paused it at revision {}: {}", pause.by, pause.since, pause.reason);
+            let why =
+                format!("{} paused it at revision {}: {}", pause.by, pause.since, pause.reason);
             Err(rule(RoleRule::Paused, why))
         }
         _ => Ok(()),
     }
 }
 
-fn check_kind(
-    spec: &ServiceSpec,
-    role: &ServiceRole,
-    kind: &FenceKind,
-) -> Result<(), Rejection> {
+fn check_kind(spec: &ServiceSpec, role: &ServiceRole, kind: &FenceKind) -> Result<(), Rejection> {
     match kind {
         FenceKind::Failover { verdict } => check_text("verdict", verdict, MAX_NAME_BYTES),
         FenceKind::Switchover { to: None } => Ok(()),
@@ -229,9 +226,9 @@ pub(super) fn fetch(
     let open = this_fence(&role, fence)?;
     let recruit = |who: &InstanceName| -> Result<Position, Rejection> {
         let receipt = open.receipts.get(who).filter(|receipt| receipt.proof == Proof::Recruited);
-        receipt.and_then(|receipt| receipt.position).ok_or_else(|| {
-            rule(RoleRule::NotFree, format!("{who} is no recruit of fence {fence}"))
-        })
+        receipt
+            .and_then(|receipt| receipt.position)
+            .ok_or_else(|| rule(RoleRule::NotFree, format!("{who} is no recruit of fence {fence}")))
     };
     let (own, source) = (recruit(to)?, recruit(&from)?);
     if own.covers(&source) {

@@ -59,9 +59,8 @@ fn judge(
     bid: &Bid,
 ) -> Result<(OutProof, CompleteProof), Rejection> {
     let asked = row.approval.as_ref();
-    let approval = asked.filter(|asked| {
-        Some(asked.id) == bid.approval && asked.candidate == bid.candidate
-    });
+    let approval =
+        asked.filter(|asked| Some(asked.id) == bid.approval && asked.candidate == bid.candidate);
     let case = Case { spec, role, sessions: draft.rows().sessions(), approval };
     case.free(&bid.candidate).map_err(|why| rule(RoleRule::NotFree, why))?;
     let out = case.out().map_err(|why| rule(RoleRule::NotOut, why))?;

@@ -127,11 +127,7 @@ impl<'a> Case<'a> {
     ///
     /// # Errors
     /// What is missing.
-    pub fn complete(
-        &self,
-        candidate: &InstanceName,
-        loss: Loss,
-    ) -> Result<CompleteProof, Missing> {
+    pub fn complete(&self, candidate: &InstanceName, loss: Loss) -> Result<CompleteProof, Missing> {
         let missing = |why: String| Missing { rule: RoleRule::NotComplete, why };
         let Some(fence) = &self.role.fence else {
             return Err(missing("no role change is open".to_owned()));
@@ -290,8 +286,11 @@ fn lacks(
     if !set.is_met_by(recruits.keys().copied()) {
         return Some(format!("{} of {need} recruits from the set {set}", recruits.len()));
     }
-    let ahead: BTreeSet<_> =
-        recruits.iter().filter(|(_, position)| !own.covers(position)).map(|(name, _)| name).collect();
+    let ahead: BTreeSet<_> = recruits
+        .iter()
+        .filter(|(_, position)| !own.covers(position))
+        .map(|(name, _)| name)
+        .collect();
     let ahead = ahead.first()?;
     Some(format!("{ahead} is ahead of {candidate}: let it fetch first"))
 }

@@ -31,7 +31,8 @@ pub(in crate::state) fn session_ended(draft: &mut Draft<'_>, id: SessionId, how:
     role.lapsed = Some(fencer);
     role.changed = draft.revision;
     let holder = role.holder.as_ref().map_or("nobody", |holder| holder.as_str()).to_owned();
-    let outcome = format!("the lease of {holder} under epoch {} ended, {}", role.epoch, fencer.as_str());
+    let outcome =
+        format!("the lease of {holder} under epoch {} ended, {}", role.epoch, fencer.as_str());
     draft.set_role(&name, Some(role));
     draft.note("role.lapsed", name.as_str(), &format!("session {id}: {how:?}"), &outcome);
 }
@@ -70,10 +71,7 @@ fn in_use(what: &str, name: &str, by: String) -> Rejection {
 }
 
 /// Whether the role allows a service to be declared so.
-pub(in crate::state) fn may_change(
-    draft: &Draft<'_>,
-    spec: &ServiceSpec,
-) -> Result<(), Rejection> {
+pub(in crate::state) fn may_change(draft: &Draft<'_>, spec: &ServiceSpec) -> Result<(), Rejection> {
     let rows = draft.rows();
     let Some(role) = rows.roles().get(&spec.name) else { return Ok(()) };
     let name = spec.name.as_str();
@@ -125,10 +123,7 @@ pub(in crate::state) fn change(draft: &mut Draft<'_>, spec: &ServiceSpec) {
 }
 
 /// Whether the role allows its service to be deleted.
-pub(in crate::state) fn may_delete(
-    draft: &Draft<'_>,
-    name: &ServiceName,
-) -> Result<(), Rejection> {
+pub(in crate::state) fn may_delete(draft: &Draft<'_>, name: &ServiceName) -> Result<(), Rejection> {
     let Some(role) = draft.rows().roles().get(name) else { return Ok(()) };
     if let Some(fence) = &role.fence {
         let by = format!("a {} is under way", fence.kind.name());
