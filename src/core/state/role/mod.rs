@@ -6,7 +6,7 @@
 //!
 //! # Map
 //!
-//! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE.
+//! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE; `invariants` what must be true of the rows.
 //! - `start` an agent comes up (B); `first` the first grant (G); `fence` opening, cutting, taking
 //!   over, fetching, closing; `receipt` what instances prove; `grant` the next epoch; `set` sync sets
 //!   and `Covered`; `operation` promotion, phases, approvals, pause.
@@ -16,6 +16,7 @@
 mod fence;
 mod first;
 mod grant;
+pub(super) mod invariants;
 pub mod judge;
 pub(super) mod life;
 mod operation;

@@ -111,7 +111,7 @@ pub(super) fn ask(
     ask: Ask,
 ) -> Result<Reply, Rejection> {
     check_text("question", &ask.question, MAX_TEXT_BYTES)?;
-    let (service, mut role) = load(draft, name)?;
+    let (service, role) = load(draft, name)?;
     let open = this_fence(&role, fence)?;
     let (key, Ask { candidate, loss, without_out, question }) =
         ((name.clone(), open.operation), ask);
@@ -133,8 +133,6 @@ pub(super) fn ask(
     let id = draft.revision;
     let outcome = format!("{id}: {candidate} as primary? {question}");
     row.approval = Some(Approval { id, candidate, loss, without_out, question, answer: None });
-    role.operation = Some(key.1);
-    save(draft, name, role);
     draft.set_operation(&key, Some(row));
     draft.note("approval.opened", name.as_str(), &format!("fence {fence}"), &outcome);
     Ok(Reply::Done { revision: id })

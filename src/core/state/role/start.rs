@@ -85,9 +85,11 @@ pub(super) fn accept(
     }
     let mine = role.lease.as_ref().filter(|lease| lease.session == start.session);
     let mark = mine.map_or(Revision(0), |lease| lease.mark);
+    // Under a fence the lease gives no right, so the agent is not told of it.
+    let told = if role.fence.is_some() { Revision(0) } else { mark };
     let revision = draft.revision;
     if old.as_deref() == Some(&role) {
-        return Ok(Reply::StartAccepted { boot, mark, revision });
+        return Ok(Reply::StartAccepted { boot, mark: told, revision });
     }
     let bound = if is_bound { ", bound as the lease" } else { "" };
     let outcome = format!("start {boot}, session {}{bound}", start.session);
@@ -102,7 +104,7 @@ pub(super) fn accept(
         session::end(draft, &BTreeSet::from([former]), session::End::Replaced);
     }
     draft.note("agent.started", &at(name, instance), "", &outcome);
-    Ok(Reply::StartAccepted { boot, mark, revision })
+    Ok(Reply::StartAccepted { boot, mark: told, revision })
 }
 
 /// Sessions are numbered by the log, so a start with an older session than the recorded one is one
