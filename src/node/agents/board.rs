@@ -80,17 +80,16 @@ impl Board {
         if applied.changes.contains(&Change::Incarnation) {
             return self.installed(state);
         }
-        let mut touched = applied.changes.iter().filter_map(service_of).peekable();
-        if touched.peek().is_none() {
+        if !applied.changes.iter().any(|change| service_of(change).is_some()) {
             return;
         }
         self.roles_changed.notify_one();
         let mut inner = self.inner.lock();
-        if inner.rows.is_empty() {
-            return;
-        }
-        for service in touched {
-            inner.refresh(state, service);
+        let at = (state.incarnation(), applied.revision);
+        for change in &applied.changes {
+            if let Some(service) = service_of(change) {
+                inner.change(service, |rows| rows.take(at, change));
+            }
         }
     }
 
@@ -100,7 +99,7 @@ impl Board {
         let mut inner = self.inner.lock();
         let followed: Vec<ServiceName> = inner.rows.keys().cloned().collect();
         for service in &followed {
-            inner.refresh(state, service);
+            inner.change(service, |rows| *rows = rows_of(state, service));
         }
     }
 
@@ -144,14 +143,36 @@ impl Board {
     }
 }
 
+impl Rows {
+    fn take(&mut self, at: (Incarnation, Revision), change: &Change) {
+        self.at = at;
+        match change {
+            Change::Service(_, row) => self.service.clone_from(row),
+            Change::Role(_, row) => self.role.clone_from(row),
+            Change::Operation(_, id, row) => {
+                let newest = self.operation.as_ref().map(|(newest, _)| *newest);
+                match row {
+                    Some(row) if newest <= Some(*id) => self.operation = Some((*id, row.clone())),
+                    None if newest == Some(*id) => self.operation = None,
+                    Some(_) | None => {}
+                }
+            }
+            Change::Partition(..)
+            | Change::Election(..)
+            | Change::Cluster
+            | Change::Incarnation => {}
+        }
+    }
+}
+
 impl Inner {
-    fn refresh(&mut self, state: &State, service: &ServiceName) {
+    fn change(&mut self, service: &ServiceName, change: impl FnOnce(&mut Rows)) {
         let Some(sender) = self.rows.get(service) else { return };
         // The last of its followers has gone.
         if sender.receiver_count() == 0 {
             self.rows.remove(service);
             return;
         }
-        sender.send_replace(rows_of(state, service));
+        sender.send_modify(change);
     }
 }

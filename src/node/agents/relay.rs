@@ -99,10 +99,29 @@ impl Relay {
         self.inner.lock().rows.len()
     }
 
+    /// Whether something waits to be sent.
+    #[cfg(test)]
+    pub fn has_news(&self) -> bool {
+        self.inner.lock().rows.values().any(|row| row.unsent)
+    }
+
+    /// Whether an agent is gone of which nobody was told.
+    #[cfg(test)]
+    pub fn has_lost(&self) -> bool {
+        self.inner.lock().rows.values().any(|row| row.lost)
+    }
+
     /// Everything is to be sent (again).
     fn repeat_all(&self) {
         for row in self.inner.lock().rows.values_mut() {
             row.unsent = row.observation.is_some() || row.lost;
+        }
+    }
+
+    fn tell(&self, urgent: bool) {
+        self.waiting.notify_one();
+        if urgent {
+            self.urgent.notify_one();
         }
     }
 
@@ -159,15 +178,6 @@ impl Attached {
             urgent
         };
         self.relay.tell(urgent);
-    }
-}
-
-impl Relay {
-    fn tell(&self, urgent: bool) {
-        self.waiting.notify_one();
-        if urgent {
-            self.urgent.notify_one();
-        }
     }
 }
 

@@ -13,6 +13,8 @@ pub mod observe;
 pub mod operation;
 pub mod page;
 pub mod role;
+#[cfg(test)]
+mod role_tests;
 pub mod status;
 #[cfg(test)]
 mod tests;
