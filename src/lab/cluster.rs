@@ -1,19 +1,19 @@
 //! `up`, `heal`, `down`: making, mending and removing a lab.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use regent_core::authz::Role;
 use regent_rpc::pki;
 
+use crate::databases::{DatabaseError, Revived, Wanted};
 use crate::layout::{IDENTITIES, LAB_VERSION, Lab, LabNode, OpenError, Profile};
-use crate::observe::{Connections, View, view};
+use crate::observe::{Connections, View, view, view_nodes};
 use crate::process::{Fault, Life, Process};
-use crate::{config, ports};
+use crate::{config, databases, ports, spawn};
 
 /// How long a node may drain before it is killed: longer than it takes to hand the lead over.
 const GRACE: Duration = Duration::from_secs(10);
@@ -93,6 +93,9 @@ pub enum LabError {
         /// The end of its log.
         last_words: String,
     },
+    /// The databases could not be made, mended or ended.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     /// No leader was found in time.
     #[error("the nodes did not agree on a leader within {within:?}: {state}")]
     NotReady {
@@ -151,6 +154,35 @@ pub async fn up(plan: &Plan) -> Result<(Lab, View), LabError> {
     }
 }
 
+/// Makes a lab with databases: the nodes as [`up`], then the instances with their agents. `say` is
+/// told each step. What fails half-way is taken back, unless `wanted` says to keep it.
+///
+/// # Errors
+/// [`LabError`]; nothing runs and nothing is left then.
+pub async fn up_with(
+    plan: &Plan,
+    wanted: &Wanted,
+    say: &(dyn Fn(String) + Sync),
+) -> Result<(Lab, View), LabError> {
+    // What this machine lacks is found out before anything is started.
+    let ground = databases::Ground::survey(wanted).map_err(DatabaseError::from)?;
+    say(format!("starting {} nodes", plan.nodes));
+    let (mut lab, _) = up(plan).await?;
+    match databases::make(&mut lab, wanted, ground, say).await {
+        Ok(()) => {
+            let connections = Connections::new(&lab, &lab.certificates().admin)?;
+            let seen = view(&lab, &connections).await;
+            Ok((lab, seen))
+        }
+        Err(error) if wanted.keep => Err(error.into()),
+        Err(error) => {
+            // The error that matters is the first one; a second one would hide it.
+            let _ = down(&lab.dir).await;
+            Err(error.into())
+        }
+    }
+}
+
 async fn make(plan: &Plan, dir: &Path) -> Result<(Lab, View), LabError> {
     let count = usize::try_from(plan.nodes).map_err(|_| LabError::Size { nodes: plan.nodes })?;
     let found = ports::free(2 * count).ok_or(LabError::Ports)?;
@@ -172,6 +204,7 @@ async fn make(plan: &Plan, dir: &Path) -> Result<(Lab, View), LabError> {
         trust_domain: "lab.regent".to_owned(),
         profile: plan.profile,
         nodes: nodes.collect(),
+        databases: None,
     };
     certificates(&lab)?;
     for node in &lab.nodes {
@@ -221,34 +254,12 @@ fn is_port_taken(error: &LabError) -> bool {
 fn start(lab: &mut Lab, at: usize) -> Result<(), LabError> {
     let node = &lab.nodes[at];
     let what = || format!("start node {}", node.id);
-    let log = append(&node.log).map_err(system(format!("open {}", node.log.display())))?;
-    let errors = log.try_clone().map_err(system(what()))?;
-    // Through a shell, which closes what this program may have inherited from its own caller (a
-    // test's pipe, a build tool's): a server that outlives us must not hold it open. Everything
-    // that Regent itself opens is closed on exec. The shell replaces itself: the pid stays.
-    let child = Command::new("/bin/sh")
-        .arg("-c")
-        .arg("exec 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-; exec \"$0\" \"$@\"")
-        .arg(&lab.binary)
-        .args(["server", "--config"])
-        .arg(&node.config)
-        .current_dir(&lab.dir)
-        // Settings for a client must not reach a server.
-        .env_remove("REGENT_CONFIG")
-        .stdin(Stdio::null())
-        .stdout(log)
-        .stderr(errors)
-        // Its own group: Ctrl-C at our terminal is not meant for it.
-        .process_group(0)
-        .spawn()
-        .map_err(system(what()))?;
-    let process = Process::identify(child.id()).map_err(system(what()))?;
+    let mut words: Vec<OsString> = vec!["server".into(), "--config".into()];
+    words.push(node.config.clone().into());
+    let process =
+        spawn::detached(&lab.binary, &words, &lab.dir, &node.log).map_err(system(what()))?;
     lab.nodes[at].process = Some(process);
     lab.save().map_err(system(format!("write into {}", lab.dir.display())))
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// Waits until every node that runs follows the same leader.
@@ -262,10 +273,13 @@ pub async fn wait_ready(
 ) -> Result<View, LabError> {
     let deadline = Instant::now() + within;
     loop {
-        let seen = view(lab, connections).await;
+        let seen = view_nodes(lab, connections).await;
         for node in &seen.nodes {
             if node.life == Life::Dead {
-                return Err(LabError::Died { id: node.id, last_words: last_words(&node.log) });
+                return Err(LabError::Died {
+                    id: node.id,
+                    last_words: spawn::last_words(&node.log),
+                });
             }
         }
         let newest = seen.nodes.iter().map(|node| node.applied).max().unwrap_or(0);
@@ -292,18 +306,6 @@ pub async fn wait_ready(
     }
 }
 
-/// The end of a log, for an error message.
-fn last_words(log: &Path) -> String {
-    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let text = text.unwrap_or_default();
-    let lines: Vec<&str> =
-        text.lines().rev().filter(|line| !line.trim().is_empty()).take(5).collect();
-    if lines.is_empty() {
-        return format!("it said nothing ({})", log.display());
-    }
-    lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
-}
-
 /// What `heal` did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Healed {
@@ -311,9 +313,13 @@ pub struct Healed {
     pub started: Vec<u64>,
     /// Nodes that were frozen and were thawed.
     pub thawed: Vec<u64>,
+    /// Instances whose agents were started, and those that were thawed.
+    #[serde(flatten)]
+    pub instances: Revived,
 }
 
-/// Starts dead nodes, thaws frozen ones, and waits until all follow one leader.
+/// Starts dead nodes and agents, thaws what is frozen, and waits until all nodes follow one leader
+/// and every standby streams from the primary.
 ///
 /// # Errors
 /// [`LabError`].
@@ -335,7 +341,12 @@ pub async fn heal(dir: &Path) -> Result<(Lab, View, Healed), LabError> {
         }
     }
     let connections = Connections::new(&lab, &lab.certificates().admin)?;
-    let view = wait_ready(&lab, &connections, READY).await?;
+    wait_ready(&lab, &connections, READY).await?;
+    if lab.databases.is_some() {
+        healed.instances = databases::revive(&mut lab)?;
+        databases::wait_redundant(&lab, databases::REDUNDANT, &|_| {}).await?;
+    }
+    let view = view(&lab, &connections).await;
     Ok((lab, view, healed))
 }
 
@@ -367,7 +378,8 @@ pub fn signal(node: &LabNode, fault: Fault) -> Result<bool, LabError> {
 /// A process could not be ended: then nothing is removed, so that it stays known.
 pub async fn down(dir: &Path) -> Result<usize, LabError> {
     let lab = Lab::open(dir)?;
-    let ended = end_all(&lab).await?;
+    // The databases first: an agent without coordinators would begin to act on that.
+    let ended = databases::end(&lab).await? + end_all(&lab).await?;
     fs::remove_dir_all(&lab.dir).map_err(system(format!("remove {}", lab.dir.display())))?;
     Ok(ended)
 }

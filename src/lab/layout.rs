@@ -3,12 +3,14 @@
 //! `lab.json` is the lab: it is replaced whole (written beside, then renamed), so that a reader
 //! never sees half of it, and it names every process that was started.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::databases::Databases;
 use crate::process::Process;
 
 /// Version of [`Lab`]'s form on disk.
@@ -56,6 +58,9 @@ pub struct Lab {
     pub profile: Profile,
     /// Its nodes.
     pub nodes: Vec<LabNode>,
+    /// Its databases; `None`: coordinator nodes only.
+    #[serde(default)]
+    pub databases: Option<Databases>,
 }
 
 /// One node of a lab.
@@ -167,7 +172,14 @@ impl Lab {
         let path = self.dir.join(FILE);
         let beside = self.dir.join(format!("{FILE}.new"));
         let text = serde_json::to_vec_pretty(self).map_err(io::Error::other)?;
-        fs::write(&beside, text)?;
+        // For its owner alone: it may hold the password of the databases. What is left of a write
+        // that was interrupted may not keep another mode.
+        match fs::remove_file(&beside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(&text)?;
         fs::rename(beside, path)
     }
 

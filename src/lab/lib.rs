@@ -6,15 +6,20 @@
 //! a process for ever, not only by its pid.
 //!
 //! - [`cluster`]: up, heal, down. [`layout`]: what is kept on disk. [`config`]: a node's file.
-//! - [`observe`]: what is running now. [`process`], [`ports`]: of this machine.
+//! - [`databases`]: PostgreSQL instances with their agents. [`writer`]: a client that writes into
+//!   them and knows which rows were acknowledged.
+//! - [`observe`]: what is running now. [`process`], [`ports`], [`spawn`]: of this machine.
 
 pub mod cluster;
 pub mod config;
+pub mod databases;
 pub mod layout;
 pub mod observe;
 pub mod ports;
 pub mod process;
+pub mod spawn;
+pub mod writer;
 
-pub use cluster::{Healed, LabError, Plan, down, heal, restart, signal, up, wait_ready};
+pub use cluster::{Healed, LabError, Plan, down, heal, restart, signal, up, up_with, wait_ready};
 pub use layout::{Lab, LabNode, Profile};
-pub use observe::{Connections, View, view};
+pub use observe::{Connections, View, view, view_nodes};

@@ -14,6 +14,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::databases::{self, DatabasesView};
 use crate::layout::{Certificates, Lab, LabNode, Pair};
 use crate::process::{Life, Usage};
 
@@ -30,6 +31,9 @@ pub struct View {
     pub nodes: Vec<NodeView>,
     /// Who leads, as the node with the highest term says; 0: nobody.
     pub leader: u64,
+    /// Its databases; absent when it has none.
+    #[serde(flatten)]
+    pub databases: Option<DatabasesView>,
     /// Files to log in with.
     pub certificates: Certificates,
 }
@@ -112,8 +116,14 @@ impl Connections {
     }
 }
 
-/// Looks at every node at once.
+/// Looks at every node and instance at once.
 pub async fn view(lab: &Lab, connections: &Connections) -> View {
+    let (nodes, databases) = tokio::join!(view_nodes(lab, connections), databases::view(lab));
+    View { databases, ..nodes }
+}
+
+/// Looks at every node at once, and at no database.
+pub async fn view_nodes(lab: &Lab, connections: &Connections) -> View {
     let mut looks = tokio::task::JoinSet::new();
     for node in &lab.nodes {
         let node = node.clone();
@@ -125,7 +135,7 @@ pub async fn view(lab: &Lab, connections: &Connections) -> View {
     nodes.sort_by_key(|node| node.id);
     let leader =
         nodes.iter().max_by_key(|node| (node.term, node.leader != 0)).map_or(0, |n| n.leader);
-    View { dir: lab.dir.clone(), nodes, leader, certificates: lab.certificates() }
+    View { dir: lab.dir.clone(), nodes, leader, databases: None, certificates: lab.certificates() }
 }
 
 async fn look(node: LabNode, channel: Option<Channel>) -> NodeView {

@@ -1,0 +1,59 @@
+//! Ending the databases: agents, then fencers, then whatever is left of PostgreSQL.
+
+use std::time::{Duration, Instant};
+
+use super::{DatabaseError, LabInstance, owned, system};
+use crate::layout::Lab;
+use crate::process::{Fault, Process};
+
+/// How long an agent may take to end once it is told.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long killed processes may take to be gone.
+const GONE: Duration = Duration::from_secs(10);
+
+/// Ends everything of all instances; says how many agents there were. Nothing is removed.
+///
+/// # Errors
+/// A process could not be ended.
+pub async fn end(lab: &Lab) -> Result<usize, DatabaseError> {
+    let Some(databases) = &lab.databases else { return Ok(0) };
+    let agents = databases.instances.iter().map(|instance| end_agent(instance));
+    let mut count = 0;
+    for ended in futures::future::join_all(agents).await {
+        count += usize::from(ended?);
+    }
+    for instance in &databases.instances {
+        sweep(lab, instance).await?;
+    }
+    Ok(count)
+}
+
+async fn end_agent(instance: &LabInstance) -> Result<bool, DatabaseError> {
+    let Some(agent) = instance.process.as_ref().filter(|agent| agent.is_alive()) else {
+        return Ok(false);
+    };
+    let what = format!("end the agent of {}", instance.id);
+    agent.end(GRACE).await.map_err(system(what))?;
+    Ok(true)
+}
+
+/// Kills what an agent leaves behind on purpose: its fencer, and with it PostgreSQL. Until nothing
+/// is left: without a PID namespace the fencer's end is not that of what it started.
+async fn sweep(lab: &Lab, instance: &LabInstance) -> Result<(), DatabaseError> {
+    let deadline = Instant::now() + GONE;
+    loop {
+        let left: Vec<Process> = owned::by(lab, instance);
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let (instance, count) = (instance.id.clone(), left.len());
+            return Err(DatabaseError::Survived { instance, count });
+        }
+        for process in left {
+            let what = || format!("kill process {} of {}", process.pid, instance.id);
+            process.signal(Fault::Kill).map_err(system(what()))?;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

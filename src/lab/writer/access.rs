@@ -1,0 +1,265 @@
+//! Logging in: to one host, or to the first that takes writes, each step with a deadline.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Statement};
+
+use super::Pace;
+
+/// How clients log in.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Address and port of every host, in the order of the instances.
+    pub hosts: Vec<(String, u16)>,
+    /// The role.
+    pub user: String,
+    /// Its password.
+    pub password: String,
+    /// The database.
+    pub dbname: String,
+}
+
+/// Why nobody could be reached, or what the database said.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// Not in time.
+    #[error("{what} took longer than {within:?}")]
+    Late {
+        /// What.
+        what: &'static str,
+        /// How long was waited.
+        within: Duration,
+    },
+    /// The driver's or the server's.
+    #[error("{what} failed: {}", told(source))]
+    Postgres {
+        /// What.
+        what: &'static str,
+        /// Why.
+        source: tokio_postgres::Error,
+    },
+    /// It is there, but takes no writes.
+    #[error("it takes no writes")]
+    ReadOnly,
+    /// No host takes writes.
+    #[error("no host takes writes; the last one: {0}")]
+    Nobody(String),
+    /// No such host.
+    #[error("there is no such host")]
+    NoHost,
+}
+
+/// The server's own words; the driver says only "db error".
+fn told(error: &tokio_postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(server), _) => format!("{} ({})", server.message(), server.code().code()),
+        (None, Some(cause)) => format!("{error}: {cause}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> AccessError {
+    move |source| AccessError::Postgres { what, source }
+}
+
+/// One connection, and how many warnings the server sent on it.
+pub struct Session {
+    client: Client,
+    warnings: Arc<AtomicU64>,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Now, not when the server answers: a frozen one never does.
+        self.driver.abort();
+    }
+}
+
+/// What a server says without being asked, as far as it matters.
+fn is_warning(notice: &tokio_postgres::error::DbError) -> bool {
+    // In English whatever the server's language; older servers only have the translated one.
+    notice.parsed_severity().map_or_else(
+        || notice.severity() == "WARNING",
+        |severity| matches!(severity, tokio_postgres::error::Severity::Warning),
+    )
+}
+
+impl Session {
+    async fn open(config: &Config, within: Duration) -> Result<Self, AccessError> {
+        let what = "connecting";
+        let (client, mut connection) = tokio::time::timeout(within, config.connect(NoTls))
+            .await
+            .map_err(|_| AccessError::Late { what, within })?
+            .map_err(failed(what))?;
+        let warnings = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&warnings);
+        let driver = tokio::spawn(async move {
+            // A notice comes before the end of the statement it belongs to, and is counted before
+            // the driver hands that on: whoever has the answer sees the count.
+            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                if let AsyncMessage::Notice(notice) = message
+                    && is_warning(&notice)
+                {
+                    count.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        Ok(Self { client, warnings, driver })
+    }
+
+    /// Whether it takes writes at all.
+    async fn takes_writes(&self, within: Duration) -> Result<bool, AccessError> {
+        let what = "asking whether it takes writes";
+        let sql = "SELECT NOT pg_is_in_recovery() AND \
+                   current_setting('transaction_read_only') = 'off'";
+        let row = tokio::time::timeout(within, self.client.query_one(sql, &[]))
+            .await
+            .map_err(|_| AccessError::Late { what, within })?
+            .map_err(failed(what))?;
+        Ok(row.get(0))
+    }
+
+    /// Runs statements without parameters.
+    ///
+    /// # Errors
+    /// The server's, or too late.
+    pub async fn batch(&self, sql: &str, within: Duration) -> Result<(), AccessError> {
+        let what = "running a statement";
+        tokio::time::timeout(within, self.client.batch_execute(sql))
+            .await
+            .map_err(|_| AccessError::Late { what, within })?
+            .map_err(failed(what))
+    }
+
+    /// Prepares a statement.
+    ///
+    /// # Errors
+    /// The server's, or too late.
+    pub async fn prepare(&self, sql: &str, within: Duration) -> Result<Statement, AccessError> {
+        let what = "preparing a statement";
+        tokio::time::timeout(within, self.client.prepare(sql))
+            .await
+            .map_err(|_| AccessError::Late { what, within })?
+            .map_err(failed(what))
+    }
+
+    /// The driver's own client, for what has its own deadline.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Warnings so far.
+    pub fn warnings(&self) -> u64 {
+        self.warnings.load(Ordering::SeqCst)
+    }
+}
+
+impl Access {
+    /// Logs in to one host, whatever it is.
+    ///
+    /// # Errors
+    /// [`AccessError`].
+    pub async fn host(&self, at: usize, within: Duration) -> Result<Session, AccessError> {
+        let (host, port) = self.hosts.get(at).ok_or(AccessError::NoHost)?;
+        let mut config = Config::new();
+        config
+            .host(host)
+            .port(*port)
+            .user(&self.user)
+            .password(&self.password)
+            .dbname(&self.dbname)
+            .application_name("regent lab")
+            .connect_timeout(within)
+            .tcp_user_timeout(within);
+        Session::open(&config, within).await
+    }
+
+    /// Logs in to one host if it takes writes.
+    ///
+    /// # Errors
+    /// [`AccessError`].
+    pub async fn writable_host(&self, at: usize, within: Duration) -> Result<Session, AccessError> {
+        // One deadline for both, as a client with a connect timeout has.
+        let both = async {
+            let session = self.host(at, within).await?;
+            if session.takes_writes(within).await? {
+                Ok(session)
+            } else {
+                Err(AccessError::ReadOnly)
+            }
+        };
+        let what = "connecting";
+        match tokio::time::timeout(within, both).await {
+            Ok(result) => result,
+            Err(_) => Err(AccessError::Late { what, within }),
+        }
+    }
+
+    /// Tries every host once, beginning with `first`; the session and which host it is.
+    ///
+    /// # Errors
+    /// What the last host said.
+    pub async fn writable(
+        &self,
+        pace: Pace,
+        first: usize,
+    ) -> Result<(Session, usize), AccessError> {
+        let count = self.hosts.len();
+        let mut last = AccessError::NoHost;
+        for step in 0..count {
+            let at = (first + step) % count;
+            match self.writable_host(at, pace.connect).await {
+                Ok(session) => return Ok((session, at)),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Tries again and again.
+    ///
+    /// # Errors
+    /// [`AccessError::Nobody`] in time.
+    pub async fn writable_within(
+        &self,
+        pace: Pace,
+        first: usize,
+        within: Duration,
+    ) -> Result<(Session, usize), AccessError> {
+        let deadline = Instant::now() + within;
+        loop {
+            match self.writable(pace, first).await {
+                Ok(found) => return Ok(found),
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(AccessError::Nobody(error.to_string()));
+                }
+                Err(_) => tokio::time::sleep(pace.pause).await,
+            }
+        }
+    }
+
+    /// How many standbys stream from a host, and whom it waits for. Any role may ask this much.
+    ///
+    /// # Errors
+    /// [`AccessError`].
+    pub async fn replication(
+        &self,
+        at: usize,
+        within: Duration,
+    ) -> Result<(usize, String), AccessError> {
+        let session = self.host(at, within).await?;
+        let what = "asking who replicates";
+        let sql = "SELECT (SELECT count(*) FROM pg_stat_replication), \
+                   current_setting('synchronous_standby_names')";
+        let row = tokio::time::timeout(within, session.client.query_one(sql, &[]))
+            .await
+            .map_err(|_| AccessError::Late { what, within })?
+            .map_err(failed(what))?;
+        let streams: i64 = row.get(0);
+        Ok((usize::try_from(streams).unwrap_or(0), row.get(1)))
+    }
+}
