@@ -16,6 +16,10 @@ async fn a_failover_keeps_what_was_acknowledged_and_lists_what_was_not() {
     let took = old.pg.set_sync_names(&any(1, &["b", "c"]), &old.handle(), LONG).await.unwrap();
     println!("set of names confirmed in {took:?}");
     println!("canary in {:?}", old.pg.canary(LONG).await.unwrap());
+    println!("probe in {:?}", old.pg.probe(LONG).await.unwrap());
+    let began = Instant::now();
+    old.pg.observe(LONG).await.unwrap();
+    println!("observed in {:?}", began.elapsed());
     let app = old.app(&rig).await;
     app.batch_execute("INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
     let acknowledged = old.pg.observe(LONG).await.unwrap().position;
