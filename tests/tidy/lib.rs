@@ -39,6 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/rpc", &["openraft::", "sled::"]),
     ("src/raft", &["tonic::", "sled::", "regent_rpc"]),
     ("src/node", &["openraft::"]),
+    ("src/engine", &["tonic::", "openraft::", "sled::", "regent_rpc", "regent_fencer"]),
     ("src/cli", &["openraft::", "sled::"]),
     ("src/lab", &["openraft::", "sled::"]),
     ("tests/sim", &["tonic::", "sled::", "SystemTime", "HashMap", "HashSet"]),
