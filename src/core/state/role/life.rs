@@ -51,7 +51,8 @@ pub(in crate::state) fn begin_anew(draft: &mut Draft<'_>) {
     let roles: Vec<_> =
         rows.roles().iter().map(|(name, row)| (name.clone(), ServiceRole::clone(row))).collect();
     for (key, mut row) in open {
-        enter(draft, &mut row, Phase::GivenUp);
+        let end = if row.epoch.is_some() { Phase::Done } else { Phase::GivenUp };
+        enter(draft, &mut row, end);
         draft.set_operation(&key, Some(row));
     }
     for (name, was) in roles {

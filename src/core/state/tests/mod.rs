@@ -3,6 +3,7 @@
 
 mod model;
 mod poison;
+mod role_model;
 mod role_words;
 mod script;
 mod speed;
