@@ -132,7 +132,11 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
                 session: newest(who),
                 nonce: Nonce(nonce.into()),
                 boot: if old_disk { 0 } else { boot.saturating_sub(off.into()) },
-                disk: if old_disk { state.revision().0 } else { row(who).map_or(9, |row| row.disk) },
+                disk: if old_disk {
+                    state.revision().0
+                } else {
+                    row(who).map_or(9, |row| row.disk)
+                },
                 seen: if seen { number } else { DirectiveNumber::default() },
                 data: Some(data),
                 fencer: if nonce == 1 { Armed::Armed } else { Armed::Weak },
@@ -141,12 +145,13 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
             return (agent(who), Command::AcceptStart { service, instance: instance(who), start });
         }
         Step::Receipt { who, proof, end, off } => {
-            let proof = [Proof::Detached, Proof::Recruited, Proof::Stopped, Proof::Resigned];
+            let kinds = [Proof::Detached, Proof::Recruited, Proof::Stopped, Proof::Resigned];
+            let kind = if who == holder { proof | 2 } else { proof & 1 };
             let receipt = Receipt {
                 instance: instance(who),
                 fence: Revision(fence.0 - u64::from(off)),
-                proof: proof[usize::from(if who == holder { end | 2 } else { end & 1 }) & 3],
-                position: (proof.len() > usize::from(off)).then(|| at(end)),
+                proof: kinds[usize::from(kind) & 3],
+                position: (proof != 0).then(|| at(end)),
                 boot: row(who).map_or(0, |row| row.boot),
                 nonce: row(who).map_or(Nonce(0), |row| row.nonce),
                 generation: 1,
@@ -166,9 +171,7 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
             Command::OpenFence { service, kind, seen, reason }
         }
         Step::Cut => Command::CutStandbys { service, fence },
-        Step::TakeOver => {
-            Command::TakeOverFence { service, fence, verdict: "gone".into(), reason }
-        }
+        Step::TakeOver => Command::TakeOverFence { service, fence, verdict: "gone".into(), reason },
         Step::Fetch { to, from } => {
             Command::OrderFetch { service, fence, to: instance(to), from: instance(from) }
         }
@@ -240,14 +243,8 @@ fn ready() -> Bench {
     bench.run(Command::RaiseFeatureLevel { to: 2 });
     bench.run(declare(7, true));
     for who in 0..3 {
-        let start = Step::Start {
-            who,
-            nonce: 1,
-            off: 0,
-            old_disk: false,
-            seen: true,
-            primary: who == 0,
-        };
+        let start =
+            Step::Start { who, nonce: 1, off: 0, old_disk: false, seen: true, primary: who == 0 };
         for step in [Step::Open { who }, start] {
             let (by, command) = command_of(&bench.state, &step);
             bench.by = by;
