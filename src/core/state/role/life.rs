@@ -87,7 +87,8 @@ pub(in crate::state) fn may_change(draft: &Draft<'_>, spec: &ServiceSpec) -> Res
         }
     }
     let declared: BTreeSet<_> = spec.instances.iter().map(|instance| &instance.name).collect();
-    for instance in concerned(role).into_iter().filter(|name| !declared.contains(*name)) {
+    let missing = concerned(role).into_iter().find(|name| !declared.contains(*name));
+    missing.map_or(Ok(()), |instance| {
         let by = if role.holder.as_ref() == Some(instance) {
             "it is the primary"
         } else if role.counts(instance) {
@@ -95,9 +96,8 @@ pub(in crate::state) fn may_change(draft: &Draft<'_>, spec: &ServiceSpec) -> Res
         } else {
             "a role change is under way"
         };
-        return Err(in_use("instance", instance.as_str(), by.to_owned()));
-    }
-    Ok(())
+        Err(in_use("instance", instance.as_str(), by.to_owned()))
+    })
 }
 
 /// Instances that may not vanish: the holder, who is counted in a set, and under a fence everybody.

@@ -176,6 +176,21 @@ fn behind_the_barrier_nothing_is_applied_not_even_the_revision() {
 }
 
 #[test]
+fn below_the_level_of_roles_a_snapshot_is_one_that_the_release_before_can_read() {
+    let mut bench = Bench::new();
+    bench.run(put_service(service("s", &["a"], &[])));
+    let version = |state: &State| {
+        let bytes = state.encode_snapshot();
+        let read = State::decode_snapshot(&bytes).unwrap();
+        assert_eq!(read.encode_snapshot(), bytes);
+        u16::from_le_bytes([bytes[8], bytes[9]])
+    };
+    assert_eq!(version(&bench.state), 1);
+    bench.run(Command::RaiseFeatureLevel { to: 2 });
+    assert_eq!(version(&bench.state), 2);
+}
+
+#[test]
 fn a_renewal_under_way_cannot_confirm_a_grant_that_was_taken_back() {
     use crate::command::{Renewal, UnusedGrant};
     use crate::id::RenewalNumber;
