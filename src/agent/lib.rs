@@ -1,1 +1,31 @@
-//! regent-agent: the sidecar of one instance. Its decisions are `regent_core::agent`.
+//! regent-agent: the sidecar of one instance. Its decisions are `regent_core::agent`; here they are
+//! heard, done and told.
+//!
+//! ```text
+//!            link (session, stream)     http (/primary, /replica, ...)
+//!                    │                          ▲
+//!  sights ───────> run ── core::agent::next ──> status
+//!                  │   ▲
+//!        steps ◄───┘   └── observe, probe, certify
+//!          │ engine                │ engine
+//!          └──> guard ──> fencer ──> PostgreSQL
+//! ```
+//! The agent may be restarted at any time: what runs goes on under the fencer, and what was
+//! promised lies in `notes`.
+
+mod config;
+mod guard;
+mod http;
+mod init;
+mod link;
+mod local;
+mod notes;
+mod run;
+mod sights;
+mod start;
+mod status;
+mod steps;
+
+pub use config::{AgentConfig, ConfigError};
+pub use init::{InitError, InitOptions, init};
+pub use start::{StartError, run};

@@ -77,6 +77,8 @@ pub struct Globals {
 pub enum Command {
     /// Run a coordinator node
     Server(command::server::Args),
+    /// Run the sidecar of a database instance
+    Agent(command::agent::Args),
     /// Show the cluster: who leads, who follows, what is wrong
     Status(command::status::Args),
     /// Declare, show and watch services

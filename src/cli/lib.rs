@@ -32,6 +32,9 @@ use crate::command::Context;
 
 /// Parses the command line, runs the verb, prints the error if there is one.
 pub fn main() -> ExitCode {
+    if let Some(code) = as_fencer() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -46,6 +49,24 @@ pub fn main() -> ExitCode {
     run(cli)
 }
 
+/// The fencer is started by an agent with arguments that it prints itself; it must not have the
+/// threads of a runtime, so it is told apart before anything else begins.
+fn as_fencer() -> Option<ExitCode> {
+    let mut words = std::env::args_os().skip(1);
+    if words.next()? != "fencer" {
+        return None;
+    }
+    let outcome = match regent_fencer::Options::parse(words) {
+        Ok(options) => regent_fencer::run(&options).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    Some(outcome.unwrap_or_else(|why| {
+        eprintln!("error: the fencer cannot run: {why}");
+        eprintln!("hint: an agent starts it; `regent agent --help`");
+        ExitCode::from(error::Kind::Usage.exit_code())
+    }))
+}
+
 fn run(cli: Cli) -> ExitCode {
     let context = Context::new(cli.globals);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -57,7 +78,7 @@ fn run(cli: Cli) -> ExitCode {
         }
     };
     // A node sets up its own logging, from its configuration.
-    if !matches!(cli.command, args::Command::Server(_)) {
+    if !matches!(cli.command, args::Command::Server(_) | args::Command::Agent(_)) {
         log_to_stderr(context.globals.verbose);
     }
     let result = runtime.block_on(command::dispatch(&context, cli.command));

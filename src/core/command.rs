@@ -17,15 +17,16 @@ use crate::spec::ServiceSpec;
 use crate::time::WallMs;
 use crate::timing::Timing;
 
-/// Version of [`Entry`] and everything in it. Lower ones stay readable (N and N-1 run together); a
+/// Highest version of [`Entry`] and everything in it; an entry carries the one its command needs
+/// ([`Command::level`]), so that a cluster of two releases goes on with what both can read. Lower ones stay readable (N and N-1 run together); a
 /// higher one than the replicated feature level is refused by every binary alike, and a binary that
 /// is too old for the level stops before it misreads anything (see [`crate::state::version`]).
-pub const ENTRY_VERSION: u16 = 1;
+pub const ENTRY_VERSION: u16 = 2;
 
 /// One log entry's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// [`ENTRY_VERSION`] of the proposer. It must stay the first field in every release: it is read
+    /// What it takes to read it: at most [`ENTRY_VERSION`] of the proposer. It must stay the first field in every release: it is read
     /// before anything else is believed.
     pub version: u16,
     /// The proposer's wall clock, for people only.
@@ -257,7 +258,7 @@ impl Entry {
     /// Encodes `command` for the log.
     pub fn new(at: WallMs, by: Principal, request: Option<Request>, command: &Command) -> Self {
         let body = postcard::to_stdvec(command).expect("a command has no type postcard refuses");
-        Self { version: ENTRY_VERSION, at, by, request, scope: command.scope(), body }
+        Self { version: command.level(), at, by, request, scope: command.scope(), body }
     }
 
     /// The bytes that go into the log.
@@ -283,6 +284,30 @@ impl Entry {
 }
 
 impl Command {
+    /// The feature level that every member must have before this command may be in the log: it goes
+    /// into [`Entry::version`].
+    pub fn level(&self) -> u16 {
+        match self {
+            Self::AcceptStart { .. }
+            | Self::GrantFirst { .. }
+            | Self::OpenFence { .. }
+            | Self::CutStandbys { .. }
+            | Self::TakeOverFence { .. }
+            | Self::RecordReceipt { .. }
+            | Self::OrderFetch { .. }
+            | Self::GrantRole { .. }
+            | Self::CloseFence { .. }
+            | Self::ChangeSet { .. }
+            | Self::ConfirmCovered { .. }
+            | Self::RecordPromotion { .. }
+            | Self::AdvanceOperation { .. }
+            | Self::OpenApproval { .. }
+            | Self::AnswerApproval { .. }
+            | Self::SetPause { .. } => 2,
+            _ => 1,
+        }
+    }
+
     /// What this command may touch.
     pub fn scope(&self) -> Scope {
         match self {

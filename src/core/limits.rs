@@ -58,6 +58,14 @@ pub const MAX_PLACES_PER_SESSION: usize = 4_096;
 /// Nodes whose starts are remembered: far above any membership; ids are never reused, so rows of
 /// nodes long gone stay.
 pub const MAX_NODES: usize = 1_024;
+/// Operations of a service that are remembered: what people ask about after a bad week.
+pub const MAX_OPERATIONS_PER_SERVICE: usize = 32;
+/// Phases in an operation's history; an operation that asks people again and again ends here.
+pub const MAX_PHASES: usize = 64;
+/// Sync sets of a service that are not covered yet: each change adds one until the primary covers.
+pub const MAX_UNCOVERED_SETS: usize = 64;
+/// Automatic failovers of a service that flap control looks back at.
+pub const MAX_FAILOVERS_KEPT: usize = 16;
 /// No time of a Raft profile is longer: ten minutes. Keeps every sum of C6 far from overflow.
 pub const MAX_PROFILE_MS: u64 = 600_000;
 /// Kinds of refused attempts remembered, so that the same one repeated is counted, not listed.

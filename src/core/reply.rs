@@ -32,6 +32,9 @@ pub enum Reply {
     /// An agent's start is accepted: the counter to persist, and the lease mark of its session (0:
     /// it holds nothing).
     StartAccepted { boot: u64, mark: Revision, revision: Revision },
+    /// An agent's start is not accepted, and its instance is quarantined from this entry on: nothing
+    /// of it may start. It is no rejection, because it was written down.
+    StartQuarantined { why: String, revision: Revision },
 }
 
 /// What became of one renewal.
@@ -40,7 +43,8 @@ pub enum RenewalOutcome {
     /// Extended; `grant` is the highest grant the session holds (0: none), for the client to name
     /// in its next renewal.
     Extended { number: RenewalNumber, grant: Revision },
-    /// No such session (ended, expired, or of an earlier incarnation).
+    /// No such session (ended, expired, or of an earlier incarnation), or it is the lease of a role
+    /// that is being changed: such a one is never extended again (PROTOCOL.md D).
     SessionGone,
     /// The session belongs to another start of the client.
     NonceStale,
@@ -246,7 +250,8 @@ impl Reply {
             | Self::Queued { revision, .. }
             | Self::NodeAllocated { revision, .. }
             | Self::Expired { revision, .. }
-            | Self::StartAccepted { revision, .. } => Some(*revision),
+            | Self::StartAccepted { revision, .. }
+            | Self::StartQuarantined { revision, .. } => Some(*revision),
             Self::Rejected(_) => None,
         }
     }

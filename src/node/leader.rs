@@ -97,7 +97,7 @@ impl Shell {
 
     /// Whether this node leads in `term` and has applied everything from before it: a quorum round
     /// proves the one and, once its index is applied, the other.
-    async fn catch_up(&self, term: u64) -> bool {
+    pub(crate) async fn catch_up(&self, term: u64) -> bool {
         let until = Instant::now() + PROPOSE_TIMEOUT;
         let proven = self.reads.linearizable(until).await.is_ok();
         let status = self.leadership.status();
@@ -151,7 +151,8 @@ impl Shell {
         }
     }
 
-    async fn propose_as_cluster(&self, command: &Command) -> Option<Reply> {
+    /// Proposes for the leader itself; `None`: it was not committed, as far as is known.
+    pub(crate) async fn propose_as_cluster(&self, command: &Command) -> Option<Reply> {
         let until = Instant::now() + PROPOSE_TIMEOUT;
         let reply = self.propose(Principal::cluster(), None, command, until).await;
         match reply {

@@ -5,6 +5,7 @@
 //! what is granted, refused or expired is decided by `State::apply` from the log alone.
 
 pub mod admission;
+pub mod agents;
 pub mod announced;
 pub mod audit;
 pub mod clocks;
@@ -30,6 +31,7 @@ pub mod refusals;
 pub mod refuse;
 pub mod renewals;
 pub mod restore;
+pub mod roles;
 pub mod rpc;
 pub mod run;
 pub mod server;

@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Standing};
+use crate::agents::{Board, Desk, Relay, Reports};
 use crate::audit::{Exports, Window};
 use crate::clocks::{NodeBelief, NodeClocks};
 use crate::compare::Comparison;
@@ -272,6 +273,7 @@ impl Node {
         shell.stopping.store(true, Ordering::Relaxed);
         shell.health.set("stopping", Some("the node is stopping"));
         shell.hub.close();
+        shell.board.close();
         let until = Instant::now() + FINISH_TIMEOUT;
         while shell.inflight.count() > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -354,7 +356,10 @@ async fn assemble(
     let expiry = Arc::new(Mutex::new(Expiry::new()));
     let peers = Arc::new(Peers::new(tls.clone(), start));
     let admission = Arc::new(Admission::new(node, start));
+    let (board, desk) = (Arc::new(Board::default()), Arc::new(Desk::default()));
     let sink = FanOut {
+        board: board.clone(),
+        desk: desk.clone(),
         clock: clock.clone(),
         clocks: clocks.clone(),
         expiry: expiry.clone(),
@@ -448,6 +453,10 @@ async fn assemble(
         keeper,
         merger,
         hub,
+        board,
+        relay: Arc::new(Relay::default()),
+        desk,
+        reports: Reports::default(),
         history,
         exports: Exports::default(),
         expiry,
@@ -467,6 +476,8 @@ fn begin(shell: &Arc<Shell>) {
     let duties = &shell.duties;
     duties.spawn("leader's work", shell.clone().lead_forever());
     duties.spawn("leader's slow work", shell.clone().lead_slowly_forever());
+    duties.spawn("leader's work on roles", shell.clone().lead_roles_forever());
+    duties.spawn("facts", shell.clone().relay_forever());
     duties.spawn("promises", shell.clone().remember_promises());
     duties.spawn("belief", shell.clone().believe_forever());
     duties.spawn("refusals", shell.clone().flush_refusals_forever());

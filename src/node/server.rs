@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use regent_rpc::limits::{
-    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_ANSWER_BYTES, MAX_CARRIED_BYTES, MAX_HEADER_BYTES,
+    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MAX_AGENT_MESSAGE_BYTES, MAX_ANSWER_BYTES,
+    MAX_CARRIED_BYTES, MAX_HEADER_BYTES,
 };
 use regent_rpc::pb::FILE_DESCRIPTOR_SET;
 use regent_rpc::pb::raft::peer_service_server::PeerServiceServer;
 use regent_rpc::pb::raft::raft_service_server::RaftServiceServer;
+use regent_rpc::pb::v1::agent_service_server::{self, AgentServiceServer};
 use regent_rpc::pb::v1::audit_service_server::{self, AuditServiceServer};
 use regent_rpc::pb::v1::call_service_server::{self, CallServiceServer};
 use regent_rpc::pb::v1::cluster_service_server::{self, ClusterServiceServer};
 use regent_rpc::pb::v1::election_service_server::{self, ElectionServiceServer};
+use regent_rpc::pb::v1::operation_service_server::{self, OperationServiceServer};
 use regent_rpc::pb::v1::topology_service_server::{self, TopologyServiceServer};
 use regent_rpc::tls::AcceptLimits;
 use tokio::net::TcpListener;
@@ -21,11 +24,13 @@ use tonic::transport::Server;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::peers::{MAX_MESSAGE_BYTES, WINDOW_BYTES};
+use crate::rpc::agent::AgentHandler;
 use crate::rpc::audit::AuditHandler;
 use crate::rpc::calls::Calls;
 use crate::rpc::carried::CallHandler;
 use crate::rpc::cluster::ClusterHandler;
 use crate::rpc::election::ElectionHandler;
+use crate::rpc::operation::OperationHandler;
 use crate::rpc::peer::PeerHandler;
 use crate::rpc::raft::RaftHandler;
 use crate::rpc::topology::TopologyHandler;
@@ -40,13 +45,15 @@ const MAX_HANDSHAKES: usize = 32;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What clients ask the health of: everything public, and the node as a whole.
-pub const SERVICES: [&str; 6] = [
+pub const SERVICES: [&str; 8] = [
     "",
     call_service_server::SERVICE_NAME,
     election_service_server::SERVICE_NAME,
     topology_service_server::SERVICE_NAME,
     cluster_service_server::SERVICE_NAME,
     audit_service_server::SERVICE_NAME,
+    agent_service_server::SERVICE_NAME,
+    operation_service_server::SERVICE_NAME,
 ];
 
 /// Serves until `stop` says true or its sender is gone; then lets calls under way finish.
@@ -93,6 +100,12 @@ pub async fn serve(
     let audit = AuditServiceServer::new(AuditHandler(shell.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let agent = AgentServiceServer::new(AgentHandler(shell.clone()))
+        .max_decoding_message_size(MAX_AGENT_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let operation = OperationServiceServer::new(OperationHandler(shell.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
     // Anybody may connect to these two, so their requests are bounded in the handler as well: what
     // comes from a certificate that is no node's is refused before its body is looked at.
     let raft = RaftServiceServer::new(RaftHandler(shell.clone()))
@@ -115,6 +128,8 @@ pub async fn serve(
         .add_service(Calls::of(topology, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(cluster, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(audit, Pace::Rare, shell.metrics.clone()))
+        .add_service(Calls::of(agent, Pace::Rare, shell.metrics.clone()))
+        .add_service(Calls::of(operation, Pace::Rare, shell.metrics.clone()))
         .add_service(health)
         .add_service(reflection)
         .serve_with_incoming_shutdown(incoming, async move {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::admission::Admission;
+use crate::agents::{Board, Desk, Relay, Reports};
 use crate::audit::Exports;
 use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
@@ -77,6 +78,14 @@ pub struct Shell {
     pub merger: Merger,
     /// Watches.
     pub hub: Hub,
+    /// Rows of services, for agents' streams and watches of operations.
+    pub board: Arc<Board>,
+    /// What agents of this node see, on its way to the leader.
+    pub relay: Arc<Relay>,
+    /// What all agents see, while this node leads.
+    pub desk: Arc<Desk>,
+    /// What the decider of roles said last, while this node leads.
+    pub reports: Reports,
     /// Audit records beyond the replicated window.
     pub history: History,
     /// Exports of them under way.

@@ -12,6 +12,7 @@ use regent_raft::api::Sink;
 use regent_rpc::clock::Clock;
 
 use crate::admission::Admission;
+use crate::agents::{Board, Desk};
 use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
 use crate::history::History;
@@ -30,6 +31,10 @@ pub struct FanOut {
     pub comparison: Arc<Comparison>,
     /// Watches.
     pub hub: Hub,
+    /// Rows of services for agents.
+    pub board: Arc<Board>,
+    /// The leader's hot facts.
+    pub desk: Arc<Desk>,
     /// Audit records.
     pub history: History,
     /// Told which life of the cluster the state belongs to.
@@ -45,6 +50,12 @@ impl Sink for FanOut {
         self.expiry.lock().observe(applied, self.clock.now());
         self.comparison.applied(state);
         self.hub.publish(state, applied);
+        self.board.applied(state, applied);
+        for change in &applied.changes {
+            if let Change::Service(name, _) = change {
+                self.desk.service_changed(state, name);
+            }
+        }
         self.history.record(&applied.audit);
         if applied.changes.iter().any(|c| matches!(c, Change::Cluster | Change::Incarnation)) {
             self.peers.set_life(state.incarnation());
@@ -56,6 +67,7 @@ impl Sink for FanOut {
         self.clocks.installed(state);
         self.comparison.installed(state);
         self.hub.installed(state);
+        self.board.installed(state);
         self.history.set_head(state.audit().head().number);
         self.peers.set_life(state.incarnation());
         self.admission.noticed(state);

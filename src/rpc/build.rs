@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "regent/v1/election.proto",
         "regent/v1/cluster.proto",
         "regent/v1/audit.proto",
+        "regent/v1/agent.proto",
+        "regent/v1/operation.proto",
         "regent/raft/v1/raft.proto",
     ];
     let descriptors = protox::compile(files, [&root])?;

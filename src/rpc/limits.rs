@@ -21,6 +21,9 @@ pub const MAX_RENEWALS_PER_MESSAGE: usize = 1_000;
 /// A message of many small calls on one stream. A message this large of the smallest calls takes a
 /// few MiB when decoded.
 pub const MAX_CARRIED_BYTES: usize = 128 * 1024;
+/// A message of an agent: an observation with as many neighbours as a service may have instances
+/// takes less than half of it.
+pub const MAX_AGENT_MESSAGE_BYTES: usize = 64 * 1024;
 /// Streams one connection may have open: a client that multiplexes needs a few, never thousands.
 pub const MAX_STREAMS_PER_CONNECTION: u32 = 1_024;
 /// Bytes of headers in one request: names and a deadline.

@@ -39,6 +39,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/rpc", &["openraft::", "sled::"]),
     ("src/raft", &["tonic::", "sled::", "regent_rpc"]),
     ("src/node", &["openraft::"]),
+    ("src/fencer", &["tokio::", "SystemTime"]),
+    // Its clocks are the lease's, which count a suspend.
+    ("src/fencer/init", &["Instant"]),
     ("src/cli", &["openraft::", "sled::"]),
     ("src/lab", &["openraft::", "sled::"]),
     ("tests/sim", &["tonic::", "sled::", "SystemTime", "HashMap", "HashSet"]),

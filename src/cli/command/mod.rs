@@ -1,5 +1,6 @@
 //! The verbs, one file each, and what they share: the global options and where to print.
 
+pub mod agent;
 pub mod audit;
 pub mod backup;
 pub mod bench;
@@ -53,6 +54,7 @@ pub fn dispatch(context: &Context, command: Command) -> BoxFuture<'_, Outcome> {
     Box::pin(async move {
         match command {
             Command::Server(args) => server::run(context, args).await,
+            Command::Agent(args) => agent::run(context, args).await,
             Command::Status(args) => status::run(context, args).await,
             Command::Services(verb) => services::run(context, verb).await,
             Command::Election(verb) => election::run(context, verb).await,

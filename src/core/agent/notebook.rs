@@ -8,6 +8,8 @@ use crate::role::{Directive, DirectiveNumber, Position, Proof};
 /// The agent's memory over restarts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notebook {
+    /// Starts of the agent on this disk, heard of or not: orders them before the fencer.
+    pub starts: u64,
     /// Counter of the last start that the log accepted.
     pub boot: u64,
     /// The disk it lies on: made once, with the notebook.

@@ -175,11 +175,8 @@ fn follow(world: &World, upstream: &InstanceName) -> Step {
             if !set {
                 return Step::Follow(upstream.clone());
             }
-            match (world.has_receiver, world.diverged) {
-                // It does not stream: is its history another one?
-                (false, None) => Step::Compare(upstream.clone()),
-                _ => Step::Rest,
-            }
+            // Its history may be another one, which can only be told when it is down.
+            if world.starved { Step::Kill } else { Step::Rest }
         }
     }
 }

@@ -37,6 +37,7 @@ fn standby() -> World {
         run: Run::Standby,
         answers: true,
         has_receiver: true,
+        starved: false,
         replayed: true,
         position: Some(at(2, 100)),
         names: None,

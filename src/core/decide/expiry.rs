@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Decision, Line};
+use super::Decision;
 use crate::command::{Command, Lapsed, UnusedGrant};
 use crate::effect::{Applied, Change};
 use crate::id::{ElectionName, Epoch, SessionId};
@@ -259,12 +259,6 @@ fn list(items: impl ExactSizeIterator<Item = String>) -> String {
         text.push_str(&format!(" and {} more", count - MAX_NAMED));
     }
     text
-}
-
-impl Decision {
-    fn say(&mut self, acted: bool, text: String) {
-        self.report.push(Line { acted, text });
-    }
 }
 
 #[cfg(test)]

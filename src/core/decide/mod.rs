@@ -36,6 +36,12 @@ pub struct Line {
     pub text: String,
 }
 
+impl Decision {
+    fn say(&mut self, acted: bool, text: String) {
+        self.report.push(Line { acted, text });
+    }
+}
+
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

@@ -41,6 +41,8 @@ impl Run {
 pub struct Observation {
     /// What runs.
     pub run: Run,
+    /// With nothing running: whether it was shut down in order, and not by us.
+    pub stopped_in_order: bool,
     /// How far its flushed WAL reaches, as far as it is known.
     pub position: Option<Position>,
     /// Received and not yet replayed.

@@ -76,7 +76,7 @@ impl State {
         }
         let by = Principal::cluster();
         let mut journal = Journal::default();
-        let mut draft = Draft::new(&mut self.tables, &mut journal, revision, &by);
+        let mut draft = Draft::new(&mut self.tables, &mut journal, revision, &by, self.at);
         cluster::set_members(&mut draft, voters, learners);
         // Raft's own entries carry no wall time; the newest one known says "not before".
         let outcome = Outcome { at: self.at, reply: Reply::Done { revision }, journal };
@@ -169,7 +169,7 @@ impl State {
         handler: impl FnOnce(&mut Draft<'_>) -> Result<Reply, Rejection>,
     ) -> Result<(Result<Reply, Rejection>, Journal), String> {
         let mut journal = Journal::default();
-        let mut draft = Draft::new(&mut self.tables, &mut journal, revision, by);
+        let mut draft = Draft::new(&mut self.tables, &mut journal, revision, by, self.at);
         // Sound: whatever a panic leaves half done is in the journal, and is put back below.
         let result = catch_unwind(AssertUnwindSafe(|| handler(&mut draft)));
         let broken = match &result {
@@ -199,7 +199,7 @@ impl State {
         why: &str,
     ) -> Outcome {
         let mut journal = Journal::default();
-        let mut draft = Draft::new(&mut self.tables, &mut journal, revision, by);
+        let mut draft = Draft::new(&mut self.tables, &mut journal, revision, by, self.at);
         let quarantined = match scope {
             Some(Scope::Service(name)) => service::quarantine(&mut draft, name, why),
             _ => false,

@@ -11,6 +11,7 @@ use super::describe::check_text;
 use super::election::{self, Election};
 use super::journal::Draft;
 use super::partition::Partition;
+use super::role;
 use super::service::{self, Life, Service};
 use super::tables::Tables;
 use crate::effect::ClockEffect;
@@ -152,6 +153,7 @@ pub(super) fn begin_incarnation(
     let (leaderships, owners) = (void_elections(draft), void_partitions(draft));
     let sessions = draft.rows().sessions().len();
     let grants_held_ms = hold_ms.unwrap_or_else(|| hold_for(draft.rows()));
+    role::life::begin_anew(draft);
     draft.void_sessions();
     unadopt_services(draft);
     let was = row.incarnation;

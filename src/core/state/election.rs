@@ -351,7 +351,7 @@ pub(super) fn expire_grants(
     session::check_batch("grants in one entry", unused.len())?;
     let gone: BTreeSet<SessionId> =
         unused.iter().filter_map(|grant| never_acted(draft, grant)).collect();
-    session::end(draft, &gone, "its grant was not taken up in time");
+    session::end(draft, &gone, session::End::Unused);
     Ok(Reply::Expired { count: gone.len() as u32, revision: draft.revision })
 }
 
@@ -364,7 +364,8 @@ fn never_acted(draft: &Draft<'_>, grant: &UnusedGrant) -> Option<SessionId> {
         let other = rows.elections().get(name).and_then(|row| row.holder.as_ref());
         other.is_some_and(|other| other.session == holder.session && other.epoch.revision <= known)
     };
-    let acts = rows.places_of(holder.session).iter().any(confirmed);
+    let acts = rows.places_of(holder.session).iter().any(confirmed)
+        || rows.lease_of(holder.session).is_some();
     (holder.epoch == grant.epoch && !acts).then_some(holder.session)
 }
 

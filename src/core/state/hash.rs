@@ -63,6 +63,12 @@ impl Mixer {
         for key in journal.partitions.keys() {
             self.put(&(2u8, key, tables.partitions().get(key).map(|row| &**row)));
         }
+        for name in journal.roles.keys() {
+            self.put(&(7u8, name, tables.roles().get(name).map(|row| &**row)));
+        }
+        for key in journal.operations.keys() {
+            self.put(&(8u8, key, tables.operations().get(key).map(|row| &**row)));
+        }
         for name in journal.elections.keys() {
             self.put(&(3u8, name, tables.elections().get(name).map(|row| &**row)));
         }

@@ -17,6 +17,7 @@ use crate::spec::TopologyKind;
 
 use super::PartitionKey;
 use super::election::Election;
+use super::role;
 
 /// A broken invariant: which, and of which row.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +29,11 @@ pub struct Broken {
     pub row: String,
 }
 
-fn must(holds: bool, rule: &'static str, row: impl FnOnce() -> String) -> Result<(), Broken> {
+pub(super) fn must(
+    holds: bool,
+    rule: &'static str,
+    row: impl FnOnce() -> String,
+) -> Result<(), Broken> {
     if holds { Ok(()) } else { Err(Broken { rule, row: row() }) }
 }
 
@@ -56,6 +61,8 @@ pub(super) fn check_touched(
         must(tables.sessions().is_empty(), "a session outlived its incarnation", String::new)?;
         let placed = tables.placed_sessions().next();
         must(placed.is_none(), "a place outlived its session", || format!("{placed:?}"))?;
+        let leased = tables.roles().iter().find(|(_, row)| row.lease.is_some());
+        must(leased.is_none(), "a lease outlived its incarnation", String::new)?;
     }
     for name in journal.services.keys() {
         service(tables, name)?;
@@ -77,7 +84,25 @@ pub(super) fn check_touched(
         }
         partition(tables, key)?;
     }
-    Ok(())
+    roles(tables, journal, now)
+}
+
+/// The roles whose own row was touched, or one that they rest on: their service, an operation, or the
+/// session that is their lease.
+fn roles(tables: &Tables, journal: &Journal, now: Epoch) -> Result<(), Broken> {
+    let mut touched: BTreeSet<&ServiceName> = journal.roles.keys().collect();
+    touched.extend(journal.services.keys());
+    touched.extend(journal.operations.keys().map(|(name, _)| name));
+    for was in &journal.sessions {
+        // What renewals change of a session can only rise, and no role rests on it.
+        if let SessionWas::Row(id, _) = was {
+            touched.extend(tables.lease_of(*id));
+        }
+    }
+    for (name, old) in &journal.roles {
+        role::invariants::change(tables, name, old.as_deref(), now)?;
+    }
+    touched.into_iter().try_for_each(|name| role::invariants::role(tables, name))
 }
 
 /// Checks every row and the indexes; for tests and for a deep check of a node.
@@ -94,6 +119,11 @@ pub(super) fn check_all(tables: &Tables) -> Result<(), Broken> {
     for key in tables.partitions().keys() {
         partition(tables, key)?;
     }
+    for name in tables.roles().keys() {
+        role::invariants::role(tables, name)?;
+    }
+    let strays = tables.operations().keys().any(|(name, _)| !tables.roles().contains_key(name));
+    must(!strays, "an operation outlived its service's role", String::new)?;
     let mut fresh = tables.clone();
     fresh.rebuild();
     must(fresh == *tables, "an index differs from the rows", String::new)

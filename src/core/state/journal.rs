@@ -8,18 +8,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::PartitionKey;
 use super::audit::Note;
 use super::cluster::ClusterRow;
 use super::election::Election;
 use super::partition::Partition;
+use super::role::row::{Operation, ServiceRole};
 use super::service::Service;
 use super::session::{Marks, Session};
 use super::tables::Tables;
+use super::{OperationKey, PartitionKey};
 use crate::authz::Principal;
 use crate::effect::{Change, ClockEffect};
 use crate::id::{ElectionName, Epoch, Revision, ServiceName, SessionId};
 use crate::reply::Rejection;
+use crate::time::WallMs;
 
 /// What an entry has done so far.
 #[derive(Debug, Default)]
@@ -28,6 +30,8 @@ pub(super) struct Journal {
     pub services: BTreeMap<ServiceName, Option<Arc<Service>>>,
     pub elections: BTreeMap<ElectionName, Option<Arc<Election>>>,
     pub partitions: BTreeMap<PartitionKey, Option<Arc<Partition>>>,
+    pub roles: BTreeMap<ServiceName, Option<Arc<ServiceRole>>>,
+    pub operations: BTreeMap<OperationKey, Option<Arc<Operation>>>,
     /// In the order of the writes; a session may stand here several times.
     pub sessions: Vec<SessionWas>,
     /// All sessions of before, when they were made void together.
@@ -62,6 +66,8 @@ impl Journal {
             && self.services.is_empty()
             && self.elections.is_empty()
             && self.partitions.is_empty()
+            && self.roles.is_empty()
+            && self.operations.is_empty()
             && self.sessions.is_empty()
             && self.voided.is_none()
     }
@@ -76,6 +82,12 @@ impl Journal {
         }
         for (key, row) in self.partitions {
             tables.set_partition(&key, row);
+        }
+        for (name, row) in self.roles {
+            tables.set_role(&name, row);
+        }
+        for (key, row) in self.operations {
+            tables.set_operation(&key, row);
         }
         for (name, row) in self.elections {
             tables.set_election(&name, row);
@@ -108,6 +120,13 @@ impl Journal {
             let row = tables.partitions().get(key).cloned();
             changes.push(Change::Partition(key.0.clone(), key.1.clone(), row));
         }
+        for name in self.roles.keys() {
+            changes.push(Change::Role(name.clone(), tables.roles().get(name).cloned()));
+        }
+        for key in self.operations.keys() {
+            let row = tables.operations().get(key).cloned();
+            changes.push(Change::Operation(key.0.clone(), key.1, row));
+        }
         for name in self.elections.keys() {
             changes.push(Change::Election(name.clone(), tables.elections().get(name).cloned()));
         }
@@ -123,6 +142,8 @@ pub(super) struct Draft<'a> {
     pub revision: Revision,
     /// Who asked.
     pub by: &'a Principal,
+    /// The proposer's wall clock, for people and for flap control.
+    pub at: WallMs,
 }
 
 impl<'a> Draft<'a> {
@@ -131,8 +152,9 @@ impl<'a> Draft<'a> {
         journal: &'a mut Journal,
         revision: Revision,
         by: &'a Principal,
+        at: WallMs,
     ) -> Self {
-        Self { tables, journal, revision, by }
+        Self { tables, journal, revision, by, at }
     }
 
     /// The rows, with what this entry has written so far.
@@ -171,6 +193,20 @@ impl<'a> Draft<'a> {
         let old = self.tables.set_partition(key, row.map(Arc::new));
         if !self.journal.partitions.contains_key(key) {
             self.journal.partitions.insert(key.clone(), old);
+        }
+    }
+
+    pub fn set_role(&mut self, name: &ServiceName, row: Option<ServiceRole>) {
+        let old = self.tables.set_role(name, row.map(Arc::new));
+        if !self.journal.roles.contains_key(name) {
+            self.journal.roles.insert(name.clone(), old);
+        }
+    }
+
+    pub fn set_operation(&mut self, key: &OperationKey, row: Option<Operation>) {
+        let old = self.tables.set_operation(key, row.map(Arc::new));
+        if !self.journal.operations.contains_key(key) {
+            self.journal.operations.insert(key.clone(), old);
         }
     }
 

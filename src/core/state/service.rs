@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::describe::{check_expect, check_text};
 use super::journal::Draft;
 use super::partition::Partition;
+use super::role;
 use crate::command::Expect;
 use crate::id::{Epoch, InstanceName, PartitionName, Revision, ServiceName};
 use crate::limits::{MAX_SERVICES, MAX_TEXT_BYTES};
@@ -40,6 +41,8 @@ pub enum Life {
     Declared,
     /// Its leases and sets are unknown (after a restore).
     Unadopted,
+    /// It has been granted a primary in this life of the cluster.
+    Established,
 }
 
 /// Why a service stands still.
@@ -88,8 +91,10 @@ pub(super) fn put(
     }
     check_spec(&spec, draft)?;
     check_owners(draft, &spec)?;
+    role::life::may_change(draft, &spec)?;
 
     align_partitions(draft, &name, spec.partitions.iter().collect());
+    role::life::change(draft, &spec);
     let (instances, partitions) = (spec.instances.len(), spec.partitions.len());
     let what = if old.is_some() { "service.changed" } else { "service.declared" };
     let row = Service {
@@ -116,7 +121,9 @@ pub(super) fn delete(
         let by = format!("instance {owner} owns partition {partition}");
         return Err(Rejection::InUse { what: "service".to_owned(), name: name.to_string(), by });
     }
+    role::life::may_delete(draft, name)?;
     align_partitions(draft, name, BTreeSet::new());
+    role::life::forget(draft, name);
     draft.set_service(name, None);
     draft.note("service.deleted", name.as_str(), "", "deleted");
     Ok(Reply::Done { revision: draft.revision })

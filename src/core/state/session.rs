@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::election;
 use super::journal::Draft;
+use super::role;
 use crate::authz::{Principal, Role};
 use crate::command::{Lapsed, Renewal};
 use crate::effect::ClockEffect;
@@ -189,6 +190,10 @@ fn renew_one(draft: &mut Draft<'_>, renewal: &Renewal) -> RenewalOutcome {
     if session.nonce != renewal.nonce {
         return RenewalOutcome::NonceStale;
     }
+    // PROTOCOL.md D: under a fence the holder's lease is never extended, whatever its agent knows.
+    if is_fenced(draft, renewal.session) {
+        return RenewalOutcome::SessionGone;
+    }
     let mut marks = session.marks();
     if renewal.number <= marks.renewed {
         return RenewalOutcome::NumberStale { have: marks.renewed };
@@ -203,13 +208,19 @@ fn renew_one(draft: &mut Draft<'_>, renewal: &Renewal) -> RenewalOutcome {
     RenewalOutcome::Extended { number: renewal.number, grant: marks.grant }
 }
 
+fn is_fenced(draft: &Draft<'_>, session: SessionId) -> bool {
+    let rows = draft.rows();
+    let role = rows.lease_of(session).and_then(|service| rows.roles().get(service));
+    role.is_some_and(|role| role.fence.is_some())
+}
+
 pub(super) fn close(
     draft: &mut Draft<'_>,
     id: SessionId,
     nonce: Nonce,
 ) -> Result<Reply, Rejection> {
     live(draft, id, nonce)?;
-    end(draft, &BTreeSet::from([id]), "its session was closed");
+    end(draft, &BTreeSet::from([id]), End::Closed);
     Ok(Reply::Done { revision: draft.revision })
 }
 
@@ -224,13 +235,41 @@ pub(super) fn expire(draft: &mut Draft<'_>, lapsed: &[Lapsed]) -> Result<Reply, 
         })
         .map(|lapsed| lapsed.session)
         .collect();
-    end(draft, &gone, "its session expired");
+    end(draft, &gone, End::Expired);
     Ok(Reply::Expired { count: gone.len() as u32, revision: draft.revision })
+}
+
+/// Why sessions end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The leader waited until their holders cannot believe in them any more (C2).
+    Expired,
+    /// Their client said so.
+    Closed,
+    /// A grant was not taken up in time (C8).
+    Unused,
+    /// A later start of the same agent took over, or the next epoch was granted.
+    Replaced,
+}
+
+impl End {
+    const fn why(self) -> &'static str {
+        match self {
+            Self::Expired => "its session expired",
+            Self::Closed => "its session was closed",
+            Self::Unused => "its grant was not taken up in time",
+            Self::Replaced => "a later session took its place",
+        }
+    }
 }
 
 /// Ends all of `gone` together: an election that several of them held or waited in is given to the
 /// next once, and to none of them.
-pub(super) fn end(draft: &mut Draft<'_>, gone: &BTreeSet<SessionId>, why: &str) {
+pub(super) fn end(draft: &mut Draft<'_>, gone: &BTreeSet<SessionId>, how: End) {
+    let why = how.why();
+    for session in gone {
+        role::life::session_ended(draft, *session, how);
+    }
     let elections: BTreeSet<_> =
         gone.iter().flat_map(|session| draft.rows().places_of(*session)).cloned().collect();
     for name in &elections {

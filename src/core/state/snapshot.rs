@@ -22,14 +22,17 @@ use super::audit::AuditLog;
 use super::hash::Mixer;
 use super::lanes::Lanes;
 use super::refusals::Refusals;
-use super::tables::Tables;
-use super::version::FEATURE_LEVEL;
+use super::tables::{Roles, Tables};
+use super::version::{FEATURE_LEVEL, ROLES_LEVEL};
 use crate::id::Revision;
 use crate::time::WallMs;
 
 const MAGIC: &[u8; 8] = b"RGNTSNAP";
 /// Layout of the body that this release writes.
-pub const SNAPSHOT_VERSION: u16 = 1;
+pub const SNAPSHOT_VERSION: u16 = 2;
+/// The layout without roles. It is written as long as the cluster is below [`ROLES_LEVEL`], because
+/// a member of the release before must be able to install it, and read always.
+const FIRST_VERSION: u16 = 1;
 const HEADER: usize = 8 + 2 + 4 + 8;
 const CHECKSUM: usize = 16;
 
@@ -99,8 +102,13 @@ impl State {
         let Self { revision, hash, at, tables, lanes, audit, refusals, mixer: _ } = self;
         let (revision, hash, at) = (*revision, *hash, *at);
         let image = ImageRef { revision, hash, at, tables, lanes, audit, refusals };
-        let body = postcard::to_stdvec(&image).expect("a row has no type postcard refuses");
-        seal(self.cluster().feature_level, &body)
+        let level = self.cluster().feature_level;
+        let body = if level < ROLES_LEVEL {
+            postcard::to_stdvec(&image)
+        } else {
+            postcard::to_stdvec(&(image, tables.roles_ref()))
+        };
+        seal(level, &body.expect("a row has no type postcard refuses"))
     }
 
     /// Reads a state back.
@@ -108,13 +116,22 @@ impl State {
     /// # Errors
     /// [`SnapshotError`] says why the bytes are no snapshot for this binary.
     pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
-        let body = open(bytes)?;
-        let (image, rest) = postcard::take_from_bytes::<Image>(body)
-            .map_err(|error| SnapshotError::Body(error.to_string()))?;
+        let (version, body) = open(bytes)?;
+        let unreadable = |error: postcard::Error| SnapshotError::Body(error.to_string());
+        let (image, rest) = postcard::take_from_bytes::<Image>(body).map_err(unreadable)?;
+        let (roles, rest) = if version == FIRST_VERSION {
+            (None, rest)
+        } else {
+            let (roles, rest) = postcard::take_from_bytes::<Roles>(rest).map_err(unreadable)?;
+            (Some(roles), rest)
+        };
         if !rest.is_empty() {
             return Err(SnapshotError::Body(format!("{} bytes are left over", rest.len())));
         }
         let Image { revision, hash, at, mut tables, mut lanes, audit, refusals } = image;
+        if let Some(roles) = roles {
+            tables.set_roles(roles);
+        }
         tables.rebuild();
         lanes.rebuild();
         let mixer = Mixer::default();
@@ -126,7 +143,8 @@ impl State {
 pub(super) fn seal(level: u32, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + body.len() + CHECKSUM);
     out.extend_from_slice(MAGIC);
-    out.extend_from_slice(&SNAPSHOT_VERSION.to_le_bytes());
+    let version = if level < ROLES_LEVEL { FIRST_VERSION } else { SNAPSHOT_VERSION };
+    out.extend_from_slice(&version.to_le_bytes());
     out.extend_from_slice(&level.to_le_bytes());
     out.extend_from_slice(&(body.len() as u64).to_le_bytes());
     out.extend_from_slice(body);
@@ -135,8 +153,8 @@ pub(super) fn seal(level: u32, body: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Checks header and checksum and gives back the body.
-pub(super) fn open(bytes: &[u8]) -> Result<&[u8], SnapshotError> {
+/// Checks header and checksum and gives back the layout and the body.
+pub(super) fn open(bytes: &[u8]) -> Result<(u16, &[u8]), SnapshotError> {
     let have = bytes.len() as u64;
     let least = HEADER + CHECKSUM;
     if !bytes.starts_with(MAGIC) {
@@ -155,7 +173,7 @@ pub(super) fn open(bytes: &[u8]) -> Result<&[u8], SnapshotError> {
     let mut length = [0; 8];
     length.copy_from_slice(&header[14..HEADER]);
     let length = u64::from_le_bytes(length);
-    if version != SNAPSHOT_VERSION || level > FEATURE_LEVEL {
+    if !(FIRST_VERSION..=SNAPSHOT_VERSION).contains(&version) || level > FEATURE_LEVEL {
         return Err(SnapshotError::TooNew { version, level });
     }
     let need = length.saturating_add(least as u64);
@@ -172,7 +190,7 @@ pub(super) fn open(bytes: &[u8]) -> Result<&[u8], SnapshotError> {
     if xxh3_128(summed).to_le_bytes() != *sum {
         return Err(SnapshotError::Checksum);
     }
-    Ok(body)
+    Ok((version, body))
 }
 
 /// `BTreeMap<K, Arc<V>>` as a plain map: serde shares no `Arc` without its `rc` feature, and a
@@ -224,7 +242,7 @@ mod tests {
     #[test]
     fn every_single_damaged_byte_is_noticed() {
         let good = seal(1, b"a body of some bytes");
-        assert_eq!(open(&good), Ok(&b"a body of some bytes"[..]));
+        assert_eq!(open(&good), Ok((FIRST_VERSION, &b"a body of some bytes"[..])));
         for at in 0..good.len() {
             for bit in 0..8 {
                 let mut bad = good.clone();

@@ -18,7 +18,7 @@ use super::session::{Marks, Session};
 use super::snapshot::shared_map;
 use super::{OperationKey, PartitionKey};
 use crate::authz::Principal;
-use crate::id::{ElectionName, PartitionName, ServiceName, SessionId};
+use crate::id::{ElectionName, PartitionName, Revision, ServiceName, SessionId};
 
 /// All tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +39,24 @@ pub(super) struct Tables {
     index: Index,
 }
 
+/// The tables of the second layout, as they lie in snapshots behind those of the first.
+#[derive(Deserialize)]
+pub(super) struct Roles {
+    #[serde(with = "shared_map")]
+    roles: BTreeMap<ServiceName, Arc<ServiceRole>>,
+    #[serde(with = "shared_map")]
+    operations: BTreeMap<OperationKey, Arc<Operation>>,
+}
+
+/// The same, borrowed.
+#[derive(Serialize)]
+pub(super) struct RolesRef<'a> {
+    #[serde(serialize_with = "shared_map::serialize")]
+    roles: &'a BTreeMap<ServiceName, Arc<ServiceRole>>,
+    #[serde(serialize_with = "shared_map::serialize")]
+    operations: &'a BTreeMap<OperationKey, Arc<Operation>>,
+}
+
 /// What can be derived from the rows, kept because searching for it would be too slow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Index {
@@ -49,6 +67,8 @@ struct Index {
     unconfirmed: BTreeSet<ElectionName>,
     /// Open sessions of each principal that has any.
     owned: BTreeMap<Principal, usize>,
+    /// The service whose role each session is the lease of.
+    leases: BTreeMap<SessionId, ServiceName>,
 }
 
 impl Tables {
@@ -94,6 +114,20 @@ impl Tables {
         self.index.places.get(&session).map_or(&[], Vec::as_slice)
     }
 
+    /// The service whose role `session` is the lease of.
+    pub fn lease_of(&self, session: SessionId) -> Option<&ServiceName> {
+        self.index.leases.get(&session)
+    }
+
+    /// The operations of one service, oldest first.
+    pub fn operations_of<'a>(
+        &'a self,
+        service: &'a ServiceName,
+    ) -> impl DoubleEndedIterator<Item = (Revision, &'a Arc<Operation>)> {
+        let key = |revision| (service.clone(), Revision(revision));
+        self.operations.range(key(0)..=key(u64::MAX)).map(|((_, id), row)| (*id, row))
+    }
+
     /// Sessions that have a place anywhere.
     pub fn placed_sessions(&self) -> impl Iterator<Item = SessionId> {
         self.index.places.keys().copied()
@@ -131,6 +165,41 @@ impl Tables {
         row: Option<Arc<Partition>>,
     ) -> Option<Arc<Partition>> {
         put(&mut self.partitions, key, row)
+    }
+
+    pub(super) fn set_role(
+        &mut self,
+        name: &ServiceName,
+        row: Option<Arc<ServiceRole>>,
+    ) -> Option<Arc<ServiceRole>> {
+        let leased = |row: Option<&ServiceRole>| Some(row?.lease.as_ref()?.session);
+        let new = leased(row.as_deref());
+        let old = put(&mut self.roles, name, row);
+        if let Some(session) = leased(old.as_deref()) {
+            self.index.leases.remove(&session);
+        }
+        if let Some(session) = new {
+            self.index.leases.insert(session, name.clone());
+        }
+        old
+    }
+
+    pub(super) fn set_operation(
+        &mut self,
+        key: &OperationKey,
+        row: Option<Arc<Operation>>,
+    ) -> Option<Arc<Operation>> {
+        put(&mut self.operations, key, row)
+    }
+
+    /// Takes over the tables that snapshots of the first layout have not.
+    pub(super) fn set_roles(&mut self, roles: Roles) {
+        self.roles = roles.roles;
+        self.operations = roles.operations;
+    }
+
+    pub(super) fn roles_ref(&self) -> RolesRef<'_> {
+        RolesRef { roles: &self.roles, operations: &self.operations }
     }
 
     /// Writes an election; gives back the row before and the sessions that joined or left it.
@@ -193,6 +262,7 @@ impl Tables {
     pub(super) fn rebuild(&mut self) {
         self.index = Index::default();
         self.count_all_owned();
+        self.note_leases();
         let names: Vec<_> = self.elections.keys().cloned().collect();
         for name in &names {
             let row = self.elections.get(name).cloned();
@@ -201,6 +271,13 @@ impl Tables {
             }
             self.refresh(name);
         }
+    }
+
+    fn note_leases(&mut self) {
+        let leases = self.roles.iter().filter_map(|(name, row)| {
+            row.lease.as_ref().map(|lease| (lease.session, name.clone()))
+        });
+        self.index.leases = leases.collect();
     }
 
     fn count_all_owned(&mut self) {

@@ -28,8 +28,11 @@ use crate::limits::MAX_ENTRY_BYTES;
 /// Level of a cluster of the first release.
 pub const FIRST_FEATURE_LEVEL: u32 = 1;
 
-/// Highest level this binary can read.
-pub const FEATURE_LEVEL: u32 = 1;
+/// Highest level this binary can read. 2: the roles of services.
+pub const FEATURE_LEVEL: u32 = 2;
+
+/// The level from which snapshots hold the roles of services.
+pub const ROLES_LEVEL: u32 = 2;
 
 /// This binary is too old for the cluster's level; it must stop before it misreads an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,12 +7,16 @@ use regent_core::command::Renewal;
 use regent_core::id::{NodeId, Nonce, Revision};
 use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::state::version::FEATURE_LEVEL;
+use regent_core::time::Micros;
 use regent_raft::held::Held;
+use regent_rpc::convert::Invalid;
+use regent_rpc::convert::common::{instance_name, service_name};
+use regent_rpc::convert::observe::observation_in;
 use regent_rpc::convert::status::{self, rule};
 use regent_rpc::pb::raft::peer_service_server::PeerService;
 use regent_rpc::pb::raft::{
-    CompareRequest, CompareResponse, HelloRequest, HelloResponse, ReadIndexRequest,
-    ReadIndexResponse, RenewRequest, RenewResponse,
+    AgentFact, CompareRequest, CompareResponse, HelloRequest, HelloResponse, ObserveFactsRequest,
+    ObserveFactsResponse, ReadIndexRequest, ReadIndexResponse, RenewRequest, RenewResponse,
 };
 use regent_rpc::pb::v1::{AnswerBatch, CallBatch};
 use tonic::{Request, Response, Status, Streaming};
@@ -20,6 +24,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::forwarded;
 use super::guard::deadline;
 use crate::admission::OtherLife;
+use crate::agents::desk::Told;
+use crate::agents::relay::MAX_FACTS;
 use crate::announced;
 use crate::refuse;
 use crate::sessions::RenewError;
@@ -28,6 +34,18 @@ use crate::start::{Start, held_from_metadata};
 
 /// Serves the other nodes.
 pub struct PeerHandler(pub Arc<Shell>);
+
+/// A fact of the wire.
+fn fact_in(fact: AgentFact) -> Result<Told, Invalid> {
+    Ok(Told {
+        service: service_name("service", &fact.service)?,
+        instance: instance_name("instance", &fact.instance)?,
+        stream: fact.stream,
+        age: Micros(fact.age_us),
+        observation: fact.observation.map(observation_in).transpose()?,
+        lost: fact.lost,
+    })
+}
 
 #[tonic::async_trait]
 impl PeerService for PeerHandler {
@@ -122,6 +140,31 @@ impl PeerService for PeerHandler {
                 Err(status::unavailable(rule::NOT_LEADER, why, refuse::RETRY_AFTER))
             }
             Err(RenewError::Unknown(why)) => Err(status::outcome_unknown(why)),
+        }
+    }
+
+    async fn observe(
+        &self,
+        request: Request<ObserveFactsRequest>,
+    ) -> Result<Response<ObserveFactsResponse>, Status> {
+        let from = self.0.authorize_node(&request)?.node();
+        let facts = request.into_inner().facts;
+        if facts.len() > MAX_FACTS {
+            return Err(Status::invalid_argument("too many facts in one call"));
+        }
+        let told = facts.into_iter().filter_map(|fact| match fact_in(fact) {
+            Ok(told) => Some(told),
+            // Of a newer agent, perhaps; the others must not suffer for it.
+            Err(invalid) => {
+                tracing::debug!(%from, %invalid, "a fact cannot be read");
+                None
+            }
+        });
+        let (told, state) = (told.collect(), self.0.state.read());
+        if self.0.desk.take(&state, from, told, self.0.clock.now()) {
+            Ok(Response::new(ObserveFactsResponse {}))
+        } else {
+            Err(status::not_leader(self.0.leadership.now(), refuse::RETRY_AFTER))
         }
     }
 

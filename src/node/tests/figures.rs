@@ -71,7 +71,7 @@ async fn still(nodes: &[&Node]) -> Vec<&'static str> {
     names.filter(|name| !pages.iter().any(|page| page[name])).collect()
 }
 
-pub(super) fn service() -> ServiceSpec {
+pub(crate) fn service() -> ServiceSpec {
     let instance = |name: &str, zone: &str| InstanceSpec {
         name: name.parse().unwrap(),
         locality: Locality { region: "eu".into(), zone: zone.into(), host: name.into() },

@@ -1,12 +1,13 @@
 //! Whole nodes in one process, over real mTLS on loopback.
 #![allow(clippy::unwrap_used)]
 
+mod agents;
 mod carried;
 mod cluster;
-mod figures;
+pub(crate) mod figures;
 mod lives;
 mod members;
 mod poison;
-mod rig;
+pub(crate) mod rig;
 mod services;
 mod timing;

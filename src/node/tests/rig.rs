@@ -107,15 +107,20 @@ impl Rig {
 
     /// A client in `role` that speaks to the nodes at `endpoints` only.
     pub fn client_of(&self, role: Role, endpoints: &[String]) -> Client {
+        self.client_as(role, "tester", endpoints)
+    }
+
+    /// The same with a name of its own.
+    pub fn client_as(&self, role: Role, name: &str, endpoints: &[String]) -> Client {
         let pki = self.dir.path().join("pki");
-        let name = "tester";
-        let cert = pki.join(format!("{role}-{name}.crt"));
+        let stem = format!("{role}-{}", name.replace('/', "+"));
+        let cert = pki.join(format!("{stem}.crt"));
         if !cert.exists() {
             issue(&pki, role, name);
         }
         let tls = Tls::load(TlsFiles {
             cert,
-            key: pki.join(format!("{role}-{name}.key")),
+            key: pki.join(format!("{stem}.key")),
             ca: pki.join("bundle.crt"),
             revoked: None,
             trust: None,

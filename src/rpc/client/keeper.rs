@@ -51,13 +51,16 @@ pub(super) struct Kept {
     clock: Mutex<HolderClock>,
     /// Highest grant that an acknowledgement has named.
     grant: AtomicU64,
+    /// The renewal that the present validity counts from; written with the clock locked.
+    pub extended: AtomicU64,
     /// Rises when something happened that somebody may wait for: a grant, a confirmation, an end.
     happened: watch::Sender<u64>,
 }
 
 impl Kept {
     pub fn new(clock: HolderClock) -> Self {
-        Self { clock: Mutex::new(clock), grant: AtomicU64::new(0), happened: watch::Sender::new(0) }
+        let (grant, extended) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { clock: Mutex::new(clock), grant, extended, happened: watch::Sender::new(0) }
     }
 
     pub fn clock(&self) -> MutexGuard<'_, HolderClock> {
@@ -384,6 +387,9 @@ impl Task {
             let before = (clock.void_reason(), clock.due_at());
             let first = clock.valid_until().is_none();
             let extended = clock.answered(number, answer, now);
+            if let (true, Some(number)) = (extended, answer_number(answer)) {
+                entry.kept.extended.store(number.0, Ordering::Release);
+            }
             let sooner = clock.due_at() != before.1;
             let news = clock.void_reason() != before.0 || sooner || (extended && first);
             (news || extended, sooner)
@@ -521,6 +527,16 @@ impl Task {
         }
         let wake = Instant::now() + wait;
         self.silent_at.map_or(wake, |at| wake.min(at))
+    }
+}
+
+/// The renewal that an answer says is in the log.
+const fn answer_number(answer: Answer) -> Option<RenewalNumber> {
+    match answer {
+        Answer::Outcome(RenewalOutcome::Extended { number, .. }) => Some(number),
+        Answer::Outcome(RenewalOutcome::NumberStale { have }) => Some(have),
+        Answer::Outcome(RenewalOutcome::SessionGone | RenewalOutcome::NonceStale)
+        | Answer::Resend => None,
     }
 }
 

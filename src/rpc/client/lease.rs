@@ -194,6 +194,19 @@ impl Session {
         self.inner.session
     }
 
+    pub(super) fn kept(&self) -> &Kept {
+        &self.inner.kept
+    }
+
+    pub(super) fn now(&self) -> Reading {
+        self.inner.now()
+    }
+
+    /// Renews sooner than planned.
+    pub(super) fn hurry(&self) {
+        self.inner.client.keeper().hurry(self.inner.session);
+    }
+
     /// Why it is over, if it is.
     pub fn over(&self) -> Option<VoidReason> {
         self.inner.kept.clock().void_reason()

@@ -8,17 +8,21 @@
 //! - An *act* without a request id (membership) is tried again only after an answer that says it
 //!   was not done.
 //!
-//! Sessions and leases are in [`lease`], watches in [`watch`].
+//! Sessions and leases are in [`lease`], watches in [`watch`], an agent's stream is
+//! [`AgentStream`], and what it holds [`SessionLease`].
 
+mod agent;
 mod audit;
 mod call;
 mod clocks;
 mod cluster;
 mod election;
+mod hold;
 mod keeper;
 mod lane;
 pub mod lease;
 mod nodes;
+mod operations;
 mod resign;
 mod seat;
 #[cfg(test)]
@@ -41,8 +45,11 @@ use keeper::Keeper;
 use lane::Lanes;
 use nodes::Nodes;
 
+pub use agent::{AgentReceiver, AgentSender, AgentStream, StreamBroken};
 pub use cluster::AddedMember;
+pub use hold::{Deadline, SessionLease};
 pub use lease::{CampaignOptions, Lease, LeaseError, Session, SessionOptions};
+pub use operations::Wanted;
 pub use watch::{Seen, Watch};
 
 /// How a client behaves.
@@ -83,6 +90,7 @@ struct Inner {
     lanes: Lanes,
     clock: Arc<dyn Clock>,
     keeper: OnceLock<Keeper>,
+    agent: agent::AgentLane,
     /// A leaf or authority that is replaced while the client runs must reach it without a restart:
     /// one that cannot dial any more loses its leases.
     _fresh: Arc<Watching>,
@@ -133,7 +141,8 @@ impl Client {
         let fresh = tls.keep_fresh();
         let nodes = Arc::new(Nodes::new(endpoints, tls, options.channel)?);
         let keeper = OnceLock::new();
-        let inner = Inner { nodes, lanes: Lanes::default(), clock, keeper, _fresh: fresh };
+        let (lanes, agent) = (Lanes::default(), agent::AgentLane::default());
+        let inner = Inner { nodes, lanes, clock, keeper, agent, _fresh: fresh };
         Ok(Self { inner: Arc::new(inner), options })
     }
 

@@ -4,11 +4,17 @@
 //! the request does. After this module a value is what its type says. Must never panic, whatever
 //! the bytes were.
 
+pub mod agent;
 pub mod audit;
 pub mod cluster;
 pub mod common;
 pub mod election;
+pub mod observe;
+pub mod operation;
 pub mod page;
+pub mod role;
+#[cfg(test)]
+mod role_tests;
 pub mod status;
 #[cfg(test)]
 mod tests;

@@ -55,7 +55,7 @@ fn policy() -> impl Strategy<Value = Policy> {
     })
 }
 
-fn spec() -> impl Strategy<Value = ServiceSpec> {
+pub(super) fn spec() -> impl Strategy<Value = ServiceSpec> {
     use proptest::sample::select;
     let instance = (name(), locality(), "[a-z0-9.]{1,10}:[1-9][0-9]{0,3}", any::<u32>()).prop_map(
         |(name, locality, address, priority)| InstanceSpec {

@@ -313,10 +313,12 @@ pub fn service_filter(field: &str, name: &str) -> Result<Option<ServiceName>, In
     }
 }
 
-fn life_text(life: Life) -> &'static str {
+/// One word for a service's life.
+pub fn life_text(life: Life) -> &'static str {
     match life {
         Life::Declared => "declared",
         Life::Unadopted => "unadopted",
+        Life::Established => "established",
     }
 }
 
@@ -324,6 +326,7 @@ fn life_in(text: &str) -> Result<Life, Invalid> {
     match text {
         "declared" => Ok(Life::Declared),
         "unadopted" => Ok(Life::Unadopted),
+        "established" => Ok(Life::Established),
         other => {
             Err(Invalid::new("life", format!("{other:?} is not known"), "update this program"))
         }

@@ -1,15 +1,16 @@
 //! The rows of a service's role: who is primary, under which sets, and the one role change that may
 //! be open (PROTOCOL.md D).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, InstanceName, Nonce, Revision, SessionId};
 use crate::role::{
-    Armed, CompleteProof, DataIdentity, Directive, DirectiveNumber, FenceKind, Loss, Lsn, OutProof,
-    Phase, Receipt, SyncSet,
+    Armed, CompleteProof, DataIdentity, Directive, DirectiveNumber, FenceKind, Loss, Lsn, Order,
+    OutProof, Phase, Receipt, SyncSet,
 };
+use crate::spec::Mode;
 use crate::time::WallMs;
 
 /// Everything the log knows of one service's role. It appears with the first start of one of its
@@ -24,6 +25,9 @@ pub struct ServiceRole {
     pub lease: Option<RoleLease>,
     /// Its session lapsed, and how it was armed then: OUT (b).
     pub lapsed: Option<Armed>,
+    /// Whether the holder has named its grant, as far as ended sessions said it; the session of
+    /// `lease` may say so too. One that never has never acted (C8).
+    pub confirmed: bool,
     /// What the holder is to use; `None` before the first grant and in lease mode.
     pub set: Option<SyncSet>,
     /// A: the sets under which the holder may be able to acknowledge.
@@ -57,6 +61,9 @@ pub struct RoleLease {
     /// The grant as renewals name it (C8): the revision that bound this session to the epoch. It is
     /// the epoch's own revision, or that of a later start of the same holder.
     pub mark: Revision,
+    /// How PostgreSQL is tied to the fencer of *this* session's agent. A later start of the same
+    /// instance may have a better fencer and says nothing about what still runs.
+    pub fencer: Armed,
 }
 
 /// The open role change.
@@ -180,6 +187,61 @@ pub struct Answer {
 }
 
 impl ServiceRole {
+    /// Of a service that nobody has been granted.
+    pub(in crate::state) fn new(revision: Revision) -> Self {
+        Self {
+            epoch: Epoch::NONE,
+            holder: None,
+            lease: None,
+            lapsed: None,
+            confirmed: false,
+            set: None,
+            a: Vec::new(),
+            c: Vec::new(),
+            fence: None,
+            promoted: None,
+            routes_open: false,
+            paused: None,
+            instances: BTreeMap::new(),
+            operation: None,
+            failovers: Vec::new(),
+            changed: revision,
+        }
+    }
+
+    /// Whether the end of the lease can prove anything about the holder (OUT (b)): in lease mode, and
+    /// while commits may wait for nobody.
+    pub fn lapse_counts(&self, mode: Mode) -> bool {
+        mode == Mode::Lease || self.a.iter().any(SyncSet::is_degraded)
+    }
+
+    /// Whether an instance is counted in a set that is not covered yet.
+    pub fn counts(&self, instance: &InstanceName) -> bool {
+        self.a.iter().chain(&self.c).any(|set| set.members.contains(instance))
+    }
+
+    /// Tells an instance what to be. Its number rises only when that changes; who is quarantined
+    /// stays so.
+    pub(in crate::state) fn order(&mut self, to: &InstanceName, order: Order, revision: Revision) {
+        let epoch = self.epoch;
+        let Some(row) = self.instances.get_mut(to) else { return };
+        let same = row.directive.order == order && row.directive.epoch == epoch;
+        if row.quarantined.is_none() && !same {
+            row.directive = Directive { epoch, revision, order };
+        }
+    }
+
+    /// The names that the holder is to use: none in lease mode, where no commit waits.
+    pub(in crate::state) fn names(&self, revision: Revision) -> SyncSet {
+        let none = || SyncSet { epoch: self.epoch, revision, members: BTreeSet::new(), k: 0 };
+        self.set.clone().unwrap_or_else(none)
+    }
+
+    /// The instances that have ever started an agent, but for one.
+    pub fn others(&self, than: &InstanceName) -> Vec<InstanceName> {
+        self.instances.keys().filter(|name| *name != than).cloned().collect()
+    }
+
     /// Whether nothing but the present set matters: what was acknowledged under any other is
     /// covered.
     pub fn is_covered(&self) -> bool {

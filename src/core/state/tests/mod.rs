@@ -3,6 +3,7 @@
 
 mod model;
 mod poison;
+mod role_words;
 mod script;
 mod speed;
 
@@ -162,7 +163,7 @@ fn a_revision_that_does_not_rise_changes_nothing() {
 fn behind_the_barrier_nothing_is_applied_not_even_the_revision() {
     let mut bench = Bench::new();
     assert_eq!(bench.state.barrier(), None);
-    bench.run(Command::RaiseFeatureLevel { to: 2 });
+    bench.run(Command::RaiseFeatureLevel { to: 3 });
     assert!(bench.state.barrier().is_some());
     let before = (bench.state.revision(), bench.state.rolling_hash());
     let applied = bench.run(open_session(5_000, 1));
@@ -170,7 +171,7 @@ fn behind_the_barrier_nothing_is_applied_not_even_the_revision() {
     bench.state.apply_blank(Revision(100));
     assert_eq!((bench.state.revision(), bench.state.rolling_hash()), before);
     let error = State::decode_snapshot(&bench.state.encode_snapshot()).unwrap_err();
-    assert!(error.to_string().contains("feature level 2"), "{error}");
+    assert!(error.to_string().contains("feature level 3"), "{error}");
 }
 
 #[test]

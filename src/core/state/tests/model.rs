@@ -416,7 +416,7 @@ proptest! {
             bench.raw(&entry);
         }
         // A body that was signed by a liar: the checksum holds, the content does not.
-        let mut body = super::super::snapshot::open(&bench.state.encode_snapshot()).unwrap().to_vec();
+        let mut body = super::super::snapshot::open(&bench.state.encode_snapshot()).unwrap().1.to_vec();
         for (at, mask) in &flips {
             let at = at.index(body.len());
             body[at] ^= mask;

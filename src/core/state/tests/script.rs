@@ -2,13 +2,15 @@
 //! `UPDATE=1 cargo test -p regent-core` writes the outcome into the files; read the diff.
 //!
 //! A command is a verb, then words in its order, then `key=value` options; `lane=3:1` makes any
-//! command the first of lane 3. Revisions count up from 1.
+//! command the first of lane 3, `by=agent/orders/pg1` lets another principal send it. `!` in front
+//! wants success and shows nothing; `@fence` and the like stand for what is in force. Revisions count up from 1. The verbs of roles are in
+//! `role_words.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::*;
+use super::{role_words, *};
 use crate::authz::Verb;
 use crate::command::{Lapsed, Refusal, Renewal, UnusedGrant};
 use crate::effect::Change;
@@ -69,22 +71,22 @@ fn play(text: &str) -> String {
     out
 }
 
-struct Words<'a> {
+pub(super) struct Words<'a> {
     plain: std::vec::IntoIter<&'a str>,
     options: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> Words<'a> {
-    fn next(&mut self) -> &'a str {
+    pub(super) fn next(&mut self) -> &'a str {
         self.plain.next().expect("a word is missing")
     }
     fn number(&mut self) -> u64 {
         self.next().parse().expect("a number")
     }
-    fn option(&self, key: &str) -> &'a str {
+    pub(super) fn option(&self, key: &str) -> &'a str {
         self.options.get(key).copied().unwrap_or_default()
     }
-    fn option_number(&self, key: &str, default: u64) -> u64 {
+    pub(super) fn option_number(&self, key: &str, default: u64) -> u64 {
         self.options.get(key).map_or(default, |text| text.parse().expect("a number"))
     }
     fn expect(&self) -> Expect {
@@ -96,7 +98,7 @@ impl<'a> Words<'a> {
     }
 }
 
-fn epoch(text: &str) -> Epoch {
+pub(super) fn epoch(text: &str) -> Epoch {
     let (incarnation, revision) = text.split_once('.').expect("incarnation.revision");
     Epoch {
         incarnation: incarnation.parse().unwrap(),
@@ -118,7 +120,7 @@ fn value(text: &str) -> Vec<u8> {
     }
 }
 
-fn list(text: &str) -> Vec<&str> {
+pub(super) fn list(text: &str) -> Vec<&str> {
     text.split(',').filter(|part| !part.is_empty() && *part != "-").collect()
 }
 
@@ -133,6 +135,14 @@ fn timing(text: &str) -> Timing {
 }
 
 fn step(bench: &mut Bench, line: &str) -> String {
+    if let Some(line) = line.strip_prefix("! ") {
+        let out = step(bench, line);
+        let is_done = ["done", "session", "granted", "start", "[Extended", "expired 1"];
+        let said = out.split_once(": ").map_or("", |(_, said)| said);
+        assert!(is_done.iter().any(|done| said.starts_with(done)), "{line}\n{out}");
+        return String::new();
+    }
+    let line = &role_words::resolve(&bench.state, line);
     let (mut plain, mut options) = (Vec::new(), BTreeMap::new());
     for word in line.split_whitespace().skip(1) {
         match word.split_once('=') {
@@ -178,12 +188,19 @@ fn step(bench: &mut Bench, line: &str) -> String {
             bench.raw(&entry.encode())
         }
         _ => {
-            let command = command(verb, &mut words);
+            let command =
+                role_words::command(verb, &mut words).unwrap_or_else(|| command(verb, &mut words));
             let lane = words.options.get("lane").map(|lane| {
                 let (client, serial) = lane.split_once(':').unwrap();
                 (client.parse().unwrap(), serial.parse().unwrap())
             });
-            bench.run_as(lane, command)
+            let by = words.option("by").split_once('/');
+            let by = by.map(|(role, name)| Principal::new(role.parse().unwrap(), name));
+            let usual = bench.by.clone();
+            bench.by = by.unwrap_or_else(|| usual.clone());
+            let applied = bench.run_as(lane, command);
+            bench.by = usual;
+            applied
         }
     };
     bench.state.check().unwrap();
@@ -238,6 +255,7 @@ fn command(verb: &str, words: &mut Words<'_>) -> Command {
             let (name, instances) = (words.next(), list(words.next()));
             let mut spec = service(name, &instances, &list(words.option("partitions")));
             spec.description = words.option("about").to_owned();
+            role_words::policy(&mut spec, words);
             spec.policy.ttl_ms = words.option_number("ttl", spec.policy.ttl_ms);
             Command::PutService { spec: Box::new(spec), expect: words.expect() }
         }
@@ -350,6 +368,7 @@ fn render(applied: &Applied) -> String {
         Reply::NodeAllocated { node, .. } => write!(out, "node {node}"),
         Reply::Expired { count, .. } => write!(out, "expired {count}"),
         Reply::StartAccepted { boot, mark, .. } => write!(out, "start {boot} mark {mark}"),
+        Reply::StartQuarantined { why, .. } => write!(out, "quarantined: {why}"),
         Reply::Rejected(rejection) => write!(out, "{}: {rejection}", rejection.rule()),
     }
     .unwrap();
@@ -368,13 +387,9 @@ fn render(applied: &Applied) -> String {
             Change::Service(name, None) => writeln!(out, "  service {name} gone"),
             Change::Election(name, None) => writeln!(out, "  election {name} gone"),
             Change::Partition(name, part, None) => writeln!(out, "  partition {name}/{part} gone"),
-            Change::Role(name, row) => {
-                let epoch = row.as_ref().map_or(Epoch::NONE, |row| row.epoch);
-                writeln!(out, "  role {name} {epoch}")
-            }
+            Change::Role(name, row) => write!(out, "{}", role_words::role(name, row.as_deref())),
             Change::Operation(name, id, row) => {
-                let phase = row.as_ref().map_or("gone", |row| row.phase.as_str());
-                writeln!(out, "  operation {name} {id} {phase}")
+                write!(out, "{}", role_words::operation(name, *id, row.as_deref()))
             }
             Change::Cluster => writeln!(out, "  cluster"),
             Change::Incarnation => writeln!(out, "  incarnation"),
@@ -443,6 +458,12 @@ fn show(state: &State) -> String {
     }
     for (name, row) in state.services() {
         writeln!(out, "  service {name} {:?} changed {}", row.life, row.changed).unwrap();
+    }
+    for (name, row) in state.roles() {
+        out.push_str(&role_words::role(name, Some(row)));
+    }
+    for ((name, id), row) in state.operations() {
+        out.push_str(&role_words::operation(name, *id, Some(row)));
     }
     for ((name, part), row) in state.partitions() {
         writeln!(out, "  partition {name}/{part} {:?} {}", row.owner, row.epoch).unwrap();

@@ -1,0 +1,218 @@
+//! `agent.toml`: which instance this is, whom it asks, where its database lies.
+
+use std::path::{Path, PathBuf};
+
+use regent_core::id::{InstanceName, ServiceName};
+use serde::Deserialize;
+
+/// The whole file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The service.
+    pub service: ServiceName,
+    /// The instance of it; both as in the certificate `agent/<service>/<instance>`.
+    pub instance: InstanceName,
+    /// `host:port` of the coordinators.
+    pub nodes: Vec<String>,
+    /// What the agent and its fencer must remember; on a disk that keeps what it is told.
+    pub state_dir: PathBuf,
+    /// How often it reports without news, in milliseconds.
+    #[serde(default = "report_interval_ms")]
+    pub report_interval_ms: u64,
+    /// How long ending PostgreSQL takes at most, in milliseconds (C6).
+    #[serde(default = "fence_budget_ms")]
+    pub fence_budget_ms: u64,
+    /// Who it is before the coordinators.
+    pub tls: TlsFiles,
+    /// Where load balancers ask.
+    pub http: Http,
+    /// Its database.
+    pub postgres: PostgresConfig,
+}
+
+/// Certificate, key and authorities.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsFiles {
+    /// Certificate chain.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+    /// Authorities of the nodes.
+    pub ca: PathBuf,
+    /// Trust domain of the cluster.
+    pub trust_domain: String,
+}
+
+/// The port for health checks.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// `host:port`.
+    pub address: String,
+}
+
+/// A PostgreSQL data directory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// Where it lies.
+    pub data_dir: PathBuf,
+    /// Address it listens on for clients and the other instances.
+    pub listen_host: String,
+    /// Its port.
+    pub port: u16,
+    /// Passwords of Regent's own roles.
+    pub passfile: PathBuf,
+    /// Where PostgreSQL's programs are; searched for when not said.
+    #[serde(default)]
+    pub bin_dir: Option<PathBuf>,
+    /// As whom PostgreSQL runs when the agent is root.
+    #[serde(default)]
+    pub run_as: Option<String>,
+}
+
+fn report_interval_ms() -> u64 {
+    200
+}
+
+fn fence_budget_ms() -> u64 {
+    250
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not what an agent's configuration looks like.
+    #[error("{} is no configuration of an agent", path.display())]
+    Form {
+        /// Which.
+        path: PathBuf,
+        /// The line and what is wrong with it.
+        #[source]
+        source: Box<toml::de::Error>,
+    },
+    /// A value cannot be.
+    #[error("{field}: {problem}; {fix}")]
+    Value {
+        /// Path of the field.
+        field: &'static str,
+        /// What is wrong.
+        problem: String,
+        /// What would be right.
+        fix: &'static str,
+    },
+}
+
+impl AgentConfig {
+    /// Reads and checks the file. Relative paths are relative to it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the field and the fix.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let mut config: Self = toml::from_str(&text).map_err(|source| ConfigError::Form {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let base = path.parent().unwrap_or(Path::new("."));
+        for entry in [
+            &mut config.state_dir,
+            &mut config.tls.cert,
+            &mut config.tls.key,
+            &mut config.tls.ca,
+            &mut config.postgres.data_dir,
+            &mut config.postgres.passfile,
+        ] {
+            // `join` keeps an absolute path as it is.
+            *entry = base.join(&*entry);
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |field, problem: String, fix| Err(ConfigError::Value { field, problem, fix });
+        if self.nodes.is_empty() {
+            return value("nodes", "there is none".into(), "name host:port of the coordinators");
+        }
+        if !(20..=60_000).contains(&self.report_interval_ms) {
+            let problem = format!("{} ms is out of range", self.report_interval_ms);
+            return value("report_interval_ms", problem, "200 is usual, 20 to 60000 possible");
+        }
+        if self.fence_budget_ms < 250 {
+            let problem = format!("{} ms is too short to be sure", self.fence_budget_ms);
+            return value("fence_budget_ms", problem, "use at least 250 (C6)");
+        }
+        if self.state_dir.starts_with(&self.postgres.data_dir) {
+            let problem = "it lies inside postgres.data_dir".to_owned();
+            return value("state_dir", problem, "a rewind would remove it: put it beside");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parse(change: impl Fn(&str) -> String) -> Result<AgentConfig, ConfigError> {
+        let text = r#"
+service = "orders"
+instance = "pg1"
+nodes = ["127.0.0.1:7400"]
+state_dir = "agent"
+[tls]
+cert = "a.crt"
+key = "a.key"
+ca = "ca.crt"
+trust_domain = "lab"
+[http]
+address = "127.0.0.1:8008"
+[postgres]
+data_dir = "data"
+listen_host = "127.0.0.1"
+port = 5432
+passfile = "regent.pgpass"
+"#;
+        let name = format!("regent-agent-config-{}-{}", std::process::id(), rand::random::<u64>());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("agent.toml");
+        std::fs::write(&path, change(text)).unwrap();
+        let config = AgentConfig::read(&path);
+        std::fs::remove_dir_all(&dir).unwrap();
+        config
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file_and_defaults_are_the_protocols() {
+        let config = parse(str::to_owned).unwrap();
+        assert!(config.postgres.data_dir.is_absolute() && config.tls.key.ends_with("a.key"));
+        assert_eq!((config.report_interval_ms, config.fence_budget_ms), (200, 250));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let of = |change: &dyn Fn(&str) -> String| parse(change).unwrap_err();
+        let typo = of(&|text| text.replace("port = 5432", "prot = 5432"));
+        assert!(std::error::Error::source(&typo).unwrap().to_string().contains("prot"), "{typo}");
+        let none = of(&|text| text.replace("[\"127.0.0.1:7400\"]", "[]"));
+        assert!(none.to_string().starts_with("nodes:"), "{none}");
+        let inside =
+            of(&|text| text.replace("state_dir = \"agent\"", "state_dir = \"data/agent\""));
+        assert!(inside.to_string().starts_with("state_dir:"), "{inside}");
+    }
+}

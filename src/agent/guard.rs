@@ -1,0 +1,307 @@
+//! The agent's hold on its fencer: a thread that asks it, one that hears it, and the end of the
+//! namespace when it does not answer any more (PROTOCOL.md E1, E2).
+//!
+//! The fencer's client blocks, so it lives in a thread of its own; whoever asks waits with a bound.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc as channel;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use regent_fencer::client::await_end;
+use regent_fencer::wire::{Event, Notice, Phase, Refusal, StopMode, Target};
+use regent_fencer::{
+    AgentId, Arm, ClientError, Fencer, LaunchOptions, Options, Protection, Stage, StartCommand,
+    Status,
+};
+use tokio::sync::{mpsc, oneshot};
+
+/// How long the end of everything may take to be seen before it is reported as not seen.
+const END_WITHIN: Duration = Duration::from_secs(10);
+/// Pause of the listening thread between two looks whether it is still wanted.
+const LISTEN: Duration = Duration::from_millis(500);
+
+/// Why the fencer did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The fencer said no, or is not there.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// It did not answer and everything was ended.
+    #[error("the fencer did not answer; its namespace was ended: {0}")]
+    Ended(String),
+    /// The thread that asks it is gone: the agent ends.
+    #[error("the agent ends")]
+    Gone,
+}
+
+type Job = Box<dyn FnOnce(&mut Fencer) + Send>;
+
+/// What the fencer says without being asked.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// Nothing runs any more; whether that is proven.
+    Stopped {
+        /// By the kernel's word, not by a search.
+        proven: bool,
+        /// PostgreSQL ended by itself with exit code 0.
+        in_order: bool,
+        /// The deadline of the lease did it.
+        fired: bool,
+    },
+    /// The fencer itself is gone.
+    Lost,
+}
+
+/// A running fencer.
+#[derive(Clone)]
+pub struct Guard {
+    jobs: channel::Sender<Job>,
+    status: Arc<Mutex<Status>>,
+    pid: i32,
+}
+
+/// How to find or launch one.
+#[derive(Clone, Debug)]
+pub struct GuardOptions {
+    /// The product's own binary.
+    pub program: PathBuf,
+    /// Where it keeps socket and receipts.
+    pub state_dir: PathBuf,
+    /// As whom PostgreSQL runs, if the agent is root.
+    pub user: Option<String>,
+    /// Which start of the agent commands.
+    pub agent: AgentId,
+    /// Its answers must come within this.
+    pub answer_within: Duration,
+}
+
+impl Guard {
+    /// Finds the fencer that a former start of the agent left, or launches one.
+    ///
+    /// # Errors
+    /// The client's, when it is neither there nor can be launched.
+    pub fn open(
+        options: &GuardOptions,
+        news: mpsc::UnboundedSender<News>,
+    ) -> Result<Self, GuardError> {
+        let mut fencer = find_or_launch(options)?;
+        fencer.set_answer_within(options.answer_within);
+        let status = Arc::new(Mutex::new(fencer.status()?));
+        let pid = fencer.pid();
+        listen(&fencer, news)?;
+        let (jobs, inbox) = channel::channel::<Job>();
+        std::thread::Builder::new()
+            .name("fencer".to_owned())
+            .spawn(move || {
+                while let Ok(job) = inbox.recv() {
+                    job(&mut fencer);
+                }
+            })
+            .map_err(|source| ClientError::Step {
+                step: "thread of the fencer's client",
+                source,
+            })?;
+        Ok(Self { jobs, status, pid })
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut Fencer) -> Result<T, ClientError> + Send + 'static,
+    ) -> Result<T, GuardError> {
+        let (tx, rx) = oneshot::channel();
+        let status = Arc::clone(&self.status);
+        let job = move |fencer: &mut Fencer| {
+            let answer = match ask(fencer) {
+                // No heartbeat: what it guards must not outlive that (E1).
+                Err(ClientError::Silent(_)) => Err(end(fencer)),
+                other => other.map_err(GuardError::from),
+            };
+            if let Some(seen) = fencer.last_status() {
+                *status.lock() = seen.clone();
+            }
+            let _ = tx.send(answer);
+        };
+        self.jobs.send(Box::new(job)).map_err(|_| GuardError::Gone)?;
+        rx.await.map_err(|_| GuardError::Gone)?
+    }
+
+    /// A later deadline.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn arm(&self, arm: Arm) -> Result<(), GuardError> {
+        self.ask(move |fencer| fencer.arm(&arm).map(drop)).await
+    }
+
+    /// No deadline: clients are shut out, or people have paused the service.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn disarm(&self) -> Result<(), GuardError> {
+        self.ask(move |fencer| {
+            let pause = fencer.status()?.lease.pause;
+            fencer.disarm(pause).map(drop)
+        })
+        .await
+    }
+
+    /// Asks whether it is there: the heartbeat.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn look(&self) -> Result<Status, GuardError> {
+        self.ask(Fencer::status).await
+    }
+
+    /// Starts the program. The last receipt is acknowledged: the caller has heard of the end.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn start(&self, mut command: StartCommand) -> Result<(), GuardError> {
+        self.ask(move |fencer| {
+            let status = fencer.status()?;
+            command.acknowledges = status.receipt.map_or(0, |receipt| receipt.sequence);
+            match fencer.start(&command) {
+                Err(ClientError::Refused(Refusal::Running)) => Ok(()),
+                other => other.map(drop),
+            }
+        })
+        .await
+    }
+
+    /// Stops it, and ends what is left after `kill_after`. Returns when nothing runs.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn stop(&self, mode: StopMode, kill_after: Duration) -> Result<(), GuardError> {
+        self.ask(move |fencer| match fencer.stop(mode, kill_after) {
+            Err(ClientError::Refused(Refusal::NotRunning)) => Ok(()),
+            other => other.map(drop),
+        })
+        .await
+    }
+
+    /// A signal to the postmaster or one of its processes.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn signal(&self, target: Target, notice: Notice) -> Result<(), GuardError> {
+        self.ask(move |fencer| fencer.signal(target, notice).map(drop)).await
+    }
+
+    /// Ends the fencer, if nothing runs under it.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn quit(&self) -> Result<(), GuardError> {
+        self.ask(Fencer::quit).await
+    }
+
+    /// The postmaster's pid as the host sees it.
+    pub async fn postmaster_pid(&self) -> Option<i32> {
+        self.ask(|fencer| {
+            let running = fencer.last_status().and_then(|status| status.running);
+            Ok(running.and_then(|running| fencer.host_pid(running.pid).ok().flatten()))
+        })
+        .await
+        .ok()
+        .flatten()
+    }
+
+    /// What it said last.
+    pub fn status(&self) -> Status {
+        self.status.lock().clone()
+    }
+
+    /// Its pid on the host.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Whether PostgreSQL cannot outlive it.
+    pub fn is_armed(&self) -> bool {
+        matches!(self.status.lock().protection, Protection::Namespace)
+    }
+
+    /// Whether anything runs under it, as far as it said last.
+    pub fn is_running(&self) -> bool {
+        !matches!(self.status.lock().phase, Phase::Idle)
+    }
+}
+
+fn end(fencer: &mut Fencer) -> GuardError {
+    tracing::error!("the fencer does not answer: everything under it is ended");
+    match fencer.kill_namespace(END_WITHIN) {
+        Ok(_) => GuardError::Ended("nothing is left".to_owned()),
+        Err(error) => GuardError::Ended(error.to_string()),
+    }
+}
+
+fn find_or_launch(options: &GuardOptions) -> Result<Fencer, GuardError> {
+    match Fencer::attach(&options.state_dir, options.agent) {
+        Ok(mut fencer) => match fencer.status() {
+            Ok(_) => return Ok(fencer),
+            Err(ClientError::Silent(_)) => drop(end(&mut fencer)),
+            Err(error) => return Err(error.into()),
+        },
+        Err(ClientError::Absent { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // One that is gone may still be ending: its receipt counts only after that.
+    match await_end(&options.state_dir, END_WITHIN) {
+        Ok(_) | Err(regent_fencer::client::EndError::NoRecord) => {}
+        Err(error) => return Err(GuardError::Ended(error.to_string())),
+    }
+    let launch = LaunchOptions {
+        program: options.program.clone(),
+        options: Options {
+            stage: Stage::Launch,
+            state_dir: options.state_dir.clone(),
+            verb: vec!["fencer".into()],
+            user: options.user.clone(),
+            weak: None,
+            watchdog: None,
+        },
+        agent: options.agent,
+    };
+    Ok(Fencer::launch(&launch)?)
+}
+
+fn listen(fencer: &Fencer, news: mpsc::UnboundedSender<News>) -> Result<(), GuardError> {
+    let mut events = fencer.watch()?;
+    let body = move || {
+        loop {
+            if news.is_closed() {
+                return;
+            }
+            match events.next(LISTEN) {
+                Ok(None) | Ok(Some(Event::Fired { .. } | Event::Exited { .. })) => {}
+                Ok(Some(Event::Stopped { receipt })) => {
+                    let _ = news.send(stopped(&receipt));
+                }
+                Err(_) => {
+                    let _ = news.send(News::Lost);
+                    return;
+                }
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("fencer-news".to_owned())
+        .spawn(body)
+        .map(drop)
+        .map_err(|source| ClientError::Step { step: "thread of the fencer's news", source }.into())
+}
+
+/// What a receipt means for the agent.
+pub fn stopped(receipt: &regent_fencer::Receipt) -> News {
+    use regent_fencer::receipt::{ExitStatus, Proof, Reason};
+    News::Stopped {
+        proven: receipt.proof == Proof::Namespace,
+        in_order: receipt.reason == Reason::PostmasterExit
+            && receipt.exit == Some(ExitStatus::Code(0)),
+        fired: matches!(receipt.reason, Reason::Deadline | Reason::NamespaceKilled),
+    }
+}

@@ -1,0 +1,328 @@
+//! What the agent knows of its database, kept between looks, and how that becomes the core's world
+//! and an observation for the coordinators.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use regent_core::agent::{Data, Notebook, OnDisk, World};
+use regent_core::id::{Epoch, InstanceName, Revision};
+use regent_core::role::observe::{Canary, Observation, Probe, Receiver, Run, Sender};
+use regent_core::role::{Position, Proof};
+use regent_engine as engine;
+use regent_engine::Discovery;
+
+/// An answer older than this says nothing about now.
+const ANSWERS_WITHIN: Duration = Duration::from_millis(1_500);
+/// A standby that does not stream for this long from an upstream that answers has to be looked at:
+/// many times what a reconnection takes.
+const STARVED_AFTER: Duration = Duration::from_secs(4);
+
+/// Everything local.
+#[derive(Debug)]
+pub struct Local {
+    me: InstanceName,
+    /// What lies on disk.
+    pub data: Data,
+    /// Its identity, as it was last read.
+    pub system: u64,
+    /// Of the data directory.
+    pub generation: u64,
+    /// A process of it runs, as the fencer says.
+    pub running: bool,
+    /// Asked to stop, not gone yet.
+    pub stopping: bool,
+    /// A rewind or a clone is under way.
+    pub rebuilding: bool,
+    /// The last observation of this run, and when.
+    pub seen: Option<(engine::Observation, Instant)>,
+    /// The newest probe.
+    pub probe: Probe,
+    /// Since when probes fail.
+    pub failing: Option<Instant>,
+    /// The newest own commit.
+    pub canary: Option<(Instant, Option<bool>)>,
+    /// The set whose names are on disk and loaded.
+    pub names: Option<Revision>,
+    /// The set that is in force everywhere.
+    pub in_force: Option<Revision>,
+    /// Clients may connect.
+    pub open: bool,
+    /// Highest epoch this run has written.
+    pub written: Epoch,
+    /// Since when a standby that has an upstream does not stream.
+    pub streamless: Option<Instant>,
+    /// Whether its WAL left the upstream's history.
+    pub diverged: Option<bool>,
+    /// Everything received is replayed up to here.
+    pub replayed: Option<Position>,
+    /// Where its WAL ends, of one that is down.
+    pub end: Option<Position>,
+    /// The last end of the postmaster was an orderly shutdown.
+    pub shut_down: bool,
+    /// The last end was by itself and in order: somebody stopped it.
+    pub stopped_in_order: bool,
+    /// The last end of everything is proven.
+    pub proven: bool,
+    /// What the agent does now, and what keeps it from it.
+    pub doing: String,
+    /// What went wrong last.
+    pub problem: String,
+}
+
+impl Local {
+    /// Nothing is known yet.
+    pub fn new(me: InstanceName) -> Self {
+        Self {
+            me,
+            data: Data::Empty,
+            system: 0,
+            generation: 0,
+            running: false,
+            stopping: false,
+            rebuilding: false,
+            seen: None,
+            probe: Probe::Unknown,
+            failing: None,
+            canary: None,
+            names: None,
+            in_force: None,
+            open: false,
+            written: Epoch::NONE,
+            streamless: None,
+            diverged: None,
+            replayed: None,
+            end: None,
+            shut_down: false,
+            stopped_in_order: false,
+            proven: false,
+            doing: String::new(),
+            problem: String::new(),
+        }
+    }
+
+    /// What lies on disk, as the engine found it. Whom a standby follows is not believed from a
+    /// file: "itself" stands for "not known", which no directive asks for.
+    pub fn discovered(&mut self, found: &Discovery) {
+        self.data = match found {
+            Discovery::Empty => Data::Empty,
+            Discovery::Cluster(cluster) => {
+                self.system = cluster.system_identifier;
+                self.generation = cluster.generation.map_or(0, |generation| generation.0);
+                Data::Present(match cluster.standby_signal {
+                    true => OnDisk::Standby(Some(self.me.clone())),
+                    false => OnDisk::Primary,
+                })
+            }
+            Discovery::Quarantined { interrupted } => {
+                self.problem = format!("{interrupted} was interrupted");
+                Data::Broken
+            }
+            Discovery::Foreign { found, wanted } => {
+                self.problem =
+                    format!("the data directory is of cluster {found}, and not of {wanted}");
+                Data::Broken
+            }
+            Discovery::Unsafe { why } => {
+                self.problem.clone_from(why);
+                Data::Broken
+            }
+        };
+    }
+
+    /// Everything of this run is over.
+    pub fn ended(&mut self, proven: bool, in_order: bool) {
+        (self.running, self.stopping, self.open) = (false, false, false);
+        (self.seen, self.failing, self.canary) = (None, None, None);
+        (self.names, self.in_force, self.replayed) = (None, None, None);
+        (self.probe, self.streamless) = (Probe::Unknown, None);
+        self.proven = proven;
+        self.stopped_in_order = in_order;
+        self.shut_down = false;
+        self.end = None;
+    }
+
+    /// A run began.
+    pub fn started(&mut self) {
+        self.ended(false, false);
+        self.running = true;
+    }
+
+    /// The engine answered.
+    pub fn observed(&mut self, seen: engine::Observation) {
+        self.written = self.written.max(seen.position.epoch);
+        let wants = matches!(self.data, Data::Present(OnDisk::Standby(Some(_))));
+        let streams = seen.receiver.as_ref().is_some_and(|it| it.status == "streaming");
+        if seen.in_recovery && wants && !streams {
+            self.streamless.get_or_insert_with(Instant::now);
+        } else {
+            self.streamless = None;
+        }
+        self.seen = Some((seen, Instant::now()));
+    }
+
+    /// A fresh connection was tried.
+    pub fn probed(&mut self, outcome: Result<Duration, String>) {
+        match outcome {
+            Ok(took) => {
+                self.failing = None;
+                self.probe = Probe::Answered(millis(took));
+            }
+            Err(why) => {
+                let since = *self.failing.get_or_insert_with(Instant::now);
+                self.probe = Probe::Failed { since_ms: millis(since.elapsed()), why };
+            }
+        }
+    }
+
+    fn fresh(&self) -> Option<&engine::Observation> {
+        let (seen, at) = self.seen.as_ref()?;
+        (at.elapsed() < ANSWERS_WITHIN).then_some(seen)
+    }
+
+    /// What runs.
+    pub fn run(&self) -> Run {
+        if self.rebuilding {
+            return Run::Rebuilding;
+        }
+        if !self.running {
+            return Run::Down;
+        }
+        if self.stopping {
+            return Run::Stopping;
+        }
+        match &self.seen {
+            None => Run::Starting,
+            Some((seen, _)) if seen.in_recovery => Run::Standby,
+            Some(_) => Run::Primary,
+        }
+    }
+
+    /// How far its flushed WAL reaches.
+    pub fn position(&self) -> Option<Position> {
+        match self.run() {
+            Run::Down => self.end,
+            _ => self.replayed.max(self.seen.as_ref().map(|(seen, _)| seen.position)),
+        }
+    }
+
+    /// The core's world.
+    pub fn world(&self, told: &Told) -> World {
+        let run = self.run();
+        let seen = self.fresh();
+        let has_receiver = self.seen.as_ref().is_some_and(|(seen, _)| seen.receiver.is_some());
+        World {
+            me: self.me.clone(),
+            accepted: told.accepted,
+            may_serve: told.may_serve,
+            holds_lease: told.holds_lease,
+            data: self.data.clone(),
+            run,
+            answers: seen.is_some(),
+            has_receiver: has_receiver && run != Run::Down,
+            starved: told.upstream_answers
+                && self.streamless.is_some_and(|since| since.elapsed() >= STARVED_AFTER),
+            replayed: self.replayed.is_some(),
+            position: match run {
+                Run::Standby => self.replayed,
+                _ => self.position(),
+            },
+            names: self.names,
+            in_force: self.in_force,
+            written: self.written,
+            open: self.open,
+            diverged: self.diverged,
+            promoted: told.promoted,
+            covered: told.covered,
+            committed: told.committed,
+            shut_down: self.shut_down,
+            proven: self.proven,
+        }
+    }
+
+    /// What the coordinators are told.
+    pub fn observation(&self, told: &Told, notebook: &Notebook) -> Observation {
+        let run = self.run();
+        let seen = self.seen.as_ref().map(|(seen, _)| seen);
+        let serving = match run {
+            Run::Primary if self.open => notebook.led,
+            _ => Epoch::NONE,
+        };
+        Observation {
+            run,
+            stopped_in_order: run == Run::Down && self.stopped_in_order,
+            position: self.position(),
+            replay_lag_bytes: seen.map_or(0, engine::Observation::replay_lag_bytes),
+            receiver: seen.and_then(|seen| seen.receiver.as_ref()).map(|it| receiver(it, told)),
+            senders: seen
+                .map(|seen| seen.senders.iter().filter_map(sender).collect())
+                .unwrap_or_default(),
+            probe: match (&self.probe, self.failing) {
+                (Probe::Failed { why, .. }, Some(since)) => {
+                    Probe::Failed { since_ms: millis(since.elapsed()), why: why.clone() }
+                }
+                (probe, _) => probe.clone(),
+            },
+            canary: self
+                .canary
+                .map(|(begun, returned)| Canary { age_ms: millis(begun.elapsed()), returned }),
+            set_in_force: self.in_force,
+            covered: self.in_force,
+            serving,
+            sights: Vec::new(),
+            seen: notebook.seen(),
+            doing: self.doing.clone(),
+            problem: self.problem.clone(),
+            tampered: seen.map(tampered).unwrap_or_default(),
+            disk_free_bytes: seen.map_or(0, |seen| seen.disk_free_bytes),
+        }
+    }
+}
+
+/// What the agent was told, beyond the notebook.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// The log has accepted this start.
+    pub accepted: bool,
+    /// Writes may be served now.
+    pub may_serve: bool,
+    /// The lease is confirmed and held.
+    pub holds_lease: bool,
+    /// The epoch whose promotion the log knows of.
+    pub promoted: Epoch,
+    /// The set the log knows to be covered.
+    pub covered: Option<Revision>,
+    /// The best receipt of this instance in the log.
+    pub committed: Option<(Revision, Proof, Option<Position>)>,
+    /// The instance it is to follow answers connections.
+    pub upstream_answers: bool,
+    /// Whose address is whose.
+    pub addresses: BTreeMap<String, InstanceName>,
+}
+
+fn receiver(seen: &engine::Receiver, told: &Told) -> Receiver {
+    Receiver {
+        from: told.addresses.get(&format!("{}:{}", seen.host, seen.port)).cloned(),
+        streams: seen.status == "streaming",
+        silent_ms: seen.last_message_age.map_or(u64::MAX, millis),
+    }
+}
+
+fn sender(seen: &engine::Sender) -> Option<Sender> {
+    Some(Sender {
+        to: seen.name.parse().ok()?,
+        streams: seen.state == "streaming",
+        is_sync: matches!(seen.sync_state.as_str(), "sync" | "quorum"),
+        flushed: seen.flushed.unwrap_or_default(),
+    })
+}
+
+fn tampered(seen: &engine::Observation) -> String {
+    let lowered = seen.overrides.iter().map(|one| {
+        format!("synchronous_commit = {} for {:?} in {:?}", one.value, one.role, one.database)
+    });
+    lowered.collect::<Vec<_>>().join("; ")
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,620 @@
+//! The agent's loop: hears coordinators, fencer and database, asks the core what comes next, has it
+//! done, one step at a time.
+//!
+//! It must never wait in the loop for anything but the notebook's fsync: whatever may hang (a
+//! server, a step, a node) runs beside it and reports back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use regent_core::agent::notebook::Taken;
+use regent_core::agent::{Right, Step, next};
+use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
+use regent_core::role::{AgentStart, Armed, DataIdentity, Order, Position, Receipt};
+use regent_core::spec::Policy;
+use regent_core::time::{Micros, Reading};
+use regent_engine as engine;
+use regent_engine::Engine;
+use regent_fencer::Arm;
+use regent_rpc::client::{AgentSender, SessionLease};
+use regent_rpc::convert::agent::{Ask, HELLO, Instruction, Outcome};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+use crate::guard::{Guard, News};
+use crate::link::Heard;
+use crate::local::{Local, Told};
+use crate::notes::Notes;
+use crate::sights::Sights;
+use crate::status::{Published, Status};
+use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
+
+/// The loop looks at clocks at least this often.
+const TICK: Duration = Duration::from_millis(20);
+/// How long shutting clients out may take before the fencer ends everything.
+const CLOSE_LEAD: Micros = Micros::from_ms(400);
+/// An ask without an answer is asked again after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What the tasks beside the loop report.
+pub enum Report {
+    /// The database's facts, or why there are none.
+    Seen(Result<engine::Observation, String>),
+    /// A fresh connection.
+    Probed(Result<Duration, String>),
+    /// An own commit: when it was begun, under which set, whether it returned.
+    Canary(Reading, Option<Revision>, bool),
+    /// A step is over.
+    Done(Step, Result<Change, StepError>),
+}
+
+/// Everything the loop owns.
+pub struct Agent {
+    pub(crate) notes: Notes,
+    pub(crate) local: Local,
+    pub(crate) tools: Tools,
+    pub(crate) guard: Guard,
+    pub(crate) sights: Sights,
+    pub(crate) published: Arc<Mutex<Published>>,
+    pub(crate) status: Status,
+    pub(crate) report_every: Duration,
+    pub(crate) fence_budget_ms: u64,
+    pub(crate) nonce: Nonce,
+    /// Asks for a look at the database now.
+    pub(crate) look: Arc<Notify>,
+    /// Asks for a commit now, under this set.
+    pub(crate) canary: tokio::sync::watch::Sender<Option<Revision>>,
+    pub(crate) reports: mpsc::UnboundedSender<Report>,
+    // --- what was told ---
+    pub(crate) told: Told,
+    pub(crate) session: Option<SessionLease>,
+    pub(crate) mark: Revision,
+    pub(crate) instruction: Option<Box<Instruction>>,
+    pub(crate) sender: Option<AgentSender>,
+    // --- at work ---
+    pub(crate) right: Right,
+    pub(crate) arms: u64,
+    pub(crate) armed_until: Option<Reading>,
+    pub(crate) busy: Option<(Step, JoinHandle<()>)>,
+    pub(crate) not_before: Option<Instant>,
+    pub(crate) asked: BTreeMap<&'static str, (Ask, Instant)>,
+    pub(crate) asks: u64,
+    pub(crate) reported: Option<Instant>,
+    pub(crate) last_said: String,
+}
+
+impl Agent {
+    /// Runs until told to end. What runs goes on running under the fencer.
+    pub async fn run(
+        mut self,
+        mut heard: mpsc::Receiver<Heard>,
+        mut news: mpsc::UnboundedReceiver<News>,
+        mut done: mpsc::UnboundedReceiver<Report>,
+        stop: impl Future<Output = ()>,
+    ) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tokio::pin!(stop);
+        loop {
+            tokio::select! {
+                () = &mut stop => return,
+                Some(heard) = heard.recv() => self.hear(heard),
+                Some(news) = news.recv() => self.news(news),
+                Some(report) = done.recv() => self.report(report),
+                _ = ticks.tick() => {}
+            }
+            self.turn();
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Session(session, answer) => {
+                let start = self.start(&session);
+                if self.session.as_ref().map(SessionLease::id) != Some(session.id()) {
+                    self.mark = Revision(0);
+                }
+                self.session = Some(session);
+                let _ = answer.send(start);
+            }
+            Heard::Attached(sender) => {
+                tracing::info!("attached to a coordinator");
+                self.sender = Some(sender);
+                self.asked.clear();
+                self.reported = None;
+            }
+            Heard::Detached(why) => {
+                if self.sender.take().is_some() || self.last_said != why {
+                    tracing::info!(why, "not attached to a coordinator");
+                    self.last_said = why;
+                }
+            }
+            Heard::Answer(number, outcome) => self.answered(number, outcome),
+            Heard::Instruction(told) => self.instructed(told),
+        }
+    }
+
+    /// What the coordinators must know before they accept this start.
+    fn start(&self, session: &SessionLease) -> AgentStart {
+        let book = &self.notes.book;
+        let present = matches!(self.local.data, regent_core::agent::Data::Present(_));
+        let data = present.then(|| DataIdentity {
+            system: self.local.system,
+            generation: self.local.generation,
+            epoch: book.led.max(self.local.written),
+            position: self.local.position().unwrap_or_default(),
+            out_of_recovery: matches!(
+                self.local.data,
+                regent_core::agent::Data::Present(regent_core::agent::OnDisk::Primary)
+            ),
+        });
+        let fencer = if self.guard.is_armed() { Armed::Armed } else { Armed::Weak };
+        AgentStart {
+            session: session.id(),
+            nonce: self.nonce,
+            boot: book.boot,
+            disk: book.disk,
+            seen: book.seen(),
+            data,
+            fencer,
+        }
+    }
+
+    fn answered(&mut self, number: u64, outcome: Outcome) {
+        match outcome {
+            Outcome::Accepted { boot, mark, .. } => {
+                let noted = self.notes.change(|book| book.boot = boot);
+                if let Err(error) = noted {
+                    tracing::error!(%error, "the notebook cannot be written");
+                    return;
+                }
+                self.told.accepted = boot > 0;
+                self.take_mark(mark);
+            }
+            Outcome::Committed { receipt, .. } => {
+                if let (Some((fence, proof)), Some(pledge)) =
+                    (receipt, self.notes.book.pledge.as_ref())
+                {
+                    let position = pledge.position.filter(|_| pledge.proof == proof);
+                    self.told.committed = Some((fence, proof, position));
+                }
+                self.asked.retain(|_, (_, at)| *at > Instant::now());
+            }
+            Outcome::Refused(refused) => {
+                if number == HELLO {
+                    self.told.accepted &= refused.transient;
+                }
+                tracing::warn!(rule = refused.rule, why = refused.why, number, "refused");
+            }
+        }
+    }
+
+    fn take_mark(&mut self, mark: Revision) {
+        if mark.0 > 0 && mark != self.mark {
+            self.mark = mark;
+            if let Some(session) = &self.session {
+                session.granted(mark);
+            }
+        }
+    }
+
+    fn instructed(&mut self, told: Box<Instruction>) {
+        let directive = &told.directive;
+        let taken = self.notes.change(|book| book.take(directive));
+        match taken {
+            Err(error) => {
+                tracing::error!(%error, "the notebook cannot be written: nothing is obeyed");
+                return;
+            }
+            Ok(Taken::Stale { have }) => {
+                let got = directive.number();
+                tracing::warn!(?have, ?got, "refused a directive below the highest seen (S4)");
+                return;
+            }
+            Ok(Taken::New) => {
+                tracing::info!(%directive, "told");
+                self.local.diverged = None;
+                self.local.replayed = None;
+                self.told.committed = None;
+                self.not_before = None;
+                self.interrupt();
+            }
+            Ok(Taken::Same) => {}
+        }
+        self.take_mark(told.mark);
+        self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
+        self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
+        self.tools.declared.clone_from(&told.spec.instances);
+        let others = told.spec.instances.iter().filter(|one| one.name != self.tools.me);
+        self.told.addresses =
+            told.spec.instances.iter().map(|one| (one.address.clone(), one.name.clone())).collect();
+        let neighbours: BTreeMap<InstanceName, String> =
+            others.map(|one| (one.name.clone(), one.address.clone())).collect();
+        self.sights.aim(&neighbours, self.report_every);
+        self.instruction = Some(told);
+        self.look.notify_one();
+    }
+
+    /// A new directive does not wait for a step of the old one that may take long.
+    fn interrupt(&mut self) {
+        let long = |step: &Step| {
+            matches!(
+                step,
+                Step::Clone(_)
+                    | Step::Rewind(_)
+                    | Step::SetNames(_)
+                    | Step::WriteEpoch(_)
+                    | Step::Replay
+                    | Step::Compare(_)
+            )
+        };
+        if self.busy.as_ref().is_some_and(|(step, _)| long(step))
+            && let Some((step, task)) = self.busy.take()
+        {
+            tracing::info!(?step, "interrupted by a new directive");
+            task.abort();
+            self.local.rebuilding = false;
+        }
+    }
+
+    fn news(&mut self, news: News) {
+        match news {
+            News::Stopped { proven, in_order, fired } => {
+                tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
+                // An end that a step brought about is told by the step.
+                let asked = self
+                    .busy
+                    .as_ref()
+                    .is_some_and(|(step, _)| matches!(step, Step::Kill | Step::ShutDown));
+                if !asked {
+                    self.local.ended(proven, in_order);
+                    // E4: only a renewal of after the crash starts it again.
+                    self.right = Right::default();
+                    self.reported = None;
+                }
+            }
+            News::Lost => {
+                tracing::error!("the fencer is gone, and everything under it");
+                self.local.ended(self.guard.is_armed(), false);
+                self.reported = None;
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Seen(Ok(seen)) => {
+                if self.local.running {
+                    self.local.observed(seen);
+                }
+            }
+            Report::Seen(Err(why)) => {
+                if self.local.running && self.local.seen.is_some() {
+                    self.local.problem = why;
+                }
+            }
+            Report::Probed(outcome) if self.local.running => self.local.probed(outcome),
+            Report::Probed(_) => {}
+            Report::Canary(sent, set, returned) => {
+                self.local.canary = Some((Instant::now(), Some(returned)));
+                if let (true, Some(set)) = (returned, set) {
+                    self.right.certified(sent, set);
+                }
+            }
+            Report::Done(step, outcome) => self.done(&step, outcome),
+        }
+    }
+
+    fn done(&mut self, step: &Step, outcome: Result<Change, StepError>) {
+        if self.busy.as_ref().is_none_or(|(busy, _)| busy != step) {
+            return;
+        }
+        self.busy = None;
+        self.local.rebuilding = false;
+        self.local.stopping = false;
+        self.local.doing.clear();
+        match outcome {
+            Ok(change) => {
+                tracing::info!(?step, "done");
+                change(&mut self.local);
+                self.local.problem.clear();
+                if matches!(step, Step::Close) {
+                    self.armed_until = None;
+                    let guard = self.guard.clone();
+                    tokio::spawn(async move { guard.disarm().await });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(?step, %error, "failed");
+                self.local.problem = error.to_string();
+                self.not_before = Some(Instant::now() + TRY_AGAIN);
+            }
+        }
+        self.look.notify_one();
+        self.reported = None;
+    }
+
+    fn policy(&self) -> Option<&Policy> {
+        self.instruction.as_ref().map(|told| &told.spec.policy)
+    }
+
+    /// Until when writes may be served, and by it what the fencer and the core are told.
+    fn rights(&mut self) {
+        let now = regent_fencer::clock::now();
+        let held = self
+            .session
+            .as_ref()
+            .is_some_and(|session| self.mark.0 > 0 && session.is_held(self.mark));
+        let deadline = self.session.as_ref().and_then(SessionLease::deadline);
+        self.right.lease = deadline.filter(|_| held).map(|deadline| deadline.until);
+        let set = self.local.in_force;
+        let latched = self.notes.book.latched;
+        let budget = self.fence_budget_ms;
+        let until =
+            self.policy().and_then(|policy| self.right.until(policy, set, latched, budget, now));
+        self.told.holds_lease = held && self.leads();
+        self.told.may_serve =
+            self.leads() && until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
+        if let Some(until) = until.filter(|_| self.leads()) {
+            self.arm(until);
+        }
+    }
+
+    fn leads(&self) -> bool {
+        let directive = self.notes.book.directive.as_ref();
+        directive.is_some_and(|directive| matches!(directive.order, Order::Lead { .. }))
+    }
+
+    fn next_arm(&mut self, until: Reading) -> Arm {
+        self.arms += 1;
+        let epoch = self.notes.book.directive.as_ref().map_or(Epoch::NONE, |it| it.epoch);
+        Arm { epoch, number: RenewalNumber(self.arms), until }
+    }
+
+    /// A later deadline goes to the fencer while a primary runs under it.
+    fn arm(&mut self, until: Reading) {
+        let primary =
+            self.local.running && self.local.run() == regent_core::role::observe::Run::Primary;
+        let later = self.armed_until.is_none_or(|at| at.is_before(until));
+        if primary && later && self.local.open {
+            self.armed_until = Some(until);
+            let arm = self.next_arm(until);
+            let guard = self.guard.clone();
+            tokio::spawn(async move {
+                if let Err(error) = guard.arm(arm).await {
+                    tracing::warn!(%error, "the fencer did not take a later deadline");
+                }
+            });
+        }
+    }
+
+    /// One turn: rights, the next step, words to the coordinators.
+    fn turn(&mut self) {
+        self.rights();
+        let answers =
+            self.instruction.as_ref().and_then(|told| told.upstream()).is_some_and(|up| {
+                self.sights.now().iter().any(|sight| {
+                    sight.instance == up.name && sight.answered_ms.is_some_and(|ms| ms < 1_000)
+                })
+            });
+        self.told.upstream_answers = answers;
+        if self.busy.is_none() && self.not_before.is_none_or(|at| Instant::now() >= at) {
+            let world = self.local.world(&self.told);
+            let step = next(&self.notes.book, &world);
+            self.take(step);
+        }
+        let wants = self.local.in_force.filter(|_| {
+            self.local.run() == regent_core::role::observe::Run::Primary && self.leads()
+        });
+        self.canary.send_if_modified(|now| std::mem::replace(now, wants) != wants);
+        self.say();
+        self.publish();
+    }
+
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Rest => self.local.doing.clear(),
+            Step::Stuck(why) => self.local.doing = why.to_owned(),
+            Step::Pledge(pledge) => {
+                let noted = self.notes.change(|book| book.pledge(pledge));
+                if let Err(error) = noted {
+                    tracing::error!(%error, "the notebook cannot be written: nothing is promised");
+                    self.not_before = Some(Instant::now() + TRY_AGAIN);
+                    return;
+                }
+                self.send_receipt();
+            }
+            Step::SendReceipt => self.send_receipt(),
+            Step::NoteLead(epoch) => {
+                if let Err(error) = self.notes.change(|book| book.led = epoch) {
+                    tracing::error!(%error, "the notebook cannot be written: nothing is led");
+                    self.not_before = Some(Instant::now() + TRY_AGAIN);
+                }
+            }
+            Step::ConfirmSet(set) => {
+                // The same names again, on a running primary: returns once they are in force.
+                self.local.names = self.local.names.filter(|names| *names != set);
+            }
+            Step::ReportCovered(set) => {
+                let epoch = self.notes.book.led;
+                self.ask("covered", Ask::Covered { epoch, set });
+            }
+            Step::ReportPromoted(epoch) => {
+                let at = self.local.position().unwrap_or_default();
+                let (timeline, switch) = (at.timeline, at.end);
+                self.ask("promoted", Ask::Promoted { epoch, timeline, switch });
+            }
+            step => self.spawn(step),
+        }
+    }
+
+    fn spawn(&mut self, step: Step) {
+        self.local.doing = format!("{step:?}");
+        match step {
+            Step::Kill | Step::ShutDown => {
+                self.local.stopping = true;
+                self.local.open = false;
+            }
+            Step::Rewind(_) | Step::Clone(_) => self.local.rebuilding = true,
+            _ => {}
+        }
+        let arm = match step {
+            Step::StartPrimary | Step::Promote => {
+                let Some(until) = self.right.lease else { return };
+                self.armed_until = Some(until);
+                Some(self.next_arm(until))
+            }
+            _ => None,
+        };
+        let (tools, reports, doing) = (self.tools.clone(), self.reports.clone(), step.clone());
+        let task = tokio::spawn(async move {
+            let outcome = tools.run(&doing, arm).await;
+            let _ = reports.send(Report::Done(doing, outcome));
+        });
+        self.busy = Some((step, task));
+    }
+
+    fn send_receipt(&mut self) {
+        let Some(pledge) = self.notes.book.pledge.clone() else { return };
+        let receipt = Receipt {
+            instance: self.tools.me.clone(),
+            fence: pledge.fence,
+            proof: pledge.proof,
+            position: pledge.position,
+            boot: self.notes.book.boot,
+            nonce: self.nonce,
+            generation: self.local.generation,
+            is_proven: pledge.is_proven,
+        };
+        self.ask("receipt", Ask::Receipt(Box::new(receipt)));
+    }
+
+    /// Asks once, and again only after a while: an answer changes the world.
+    fn ask(&mut self, what: &'static str, ask: Ask) {
+        let Some(sender) = &self.sender else { return };
+        let again = self
+            .asked
+            .get(what)
+            .is_none_or(|(asked, at)| *asked != ask || at.elapsed() >= ASK_AGAIN);
+        if !again {
+            return;
+        }
+        self.asks += 1;
+        if sender.ask(self.asks, ask.clone()).is_err() {
+            self.sender = None;
+            return;
+        }
+        self.asked.insert(what, (ask, Instant::now()));
+    }
+
+    /// An observation, when it is time or something happened.
+    fn say(&mut self) {
+        let Some(sender) = &self.sender else { return };
+        if self.reported.is_some_and(|at| at.elapsed() < self.report_every) {
+            return;
+        }
+        let mut seen = self.local.observation(&self.told, &self.notes.book);
+        seen.sights = self.sights.now();
+        if sender.observe(seen).is_err() {
+            self.sender = None;
+        }
+        self.reported = Some(Instant::now());
+    }
+
+    fn publish(&mut self) {
+        let run = self.local.run();
+        let now = Published {
+            service: self.tools.me.to_string(),
+            run: run.as_str(),
+            open: self.local.open && self.told.may_serve,
+            answers: self.local.seen.is_some() && self.local.probe.is_answered(),
+            epoch: self.notes.book.led.to_string(),
+            streams: self
+                .local
+                .seen
+                .as_ref()
+                .and_then(|(seen, _)| seen.receiver.as_ref())
+                .is_some_and(|receiver| receiver.status == "streaming"),
+            lag_bytes: self.local.seen.as_ref().map_or(0, |(seen, _)| seen.replay_lag_bytes()),
+            position: self.local.position().as_ref().map(Position::to_string).unwrap_or_default(),
+            doing: self.local.doing.clone(),
+            problem: self.local.problem.clone(),
+            attached: self.sender.is_some(),
+            armed: self.guard.is_armed(),
+            is_sync: false,
+        };
+        let mut published = self.published.lock();
+        if *published != now {
+            *published = now;
+            let text = published.clone();
+            drop(published);
+            self.status.write(&text, &self.guard);
+            // What changed is told at once.
+            self.reported = None;
+        }
+    }
+}
+
+/// The engine's facts: at least every `every`, and whenever a look is asked for.
+pub async fn observe(
+    engine: Arc<dyn Engine>,
+    every: Duration,
+    look: Arc<Notify>,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    const WITHIN: Duration = Duration::from_millis(500);
+    let fast = Duration::from_millis(10);
+    let mut pause = every;
+    loop {
+        let _ = tokio::time::timeout(pause, look.notified()).await;
+        let seen = engine.observe(WITHIN).await;
+        // A server that comes up is looked at often: each moment counts.
+        pause = if seen.is_err() { fast } else { every };
+        if reports.send(Report::Seen(seen.map_err(|error| error.to_string()))).is_err() {
+            return;
+        }
+    }
+}
+
+/// A fresh connection every `every`.
+pub async fn probe(
+    engine: Arc<dyn Engine>,
+    every: Duration,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    const WITHIN: Duration = Duration::from_millis(300);
+    loop {
+        let probed = engine.probe(WITHIN).await.map_err(|error| error.to_string());
+        if reports.send(Report::Probed(probed)).is_err() {
+            return;
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// Own commits while there is a set to certify.
+pub async fn certify(
+    engine: Arc<dyn Engine>,
+    mut wanted: tokio::sync::watch::Receiver<Option<Revision>>,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    const EVERY: Duration = Duration::from_millis(300);
+    const WITHIN: Duration = Duration::from_secs(5);
+    loop {
+        let set = *wanted.borrow_and_update();
+        if set.is_some() {
+            let begun = regent_fencer::clock::now();
+            let returned = engine.canary(WITHIN).await.is_ok();
+            // A set that changed meanwhile is not the one it returned under.
+            let set = set.filter(|_| *wanted.borrow() == set);
+            if reports.send(Report::Canary(begun, set, returned)).is_err() {
+                return;
+            }
+            tokio::time::sleep(EVERY).await;
+        } else if wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What this host sees of the other instances by trying to reach them: a connection to the
+//! database's port, opened and closed. Evidence for the verdict about a silent primary.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use regent_core::id::InstanceName;
+use regent_core::role::observe::Sight;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+/// An address that does not answer within this is not there.
+const ANSWER_WITHIN: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Debug)]
+struct Seen {
+    answered: Option<Instant>,
+    refused: bool,
+    tried: Instant,
+}
+
+/// The neighbours, each tried by a task of its own.
+#[derive(Debug, Default)]
+pub struct Sights {
+    seen: Arc<Mutex<BTreeMap<InstanceName, Seen>>>,
+    tasks: BTreeMap<InstanceName, (String, JoinHandle<()>)>,
+}
+
+impl Sights {
+    /// Looks at these from now on, every `every`.
+    pub fn aim(&mut self, neighbours: &BTreeMap<InstanceName, String>, every: Duration) {
+        self.tasks.retain(|name, (address, task)| {
+            let stays = neighbours.get(name) == Some(address);
+            if !stays {
+                task.abort();
+                self.seen.lock().remove(name);
+            }
+            stays
+        });
+        for (name, address) in neighbours {
+            if !self.tasks.contains_key(name) {
+                let look = look(Arc::clone(&self.seen), name.clone(), address.clone(), every);
+                self.tasks.insert(name.clone(), (address.clone(), tokio::spawn(look)));
+            }
+        }
+    }
+
+    /// What is seen now.
+    pub fn now(&self) -> Vec<Sight> {
+        let ms = |at: Instant| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let seen = self.seen.lock();
+        seen.iter()
+            .map(|(instance, seen)| Sight {
+                instance: instance.clone(),
+                answered_ms: seen.answered.map(ms),
+                refused: seen.refused,
+                tried_ms: ms(seen.tried),
+            })
+            .collect()
+    }
+}
+
+impl Drop for Sights {
+    fn drop(&mut self) {
+        for (_, task) in self.tasks.values() {
+            task.abort();
+        }
+    }
+}
+
+async fn look(
+    seen: Arc<Mutex<BTreeMap<InstanceName, Seen>>>,
+    name: InstanceName,
+    address: String,
+    every: Duration,
+) {
+    loop {
+        let tried = Instant::now();
+        let outcome = tokio::time::timeout(ANSWER_WITHIN, TcpStream::connect(&address)).await;
+        let before = seen.lock().get(&name).and_then(|seen| seen.answered);
+        let (answered, refused) = match outcome {
+            Ok(Ok(_)) => (Some(Instant::now()), false),
+            Ok(Err(error)) => (before, error.kind() == ErrorKind::ConnectionRefused),
+            Err(_) => (before, false),
+        };
+        seen.lock().insert(name.clone(), Seen { answered, refused, tried });
+        tokio::time::sleep(every.saturating_sub(tried.elapsed())).await;
+    }
+}

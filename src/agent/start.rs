@@ -1,0 +1,189 @@
+//! Puts the agent together and runs it until it is told to end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use regent_core::agent::Right;
+use regent_core::id::{Nonce, Revision};
+use regent_engine::postgres::{Options, Postgres};
+use regent_engine::{DiskError, Engine};
+use regent_fencer::AgentId;
+use regent_rpc::client::{Client, ClientOptions};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::config::AgentConfig;
+use crate::guard::{Guard, GuardError, GuardOptions};
+use crate::http;
+use crate::link::{self, Speaker};
+use crate::local::{Local, Told};
+use crate::notes::Notes;
+use crate::run::{self, Agent};
+use crate::sights::Sights;
+use crate::status::{Published, Status};
+use crate::steps::Tools;
+
+/// Messages from the coordinators that wait for the loop: a handful are ever under way.
+const HEARD: usize = 64;
+
+/// Why the agent did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// PostgreSQL's programs or the data directory.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The fencer.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// The notebook: without it nobody knows what was promised.
+    #[error("the state directory cannot be used")]
+    Notes(#[source] std::io::Error),
+    /// The certificates or the addresses of the nodes.
+    #[error("{0}")]
+    Client(String),
+    /// The port for health checks.
+    #[error("cannot listen on {address}")]
+    Http {
+        /// Where.
+        address: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The engine's settings of a configuration.
+pub(crate) fn engine_options(config: &AgentConfig) -> Options {
+    let postgres = &config.postgres;
+    let mut options = Options::new(&postgres.data_dir, postgres.port);
+    options.state_dir = config.state_dir.join("engine");
+    options.passfile.clone_from(&postgres.passfile);
+    options.bin_dir.clone_from(&postgres.bin_dir);
+    options.run_as.clone_from(&postgres.run_as);
+    options.listen = vec![postgres.listen_host.clone()];
+    options.peers = vec!["samehost".to_owned(), "samenet".to_owned()];
+    options
+}
+
+/// Runs the agent until `stop`. What runs then goes on under the fencer.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn run(
+    config: AgentConfig,
+    program: std::path::PathBuf,
+    tls: Arc<regent_rpc::tls::Tls>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), StartError> {
+    let mut notes = Notes::open(&config.state_dir).map_err(StartError::Notes)?;
+    let nonce = Nonce(rand::random_range(1..=u64::MAX));
+    notes
+        .change(|book| {
+            book.starts += 1;
+            book.attempt = nonce;
+        })
+        .map_err(StartError::Notes)?;
+    let (news_tx, news) = mpsc::unbounded_channel();
+    let options = GuardOptions {
+        program,
+        state_dir: config.state_dir.join("fencer"),
+        user: config.postgres.run_as.clone().filter(|_| rustix::process::getuid().is_root()),
+        agent: AgentId { boot_count: notes.book.starts, nonce },
+        answer_within: Duration::from_millis(config.fence_budget_ms),
+    };
+    let opened = tokio::task::spawn_blocking(move || Guard::open(&options, news_tx)).await;
+    let guard = opened.map_err(|error| StartError::Client(error.to_string()))??;
+    let engine: Arc<dyn Engine> = Arc::new(Postgres::new(engine_options(&config))?);
+    let mut local = Local::new(config.instance.clone());
+    local.discovered(&engine.check().await?);
+    adopt(&mut local, &guard, &notes, engine.as_ref()).await;
+    let client = Client::new(&config.nodes, tls, ClientOptions::default())
+        .map_err(|error| StartError::Client(error.to_string()))?;
+
+    let (heard_tx, heard) = mpsc::channel(HEARD);
+    let (reports, done) = mpsc::unbounded_channel();
+    let (canary, wanted) = watch::channel(None);
+    let (look, every) = (Arc::new(Notify::new()), Duration::from_millis(config.report_interval_ms));
+    let published = Arc::new(Mutex::new(Published::default()));
+    let speaker = Speaker {
+        service: config.service.clone(),
+        instance: config.instance.clone(),
+        fence_budget: Duration::from_millis(config.fence_budget_ms),
+        label: format!("agent of {}", config.instance),
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(link::run(client, speaker, heard_tx));
+    tasks.spawn(run::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
+    tasks.spawn(run::probe(Arc::clone(&engine), every, reports.clone()));
+    tasks.spawn(run::certify(Arc::clone(&engine), wanted, reports.clone()));
+    let port = Arc::clone(&published);
+    let address = config.http.address.clone();
+    let listener = tokio::net::TcpListener::bind(&address)
+        .await
+        .map_err(|source| StartError::Http { address, source })?;
+    tasks.spawn(async move {
+        if let Err(error) = http::serve(listener, port).await {
+            tracing::error!(%error, "health checks are not served any more");
+        }
+    });
+
+    let postgres = &config.postgres;
+    let agent = Agent {
+        tools: Tools {
+            engine,
+            guard: guard.clone(),
+            me: config.instance.clone(),
+            declared: Vec::new(),
+            log: postgres.data_dir.with_extension("log"),
+            dir: postgres.data_dir.parent().map(Into::into).unwrap_or_else(|| "/".into()),
+        },
+        arms: guard.status().lease.number.0,
+        guard,
+        notes,
+        local,
+        sights: Sights::default(),
+        published,
+        status: Status { path: config.state_dir.join("status.json") },
+        report_every: every,
+        fence_budget_ms: config.fence_budget_ms,
+        nonce,
+        look,
+        canary,
+        reports,
+        told: Told::default(),
+        session: None,
+        mark: Revision(0),
+        instruction: None,
+        sender: None,
+        right: Right::default(),
+        armed_until: None,
+        busy: None,
+        not_before: None,
+        asked: std::collections::BTreeMap::new(),
+        asks: 0,
+        reported: None,
+        last_said: String::new(),
+    };
+    tracing::info!(service = %config.service, instance = %config.instance, "the agent runs");
+    agent.run(heard, news, done, stop).await;
+    tasks.abort_all();
+    Ok(())
+}
+
+/// What a former start of the agent left running is taken over (E2): the fencer never stopped.
+async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Engine) {
+    if !guard.is_running() {
+        let receipt = guard.status().receipt;
+        local.proven = receipt.is_none_or(|it| {
+            matches!(crate::guard::stopped(&it), crate::guard::News::Stopped { proven: true, .. })
+        });
+        return;
+    }
+    local.started();
+    if let Ok(seen) = engine.observe(Duration::from_secs(1)).await {
+        let was_open = !seen.in_recovery;
+        local.observed(seen);
+        local.open = was_open;
+    }
+    tracing::info!(led = %notes.book.led, "took over what runs under the fencer");
+}

@@ -1,0 +1,372 @@
+//! Does one step of the core to the database, and says what that changed.
+//!
+//! Every step may be repeated, and may end at any instant: what it did is looked at again, never
+//! assumed. It must never start PostgreSQL as a primary without a deadline in the fencer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use regent_core::agent::{Data, OnDisk, Step};
+use regent_core::id::{Epoch, InstanceName};
+use regent_core::role::{Position, SyncSet};
+use regent_core::spec::InstanceSpec;
+use regent_engine::{
+    Engine, HistoryFile, MemberName, Postmaster, Source, StartAs, SyncNames, Upstream,
+};
+use regent_fencer::Arm;
+use regent_fencer::wire::{Bound, Notice, StartCommand, StopMode, Target};
+
+use crate::guard::Guard;
+use crate::local::Local;
+
+/// Bound on a small change; a hung server must not hold the agent up for longer.
+const SOON: Duration = Duration::from_millis(1_500);
+/// Bound on a commit that waits for standbys: they may be on their way.
+const COMMIT: Duration = Duration::from_secs(5);
+/// Bound on replaying what was received.
+const REPLAY: Duration = Duration::from_secs(60);
+/// How long an orderly shutdown may take before all is ended.
+const SHUTDOWN: Duration = Duration::from_secs(15);
+/// A step that failed is tried again after this long.
+pub const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a step changed, to be told to [`Local`].
+pub type Change = Box<dyn FnOnce(&mut Local) + Send>;
+
+/// Why a step failed; it is tried again as long as it is the next one.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing}: {why}")]
+pub struct StepError {
+    /// What was being done.
+    pub doing: &'static str,
+    /// Causes, without any secret.
+    pub why: String,
+}
+
+/// What steps work with.
+#[derive(Clone)]
+pub struct Tools {
+    /// The database.
+    pub engine: Arc<dyn Engine>,
+    /// The fencer.
+    pub guard: Guard,
+    /// This instance.
+    pub me: InstanceName,
+    /// Where the instances are.
+    pub declared: Vec<InstanceSpec>,
+    /// What PostgreSQL writes to its own log.
+    pub log: std::path::PathBuf,
+    /// The directory PostgreSQL starts in.
+    pub dir: std::path::PathBuf,
+}
+
+#[async_trait::async_trait]
+impl Postmaster for Guard {
+    async fn reload(&self) -> std::io::Result<()> {
+        self.signal(Target::Postmaster, Notice::Reload).await.map_err(std::io::Error::other)
+    }
+
+    async fn terminate(&self, pid: i32) -> std::io::Result<()> {
+        use regent_fencer::ClientError;
+        use regent_fencer::wire::Refusal;
+        match self.signal(Target::Inside(pid), Notice::Terminate).await {
+            // Gone already.
+            Err(crate::guard::GuardError::Client(ClientError::Refused(Refusal::CannotSignal(
+                _,
+            )))) => Ok(()),
+            other => other.map_err(std::io::Error::other),
+        }
+    }
+}
+
+fn failed<E: std::error::Error>(doing: &'static str) -> impl FnOnce(E) -> StepError {
+    move |error| {
+        let mut why = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            why = format!("{why}: {cause}");
+            source = cause.source();
+        }
+        StepError { doing, why }
+    }
+}
+
+fn nothing() -> Change {
+    Box::new(|_| {})
+}
+
+impl Tools {
+    /// Does it.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub async fn run(&self, step: &Step, arm: Option<Arm>) -> Result<Change, StepError> {
+        match step {
+            Step::Kill => self.kill().await,
+            Step::ShutDown => self.shut_down().await,
+            Step::CloseOnDisk => self.close_on_disk().await,
+            Step::Detach => self.detach().await,
+            Step::Replay => self.replay().await,
+            Step::StartStandby(upstream) => self.start_standby(upstream.as_ref()).await,
+            Step::Follow(upstream) => self.follow(upstream).await,
+            Step::Compare(upstream) => self.compare(upstream).await,
+            Step::Rewind(upstream) => self.rewind(upstream).await,
+            Step::Clone(upstream) => self.clone_from(upstream).await,
+            Step::SetNames(set) => self.set_names(set).await,
+            Step::ClearNames => self.clear_names().await,
+            Step::StartPrimary => self.start_primary(arm).await,
+            Step::Promote => self.promote(arm).await,
+            Step::WriteEpoch(epoch) => self.write_epoch(*epoch).await,
+            Step::Open => self.open().await,
+            Step::Close => self.close().await,
+            // Done by the loop itself: they are words, not deeds.
+            Step::Rest
+            | Step::Stuck(_)
+            | Step::Pledge(_)
+            | Step::SendReceipt
+            | Step::NoteLead(_)
+            | Step::ConfirmSet(_)
+            | Step::ReportCovered(_)
+            | Step::ReportPromoted(_) => Ok(nothing()),
+        }
+    }
+
+    async fn kill(&self) -> Result<Change, StepError> {
+        self.guard.stop(StopMode::Kill, Duration::ZERO).await.map_err(failed("ending all"))?;
+        let proven = self.guard.is_armed();
+        Ok(Box::new(move |local| local.ended(proven, false)))
+    }
+
+    async fn shut_down(&self) -> Result<Change, StepError> {
+        let doing = "shutting down";
+        // Clients are sent away by the fast stop; the checkpoint before it makes that short.
+        self.engine.checkpoint(SHUTDOWN).await.map_err(failed("checkpoint"))?;
+        self.guard.stop(StopMode::Fast, SHUTDOWN).await.map_err(failed(doing))?;
+        let proven = self.guard.is_armed();
+        let clean = self.engine.clean_stop().await.map_err(failed(doing))?;
+        Ok(Box::new(move |local| {
+            let epoch = local.written;
+            local.ended(proven, false);
+            local.shut_down = clean.is_some();
+            local.end =
+                clean.map(|clean| Position { epoch, end: clean.end, timeline: clean.timeline });
+        }))
+    }
+
+    async fn close_on_disk(&self) -> Result<Change, StepError> {
+        let start = StartAs::Standby { upstream: None };
+        self.engine.prepare_start(&start).await.map_err(failed("closing on disk"))?;
+        Ok(Box::new(|local| local.data = Data::Present(OnDisk::Standby(None))))
+    }
+
+    async fn detach(&self) -> Result<Change, StepError> {
+        self.engine.detach(&self.guard, SOON).await.map_err(failed("detaching"))?;
+        Ok(Box::new(|local| {
+            local.data = Data::Present(OnDisk::Standby(None));
+            local.replayed = None;
+            if let Some((seen, _)) = &mut local.seen {
+                seen.receiver = None;
+            }
+        }))
+    }
+
+    async fn replay(&self) -> Result<Change, StepError> {
+        let end = self.engine.recruit(&self.guard, REPLAY).await.map_err(failed("replaying"))?;
+        Ok(Box::new(move |local| {
+            local.replayed = Some(end);
+            local.written = local.written.max(end.epoch);
+        }))
+    }
+
+    fn upstream(&self, name: &InstanceName) -> Result<Upstream, StepError> {
+        let (host, port) = self.address(name)?;
+        let me = self.member(&self.me)?;
+        Ok(Upstream { host, port, me, slot: Some(self.me.to_string()) })
+    }
+
+    fn source(&self, name: &InstanceName) -> Result<Source, StepError> {
+        let (host, port) = self.address(name)?;
+        Ok(Source { host, port })
+    }
+
+    fn address(&self, name: &InstanceName) -> Result<(String, u16), StepError> {
+        let doing = "finding the upstream";
+        let declared = self.declared.iter().find(|one| one.name == *name);
+        let address = declared.map(|one| one.address.as_str()).unwrap_or_default();
+        let parsed = address.rsplit_once(':').and_then(|(host, port)| {
+            Some((host.trim_matches(['[', ']']).to_owned(), port.parse().ok()?))
+        });
+        parsed.ok_or_else(|| StepError { doing, why: format!("{name} is not declared any more") })
+    }
+
+    fn member(&self, name: &InstanceName) -> Result<MemberName, StepError> {
+        MemberName::parse(name.as_str()).map_err(failed("naming an instance"))
+    }
+
+    async fn start(&self, start: &StartAs, bound: Bound) -> Result<(), StepError> {
+        let doing = "starting";
+        let command = self.engine.prepare_start(start).await.map_err(failed(doing))?;
+        let words = |word: std::ffi::OsString| word.into();
+        let command = StartCommand {
+            program: command.program.into(),
+            args: command.args.into_iter().map(words).collect(),
+            env: command.env.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+            dir: self.dir.clone().into(),
+            log: self.log.clone().into(),
+            bound,
+            acknowledges: 0,
+        };
+        self.guard.start(command).await.map_err(failed(doing))?;
+        self.engine.after_start().await.map_err(failed(doing))
+    }
+
+    async fn start_standby(&self, upstream: Option<&InstanceName>) -> Result<Change, StepError> {
+        let start =
+            StartAs::Standby { upstream: upstream.map(|name| self.upstream(name)).transpose()? };
+        self.start(&start, Bound::Unbound).await?;
+        let upstream = upstream.cloned();
+        Ok(Box::new(move |local| {
+            local.started();
+            local.data = Data::Present(OnDisk::Standby(upstream));
+        }))
+    }
+
+    async fn start_primary(&self, arm: Option<Arm>) -> Result<Change, StepError> {
+        let doing = "starting as primary";
+        let arm = arm.ok_or(StepError { doing, why: "there is no deadline".to_owned() })?;
+        // Names that nobody matches until the set is confirmed: nothing is acknowledged meanwhile.
+        let start = StartAs::Primary { names: SyncNames::Blocked };
+        self.start(&start, Bound::Until(arm)).await?;
+        Ok(Box::new(|local| {
+            local.started();
+            local.data = Data::Present(OnDisk::Primary);
+        }))
+    }
+
+    async fn follow(&self, name: &InstanceName) -> Result<Change, StepError> {
+        let upstream = self.upstream(name)?;
+        self.engine.follow(&upstream, &self.guard).await.map_err(failed("following"))?;
+        let name = name.clone();
+        Ok(Box::new(move |local| {
+            local.data = Data::Present(OnDisk::Standby(Some(name)));
+            local.replayed = None;
+        }))
+    }
+
+    async fn compare(&self, name: &InstanceName) -> Result<Change, StepError> {
+        let doing = "comparing histories";
+        let source = self.source(name)?;
+        let HistoryFile { timeline, text: history } =
+            self.engine.source_history(&source, SOON).await.map_err(failed(doing))?;
+        let diverged = self.engine.needs_rewind(timeline, &history).await.map_err(failed(doing))?;
+        Ok(Box::new(move |local| local.diverged = Some(diverged)))
+    }
+
+    async fn rewind(&self, name: &InstanceName) -> Result<Change, StepError> {
+        let doing = "rewinding";
+        let source = self.source(name)?;
+        let HistoryFile { timeline, text: history } =
+            self.engine.source_history(&source, SOON).await.map_err(failed(doing))?;
+        let result = self.engine.rewind(&source, timeline, &history).await;
+        let (generation, lost) = match result {
+            Ok(done) => done,
+            Err(error) => {
+                let found = self.engine.check().await.map_err(failed(doing))?;
+                tracing::warn!(%error, "the rewind failed");
+                return Ok(Box::new(move |local| local.discovered(&found)));
+            }
+        };
+        tracing::info!(
+            lost = lost.count, from = %lost.from, to = %lost.to,
+            "rewound; what only this instance had was kept aside"
+        );
+        Ok(Box::new(move |local| {
+            local.generation = generation.0;
+            local.diverged = Some(false);
+            local.data = Data::Present(OnDisk::Standby(None));
+            local.written = Epoch::NONE;
+        }))
+    }
+
+    async fn clone_from(&self, name: &InstanceName) -> Result<Change, StepError> {
+        let source = self.source(name)?;
+        let progress = |bytes: u64| tracing::debug!(bytes, "cloning");
+        let cloned = self.engine.as_ref().clone_from(&source, &progress).await;
+        let generation = cloned.map_err(failed("cloning"))?;
+        let found = self.engine.check().await.map_err(failed("cloning"))?;
+        Ok(Box::new(move |local| {
+            local.discovered(&found);
+            local.generation = generation.0;
+            local.diverged = Some(false);
+            local.data = Data::Present(OnDisk::Standby(None));
+            local.written = Epoch::NONE;
+        }))
+    }
+
+    fn names(&self, set: &SyncSet) -> Result<SyncNames, StepError> {
+        if set.is_degraded() {
+            return Ok(SyncNames::Unprotected);
+        }
+        let members = set.members.iter().map(|name| self.member(name)).collect::<Result<_, _>>()?;
+        Ok(SyncNames::Any { k: set.k, members })
+    }
+
+    async fn set_names(&self, set: &SyncSet) -> Result<Change, StepError> {
+        let doing = "setting the names";
+        if !self.guard.is_running() {
+            // Nothing runs: they are set, and waited for, right after the start.
+            let revision = set.revision;
+            return Ok(Box::new(move |local| local.names = Some(revision)));
+        }
+        let names = self.names(set)?;
+        self.engine.set_sync_names(&names, &self.guard, COMMIT).await.map_err(failed(doing))?;
+        let revision = set.revision;
+        Ok(Box::new(move |local| {
+            local.names = Some(revision);
+            // On a primary the engine returns after a transaction that was begun under them.
+            let primary = local.seen.as_ref().is_some_and(|(seen, _)| !seen.in_recovery);
+            local.in_force = primary.then_some(revision);
+        }))
+    }
+
+    async fn clear_names(&self) -> Result<Change, StepError> {
+        Ok(nothing())
+    }
+
+    async fn promote(&self, arm: Option<Arm>) -> Result<Change, StepError> {
+        let doing = "promoting";
+        let arm = arm.ok_or(StepError { doing, why: "there is no deadline".to_owned() })?;
+        self.guard.arm(arm).await.map_err(failed(doing))?;
+        let switch = self.engine.promote(COMMIT).await.map_err(failed(doing))?;
+        tracing::info!(timeline = switch.timeline, at = %switch.at, "promoted");
+        Ok(Box::new(move |local| {
+            local.data = Data::Present(OnDisk::Primary);
+            local.replayed = None;
+            if let Some((seen, _)) = &mut local.seen {
+                seen.in_recovery = false;
+                seen.position.timeline = switch.timeline;
+            }
+        }))
+    }
+
+    async fn write_epoch(&self, epoch: Epoch) -> Result<Change, StepError> {
+        let written = self.engine.write_epoch(epoch, COMMIT).await;
+        written.map_err(failed("writing the epoch"))?;
+        Ok(Box::new(move |local| {
+            local.written = local.written.max(epoch);
+            // A transaction begun after the promotion returned under the names set before it.
+            local.in_force = local.in_force.or(local.names);
+        }))
+    }
+
+    async fn open(&self) -> Result<Change, StepError> {
+        self.engine.open_clients(&self.guard, SOON).await.map_err(failed("letting clients in"))?;
+        Ok(Box::new(|local| local.open = true))
+    }
+
+    async fn close(&self) -> Result<Change, StepError> {
+        let closed = self.engine.close_clients(&self.guard, SOON).await;
+        closed.map_err(failed("shutting clients out"))?;
+        Ok(Box::new(|local| local.open = false))
+    }
+}

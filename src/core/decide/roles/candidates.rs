@@ -1,0 +1,110 @@
+//! Who could be the next primary, and whether a failover could succeed at all.
+
+use super::Look;
+use super::verdict::is_fresh;
+use crate::id::InstanceName;
+use crate::role::{Position, Proof, Receipt};
+use crate::spec::{InstanceSpec, Mode, Scope};
+
+/// What is said of one instance as a candidate.
+pub struct Candidate<'a> {
+    /// Who.
+    pub spec: &'a InstanceSpec,
+    /// How far it holds.
+    pub position: Position,
+}
+
+impl<'l> Look<'l> {
+    /// A fence stops the old primary: it is not opened when nobody could follow it (S13).
+    pub(super) fn could_succeed(&self) -> Result<(), String> {
+        let reachable: Vec<&InstanceName> = self
+            .spec
+            .instances
+            .iter()
+            .filter(|one| {
+                Some(&one.name) != self.role.holder.as_ref() && self.is_reachable(&one.name)
+            })
+            .map(|one| &one.name)
+            .collect();
+        let electable = self
+            .spec
+            .instances
+            .iter()
+            .any(|one| one.electable() && self.in_scope(one) && reachable.contains(&&one.name));
+        if !electable {
+            return Err("no instance that may be primary is reachable".to_owned());
+        }
+        if self.spec.policy.mode == Mode::Lease {
+            return Ok(());
+        }
+        for set in &self.role.c {
+            if !set.is_degraded() && !set.is_met_by(reachable.iter().copied()) {
+                let need = set.quorum().unwrap_or(usize::MAX);
+                let have: Vec<_> = reachable.iter().map(|name| name.as_str()).collect();
+                return Err(format!(
+                    "{need} members of the sync set ({set}) must be reached to prove that nothing is \
+                     lost; reachable: [{}]",
+                    have.join(", ")
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn is_reachable(&self, name: &InstanceName) -> bool {
+        let row = self.role.instances.get(name);
+        let fact = self.view.facts.of(self.name, name);
+        row.is_some_and(|row| row.quarantined.is_none())
+            && fact.is_some_and(|fact| is_fresh(fact, self.view.now))
+    }
+
+    /// How far an automatic failover may go from where the holder is.
+    pub(super) fn in_scope(&self, candidate: &InstanceSpec) -> bool {
+        let holder = self.role.holder.as_ref();
+        let from = self.spec.instances.iter().find(|one| Some(&one.name) == holder);
+        let Some(from) = from.map(|one| &one.locality) else { return true };
+        let to = &candidate.locality;
+        match self.spec.policy.max_failover_scope {
+            Scope::Any => true,
+            Scope::Region => from.region == to.region,
+            Scope::Zone => from.region == to.region && from.zone == to.zone,
+        }
+    }
+
+    /// Recruits of the open fence that may be primary, the best first: who holds most, then the
+    /// holder's zone, then priority, then the name.
+    pub(super) fn candidates(&self, asked: Option<&InstanceName>) -> Vec<Candidate<'l>> {
+        let Some(fence) = &self.role.fence else { return Vec::new() };
+        let holder = self.role.holder.as_ref();
+        let home = self.spec.instances.iter().find(|one| Some(&one.name) == holder);
+        let mut found: Vec<Candidate<'l>> = self
+            .spec
+            .instances
+            .iter()
+            .filter(|one| one.electable() && Some(&one.name) != holder)
+            .filter(|one| asked.is_some() || self.in_scope(one))
+            .filter_map(|one| {
+                let position = recruited(fence.receipts.get(&one.name)?)?;
+                Some(Candidate { spec: one, position })
+            })
+            .collect();
+        let near = |one: &InstanceSpec| {
+            home.is_some_and(|home| {
+                (&home.locality.region, &home.locality.zone)
+                    == (&one.locality.region, &one.locality.zone)
+            })
+        };
+        found.sort_by(|a, b| {
+            let asked_for = |it: &Candidate<'_>| asked == Some(&it.spec.name);
+            let key =
+                |it: &Candidate<'_>| (asked_for(it), it.position, near(it.spec), it.spec.priority);
+            key(b).cmp(&key(a)).then_with(|| a.spec.name.cmp(&b.spec.name))
+        });
+        found
+    }
+}
+
+/// The position that a recruit's receipt names.
+fn recruited(receipt: &Receipt) -> Option<Position> {
+    receipt.position.filter(|_| receipt.proof >= Proof::Recruited)
+}

@@ -1,0 +1,268 @@
+//! An open fence: from receipts to the grant, or to the way back (PROTOCOL.md D).
+
+use super::candidates::Candidate;
+use super::verdict::{self, Verdict as Named};
+use super::{Look, Verdict};
+use crate::command::Command;
+use crate::id::{InstanceName, Revision};
+use crate::role::{FenceKind, Loss, Proof};
+use crate::spec::{Mode, OnViolation};
+use crate::state::role::judge::Case;
+use crate::state::role::row::{Approval, Fence};
+use crate::time::Micros;
+
+/// A primary that has not resigned after this long is left as it is: its checkpoint takes longer
+/// than people wait for, or it does not obey.
+const RESIGN_WITHIN: Micros = Micros::from_ms(20_000);
+/// Stragglers are waited for this long when the candidate that was asked for, or a better one, may
+/// be among them.
+const STRAGGLERS: Micros = Micros::from_ms(150);
+/// A fence under which nothing can be granted for this long goes back to the old primary, if that
+/// has stopped and can come back: a service without a primary helps nobody (S13).
+const BACK_AFTER: Micros = Micros::from_ms(5_000);
+
+impl Look<'_> {
+    pub(super) fn fence(&mut self) -> Verdict {
+        let Some(fence) = self.role.fence.as_ref() else { return Verdict::Fine };
+        if self.memory.fence.is_none_or(|(of, _)| of != fence.fence) {
+            self.memory.fence = Some((fence.fence, self.view.now));
+        }
+        let since = self.memory.fence.map_or(Micros(0), |(_, at)| self.view.now.since(at));
+        if fence.uncut {
+            return self.planned(fence, since);
+        }
+        self.unplanned(fence, since)
+    }
+
+    /// A switchover before its Cut.
+    fn planned(&self, fence: &Fence, since: Micros) -> Verdict {
+        let service = self.name.clone();
+        let holder = self.role.holder.as_ref();
+        let resigned = holder
+            .and_then(|holder| fence.receipts.get(holder))
+            .is_some_and(|receipt| receipt.proof == Proof::Resigned);
+        if resigned {
+            let text = "the old primary has resigned: its standbys are detached".to_owned();
+            return Verdict::Do(Command::CutStandbys { service, fence: fence.fence }, text);
+        }
+        if self.has_facts
+            && let Some(holder) = holder
+        {
+            let found = verdict::of(self.spec, self.name, holder, self.view.facts, self.view.now);
+            if matches!(found.verdict, Named::PrimaryHostSilent | Named::PrimaryStalled) {
+                let text = format!("the switchover becomes a failover: {}", found.why);
+                let verdict = found.verdict.as_str().to_owned();
+                let reason = found.why;
+                let command =
+                    Command::TakeOverFence { service, fence: fence.fence, verdict, reason };
+                return Verdict::Do(command, text);
+            }
+        }
+        if since >= RESIGN_WITHIN {
+            let reason = format!("the primary did not resign within {} ms", since.as_ms());
+            let text = format!("given up: {reason}");
+            return Verdict::Do(Command::CloseFence { service, fence: fence.fence, reason }, text);
+        }
+        Verdict::Wait("the primary is to checkpoint, stop and resign".to_owned())
+    }
+
+    fn unplanned(&self, fence: &Fence, since: Micros) -> Verdict {
+        let asked = match &fence.kind {
+            FenceKind::Switchover { to } => to.as_ref(),
+            FenceKind::Failover { .. } => None,
+        };
+        let candidates = self.candidates(asked);
+        let mut why_not = Vec::new();
+        for candidate in &candidates {
+            if self.waits_for_better(fence, asked, candidate, since) {
+                return Verdict::Wait("waiting a moment for the other recruits".to_owned());
+            }
+            match self.try_grant(fence, candidate) {
+                Ok(verdict) => return verdict,
+                Err(why) => why_not.push(format!("{}: {why}", candidate.spec.name)),
+            }
+        }
+        if let Some(back) = self.way_back(fence, since) {
+            return back;
+        }
+        if candidates.is_empty() {
+            why_not.push(self.missing(fence));
+        }
+        Verdict::Wait(format!("nothing can be granted yet: {}", why_not.join("; ")))
+    }
+
+    /// Whether a recruit that is on its way may be preferred to this one.
+    fn waits_for_better(
+        &self,
+        fence: &Fence,
+        asked: Option<&InstanceName>,
+        candidate: &Candidate<'_>,
+        since: Micros,
+    ) -> bool {
+        let is_asked = asked.is_none_or(|asked| *asked == candidate.spec.name);
+        let all_here = self.spec.instances.iter().all(|one| {
+            Some(&one.name) == self.role.holder.as_ref()
+                || fence.receipts.get(&one.name).is_some_and(|it| it.proof >= Proof::Recruited)
+                || !self.is_fresh(&one.name)
+        });
+        let patience = if is_asked { STRAGGLERS } else { RESIGN_WITHIN };
+        !all_here && since < patience
+    }
+
+    fn is_fresh(&self, name: &InstanceName) -> bool {
+        let fact = self.view.facts.of(self.name, name);
+        fact.is_some_and(|fact| verdict::is_fresh(fact, self.view.now))
+    }
+
+    /// A grant to `candidate`, what it still needs, or why it cannot be.
+    fn try_grant(&self, fence: &Fence, candidate: &Candidate<'_>) -> Result<Verdict, String> {
+        let name = &candidate.spec.name;
+        let case = self.case(None).ok_or("the service is gone")?;
+        case.free(name)?;
+        let loss = self.loss(&case, candidate);
+        let operation = self.view.state.operations().get(&(self.name.clone(), fence.operation));
+        let approval = operation.and_then(|operation| operation.approval.as_ref());
+        let out = case.out();
+        let complete = case.complete(name, loss).map_err(|missing| missing.why);
+        match (&out, &complete) {
+            (Ok(out), Ok(complete)) => Ok(self.grant(fence, name, loss, None, format!(
+                "{name} is granted: the old primary is out ({out}), the new one complete ({complete})"
+            ))),
+            _ => {
+                let why: Vec<String> =
+                    [out.err(), complete.err()].into_iter().flatten().collect();
+                self.ask(fence, name, loss, approval, why.join("; "))
+            }
+        }
+    }
+
+    fn grant(
+        &self,
+        fence: &Fence,
+        candidate: &InstanceName,
+        loss: Loss,
+        approval: Option<Revision>,
+        text: String,
+    ) -> Verdict {
+        let command = Command::GrantRole {
+            service: self.name.clone(),
+            fence: fence.fence,
+            candidate: candidate.clone(),
+            loss,
+            approval,
+        };
+        Verdict::Do(command, text)
+    }
+
+    /// What the proofs lack, people may allow, where the policy lets them be asked.
+    fn ask(
+        &self,
+        fence: &Fence,
+        candidate: &InstanceName,
+        loss: Loss,
+        approval: Option<&Approval>,
+        why: String,
+    ) -> Result<Verdict, String> {
+        if self.spec.policy.loss_bound.on_violation != OnViolation::Ask {
+            return Err(why);
+        }
+        let without_out = self.case(None).is_some_and(|case| case.out().is_err());
+        if let Some(approval) = approval.filter(|approval| approval.candidate == *candidate) {
+            return match &approval.answer {
+                None => Err(format!("approval {} is asked for: {why}", approval.id)),
+                Some(answer) if !answer.granted => {
+                    Err(format!("approval {} was denied by {}: {why}", approval.id, answer.by))
+                }
+                Some(answer) => {
+                    let text = format!("{candidate} is granted as {} approved: {why}", answer.by);
+                    Ok(self.grant(fence, candidate, loss, Some(approval.id), text))
+                }
+            };
+        }
+        // Asked too early, people would be asked about what a moment later needs no answer.
+        let since = self.memory.fence.map_or(Micros(0), |(_, at)| self.view.now.since(at));
+        if since < self.ask_after() {
+            return Err(why);
+        }
+        let question = format!("promote {candidate}, though {why}?");
+        let command = Command::OpenApproval {
+            service: self.name.clone(),
+            fence: fence.fence,
+            candidate: candidate.clone(),
+            loss,
+            without_out,
+            question: question.clone(),
+        };
+        Ok(Verdict::Do(command, format!("people are asked: {question}")))
+    }
+
+    /// Proofs that time brings are waited for first: a lapse, a receipt.
+    fn ask_after(&self) -> Micros {
+        let lapse = match self.spec.policy.mode {
+            Mode::Lease => Micros::from_ms(self.spec.policy.ttl_ms.saturating_mul(2)),
+            Mode::Quorum => Micros(0),
+        };
+        lapse.saturating_add(Micros::from_ms(2_000))
+    }
+
+    /// What promoting it could lose. In quorum mode a candidate that is complete loses nothing, and
+    /// one that is not may lose what nobody knows.
+    fn loss(&self, case: &Case<'_>, candidate: &Candidate<'_>) -> Loss {
+        let name = &candidate.spec.name;
+        if case.complete(name, Loss::default()).is_ok() {
+            return Loss { ms: Some(0), bytes: Some(0) };
+        }
+        if self.spec.policy.mode == Mode::Quorum {
+            return Loss::default();
+        }
+        self.lease_loss(candidate)
+    }
+
+    /// PROTOCOL.md H. Without a committed watermark the guarantee is the whole of what a lease
+    /// allows: a standby that streamed at the last renewal holds what was sampled then.
+    fn lease_loss(&self, candidate: &Candidate<'_>) -> Loss {
+        let holder = self.role.holder.as_ref();
+        let last = holder.and_then(|holder| self.view.facts.of(self.name, holder));
+        let known = last.and_then(|fact| fact.observation.position);
+        let bytes = known
+            .filter(|known| known.epoch == candidate.position.epoch)
+            .map(|known| known.end.0.saturating_sub(candidate.position.end.0));
+        let held = bytes == Some(0);
+        let ms = held.then(|| crate::spec::LossBound::usual_ms(self.spec.policy.ttl_ms));
+        Loss { ms, bytes }
+    }
+
+    /// Back to the old primary: it has stopped, and holds everything.
+    fn way_back(&self, fence: &Fence, since: Micros) -> Option<Verdict> {
+        let holder = self.role.holder.as_ref()?;
+        if since < BACK_AFTER || !self.is_fresh(holder) {
+            return None;
+        }
+        let fresh_receipt = fence.receipts.get(holder)?;
+        if fresh_receipt.proof < Proof::Stopped {
+            return None;
+        }
+        let case = self.case(None)?;
+        case.free(holder).ok()?;
+        case.out().ok()?;
+        let loss = Loss { ms: Some(0), bytes: Some(0) };
+        case.complete(holder, loss).ok()?;
+        let text = format!("{holder} has stopped and holds everything: it is primary again");
+        Some(self.grant(fence, holder, loss, None, text))
+    }
+
+    fn case(&self, approval: Option<Revision>) -> Option<Case<'_>> {
+        Case::of(self.view.state, self.name, approval)
+    }
+
+    fn missing(&self, fence: &Fence) -> String {
+        let missing: Vec<_> = self
+            .spec
+            .instances
+            .iter()
+            .filter(|one| !fence.receipts.contains_key(&one.name))
+            .map(|one| one.name.as_str())
+            .collect();
+        format!("no receipt yet from {}", missing.join(", "))
+    }
+}

@@ -1,0 +1,51 @@
+//! The first grant of a service, and of each life of the cluster (PROTOCOL.md G).
+
+use super::{Look, Verdict};
+use crate::command::Command;
+use crate::id::InstanceName;
+use crate::role::DataIdentity;
+
+impl Look<'_> {
+    /// Who is to be the first primary: who is out of recovery; else who is furthest, and of those
+    /// the highest priority.
+    pub(super) fn first(&mut self) -> Verdict {
+        let mut missing = Vec::new();
+        let mut reported = Vec::new();
+        for declared in &self.spec.instances {
+            let row = self.role.instances.get(&declared.name);
+            let is_here = row.is_some_and(|row| {
+                row.quarantined.is_none() && self.view.state.sessions().contains_key(&row.session)
+            });
+            match row.filter(|_| is_here) {
+                Some(row) => reported.push((declared, row.data)),
+                None => missing.push(declared.name.as_str()),
+            }
+        }
+        if !missing.is_empty() {
+            let text = format!("no first primary yet: not reported: {}", missing.join(", "));
+            return Verdict::Wait(text);
+        }
+        let electable = reported
+            .iter()
+            .filter(|(declared, data)| declared.electable() && data.is_some())
+            .max_by_key(|(declared, data)| {
+                let data = data.as_ref();
+                let at = data.map(|data| (data.out_of_recovery, data.epoch, data.position));
+                (at, declared.priority, std::cmp::Reverse(&declared.name))
+            });
+        let Some((declared, data)) = electable else {
+            return Verdict::Wait("no first primary yet: no instance has a database".to_owned());
+        };
+        let text = format!("first primary: {}", describe(&declared.name, data.as_ref()));
+        let candidate = declared.name.clone();
+        Verdict::Do(Command::GrantFirst { service: self.name.clone(), candidate }, text)
+    }
+}
+
+fn describe(name: &InstanceName, data: Option<&DataIdentity>) -> String {
+    match data {
+        Some(data) if data.out_of_recovery => format!("{name}, which is one already"),
+        Some(data) => format!("{name}, which has got to {}", data.position),
+        None => name.to_string(),
+    }
+}

@@ -1,0 +1,198 @@
+//! What the facts say of a primary, in one named verdict (DESIGN.md 5). A table of conditions, tried
+//! in order; pure, so that each row has a test.
+//!
+//! It must never take the silence of one observer for the death of a primary: "gone" is said by more
+//! than half of those who could see it, and not from one place alone. The coordinators are one
+//! observer (its agent's stream reaches a majority of them or none counts), each other instance with
+//! fresh facts is another.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::decide::facts::{Fact, Facts};
+use crate::id::{InstanceName, ServiceName};
+use crate::role::observe::{Probe, Run};
+use crate::spec::ServiceSpec;
+use crate::time::{Micros, Reading};
+
+/// After this long without a word an agent is silent: three reports missed. Goal of the whole
+/// failover of a silent host: 0.9 s.
+pub const SILENT_AFTER: Micros = Micros::from_ms(600);
+/// A connection that broke is not reopened within this long: its agent is gone, not reconnecting.
+const LOST_AFTER: Micros = Micros::from_ms(60);
+/// A walreceiver that heard nothing for this long does not stream, whatever it says: a dead host
+/// sends no FIN, a live sender answers at least every half of its timeout.
+const RECEIVER_SILENT_MS: u64 = 900;
+/// A neighbour that did not answer for this long does not see us either.
+const SIGHT_SILENT_MS: u64 = 400;
+/// A primary that answers no fresh connection for this long is stalled: longer than any fast
+/// checkpoint's hiccup on a sound disk.
+const STALLED_AFTER_MS: u64 = 700;
+
+/// What is the matter with a primary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// It serves.
+    Healthy,
+    /// Its agent lives and says that no process is left.
+    PrimaryProcessDead,
+    /// Its agent lives and says that it was stopped in order.
+    PrimaryStopped,
+    /// Neither its agent nor its database is heard of by more than half of the observers.
+    PrimaryHostSilent,
+    /// Its agent is silent, but it streams to standbys: no failover.
+    PrimaryUnreachableButReplicating,
+    /// It runs and answers nobody.
+    PrimaryStalled,
+    /// Too few fresh facts to say anything: no failover.
+    NotEnoughObservers,
+}
+
+impl Verdict {
+    /// Its name, as DESIGN.md has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "Healthy",
+            Self::PrimaryProcessDead => "PrimaryProcessDead",
+            Self::PrimaryStopped => "PrimaryStopped",
+            Self::PrimaryHostSilent => "PrimaryHostSilent",
+            Self::PrimaryUnreachableButReplicating => "PrimaryUnreachableButReplicating",
+            Self::PrimaryStalled => "PrimaryStalled",
+            Self::NotEnoughObservers => "NotEnoughObservers",
+        }
+    }
+
+    /// Whether the primary is to be replaced, as far as facts alone say.
+    pub const fn calls_for_failover(self) -> bool {
+        matches!(self, Self::PrimaryProcessDead | Self::PrimaryHostSilent | Self::PrimaryStalled)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A verdict and what it rests on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// One sentence with the facts.
+    pub why: String,
+}
+
+impl Finding {
+    fn new(verdict: Verdict, why: impl Into<String>) -> Self {
+        Self { verdict, why: why.into() }
+    }
+}
+
+/// Whether an agent has been heard lately enough for its words to count.
+pub fn is_fresh(fact: &Fact, now: Reading) -> bool {
+    fact.lost.is_none() && fact.age(now) <= SILENT_AFTER
+}
+
+fn is_gone(fact: &Fact, now: Reading) -> bool {
+    fact.age(now) > SILENT_AFTER || fact.lost.is_some_and(|at| now.since(at) >= LOST_AFTER)
+}
+
+/// What the facts say of `primary`.
+pub fn of(
+    spec: &ServiceSpec,
+    service: &ServiceName,
+    primary: &InstanceName,
+    facts: &Facts,
+    now: Reading,
+) -> Finding {
+    let Some(fact) = facts.of(service, primary) else {
+        return absent(spec, service, primary, facts, now);
+    };
+    if is_gone(fact, now) {
+        return absent(spec, service, primary, facts, now);
+    }
+    if fact.lost.is_some() {
+        return Finding::new(Verdict::NotEnoughObservers, "its agent's stream broke this moment");
+    }
+    let seen = &fact.observation;
+    match (seen.run, &seen.probe) {
+        (Run::Down, _) if seen.stopped_in_order => {
+            Finding::new(Verdict::PrimaryStopped, "it was shut down in order")
+        }
+        (Run::Down, _) => {
+            Finding::new(Verdict::PrimaryProcessDead, "its agent sees no process of it")
+        }
+        (Run::Primary, Probe::Failed { since_ms, why }) if *since_ms >= STALLED_AFTER_MS => {
+            let text = format!("no fresh connection was answered for {since_ms} ms ({why})");
+            Finding::new(Verdict::PrimaryStalled, text)
+        }
+        _ => Finding::new(Verdict::Healthy, "its agent reports, and it answers"),
+    }
+}
+
+/// Nothing is heard of its agent: what do the others see?
+fn absent(
+    spec: &ServiceSpec,
+    service: &ServiceName,
+    primary: &InstanceName,
+    facts: &Facts,
+    now: Reading,
+) -> Finding {
+    let (mut gone, mut alive) = (Vec::new(), Vec::new());
+    let mut zones = BTreeSet::new();
+    for other in spec.instances.iter().filter(|other| other.name != *primary) {
+        let Some(fact) = facts.of(service, &other.name).filter(|fact| is_fresh(fact, now)) else {
+            continue;
+        };
+        if sees(fact, primary, now) {
+            alive.push(other.name.as_str());
+        } else {
+            gone.push(other.name.as_str());
+            zones.insert((&other.locality.region, &other.locality.zone));
+        }
+    }
+    let observers = gone.len() + alive.len();
+    if observers == 0 {
+        let why = "its agent is silent, and no other instance reports";
+        return Finding::new(Verdict::NotEnoughObservers, why);
+    }
+    // The coordinators' own vote is one of them: nobody hears the agent.
+    let votes = gone.len() + 1;
+    let text = format!(
+        "its agent is silent; seen by [{}], not seen by [{}]",
+        alive.join(", "),
+        gone.join(", ")
+    );
+    if gone.is_empty() {
+        return Finding::new(Verdict::PrimaryUnreachableButReplicating, text);
+    }
+    if votes * 2 > observers + 1 && !zones.is_empty() {
+        return Finding::new(Verdict::PrimaryHostSilent, text);
+    }
+    Finding::new(Verdict::PrimaryUnreachableButReplicating, text)
+}
+
+/// Whether an observer has a fresh sign of life of `primary`: WAL that arrives from it, or an answer
+/// of its address.
+fn sees(fact: &Fact, primary: &InstanceName, now: Reading) -> bool {
+    let age_ms = fact.age(now).as_ms();
+    let streams = fact.observation.receiver.as_ref().is_some_and(|receiver| {
+        receiver.from.as_ref() == Some(primary)
+            && receiver.streams
+            && receiver.silent_ms.saturating_add(age_ms) < RECEIVER_SILENT_MS
+    });
+    let sight = fact.observation.sights.iter().find(|sight| sight.instance == *primary);
+    // A refused connection is an answer of the host, and says that no database listens there.
+    if sight.is_some_and(|sight| sight.refused) {
+        return false;
+    }
+    let answers = sight
+        .and_then(|sight| sight.answered_ms)
+        .is_some_and(|ms| ms.saturating_add(age_ms) < SIGHT_SILENT_MS);
+    match sight {
+        // Tried and not answered weighs more than a walreceiver that has not noticed yet.
+        Some(sight) if sight.answered_ms.is_some() => answers,
+        _ => streams || answers,
+    }
+}

@@ -1,0 +1,133 @@
+//! A holder without a fence: whether to open one, and whether its operation is over.
+
+use super::verdict::{self, Finding, Verdict as Named};
+use super::{Look, Verdict};
+use crate::command::Command;
+use crate::role::observe::Run;
+use crate::role::{FenceKind, Phase};
+use crate::time::Micros;
+
+/// A candidate that was granted and has not promoted after this long is replaced: a promotion takes
+/// tens of milliseconds, a long replay must be asked for by people.
+const PROMOTE_WITHIN: Micros = Micros::from_ms(15_000);
+/// An operation whose standbys do not come back is over after this long; `explain` says who misses.
+const REPAIR_WITHIN: Micros = Micros::from_ms(120_000);
+
+impl Look<'_> {
+    pub(super) fn watch(&mut self) -> Verdict {
+        let Some(holder) = &self.role.holder else { return Verdict::Fine };
+        if !self.has_facts {
+            return Verdict::Wait("collecting facts".to_owned());
+        }
+        let now = self.view.now;
+        let mut finding = verdict::of(self.spec, self.name, holder, self.view.facts, now);
+        if self.role.promoted.is_none() {
+            finding = self.unpromoted(finding);
+        } else if finding.verdict == Named::PrimaryStopped {
+            finding = self.stopped(finding);
+        }
+        if finding.verdict.calls_for_failover() {
+            return self.failover(finding);
+        }
+        if finding.verdict != Named::Healthy {
+            return Verdict::Wait(format!("{}: {}", finding.verdict, finding.why));
+        }
+        self.operation()
+    }
+
+    /// Between the grant and the promotion nothing serves; only silence and time count.
+    fn unpromoted(&self, finding: Finding) -> Finding {
+        if finding.verdict == Named::PrimaryHostSilent {
+            return finding;
+        }
+        if self.lasted() >= PROMOTE_WITHIN && self.role.operation.is_some() {
+            let why = format!("granted, and not promoted ({})", finding.why);
+            return Finding { verdict: Named::PrimaryStalled, why };
+        }
+        Finding { verdict: Named::Healthy, why: finding.why }
+    }
+
+    /// Somebody stopped it in order: time to bring it back, then a failover (E5).
+    fn stopped(&self, finding: Finding) -> Finding {
+        let Some(holder) = &self.role.holder else { return finding };
+        let Some(fact) = self.view.facts.of(self.name, holder) else { return finding };
+        let grace = Micros::from_ms(self.spec.policy.restart_grace_ms);
+        let since = self.memory.stopped.unwrap_or(fact.heard);
+        if self.view.now.since(since) < grace {
+            return finding;
+        }
+        let why = format!("{} more than {} ms ago", finding.why, grace.as_ms());
+        Finding { verdict: Named::PrimaryProcessDead, why }
+    }
+
+    fn failover(&self, finding: Finding) -> Verdict {
+        let what = format!("{}: {}", finding.verdict, finding.why);
+        if self.role.paused.is_some() {
+            return Verdict::Wait(format!("{what}; no failover: the service is paused"));
+        }
+        if let Some(wait) = self.cooling_down() {
+            return Verdict::Wait(format!(
+                "{what}; no failover for {wait} ms: the last is too fresh"
+            ));
+        }
+        if let Err(why) = self.could_succeed() {
+            return Verdict::Wait(format!("{what}; no failover: {why}"));
+        }
+        let verdict = finding.verdict.as_str().to_owned();
+        let command = Command::OpenFence {
+            service: self.name.clone(),
+            kind: FenceKind::Failover { verdict },
+            seen: self.role.epoch,
+            reason: finding.why,
+        };
+        Verdict::Do(command, what)
+    }
+
+    /// Flap control: how long until the next automatic failover is allowed, in milliseconds.
+    fn cooling_down(&self) -> Option<u64> {
+        let last = self.role.failovers.last()?;
+        let ready = last.0.saturating_add(self.spec.policy.failover_cooldown_ms);
+        ready.checked_sub(self.view.wall.0).filter(|wait| *wait > 0)
+    }
+
+    /// The newest operation: verified and repaired?
+    fn operation(&self) -> Verdict {
+        let Some(id) = self.role.operation else { return Verdict::Fine };
+        let key = (self.name.clone(), id);
+        let Some(operation) = self.view.state.operations().get(&key) else { return Verdict::Fine };
+        if operation.phase != Phase::Repair {
+            return Verdict::Fine;
+        }
+        let away: Vec<_> = self
+            .spec
+            .instances
+            .iter()
+            .filter(|one| Some(&one.name) != self.role.holder.as_ref() && !self.is_back(&one.name))
+            .map(|one| one.name.as_str())
+            .collect();
+        let since = self.role.promoted.map_or(self.role.changed, |promoted| promoted.revision);
+        let waited = self.memory.repair.filter(|(of, _)| *of == since);
+        let over = waited.is_some_and(|(_, at)| self.view.now.since(at) >= REPAIR_WITHIN);
+        if !away.is_empty() && !over {
+            return Verdict::Fine;
+        }
+        let text = if away.is_empty() {
+            "all standbys stream again".to_owned()
+        } else {
+            format!("repair ends without {}", away.join(", "))
+        };
+        let (service, phase) = (self.name.clone(), Phase::Done);
+        Verdict::Do(Command::AdvanceOperation { service, operation: id, phase }, text)
+    }
+
+    fn is_back(&self, name: &crate::id::InstanceName) -> bool {
+        let fact = self.view.facts.of(self.name, name);
+        fact.is_some_and(|fact| {
+            let seen = &fact.observation;
+            let from = seen.receiver.as_ref().filter(|receiver| receiver.streams);
+            verdict::is_fresh(fact, self.view.now)
+                && seen.run == Run::Standby
+                && from.is_some_and(|receiver| receiver.from == self.role.holder)
+        })
+    }
+}

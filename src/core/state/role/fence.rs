@@ -1,0 +1,286 @@
+//! Role changes begin, go on and are given up (PROTOCOL.md D): `OpenFence`, `Cut`, takeover, fetch,
+//! `CloseFence`.
+//!
+//! From `OpenFence` on the holder's lease is not extended (see `session::renew`) and its sets do not
+//! change, until a grant or `CloseFence`.
+
+use super::judge::electable;
+use super::row::{Fence, Operation, ServiceRole};
+use super::{at, enter, load, no_fence, operation_in, rule, same_epoch, save, this_fence};
+use crate::authz::Role;
+use crate::id::{Epoch, InstanceName, Revision, ServiceName};
+use crate::limits::{MAX_NAME_BYTES, MAX_OPERATIONS_PER_SERVICE, MAX_TEXT_BYTES};
+use crate::reply::{Rejection, Reply, RoleRule};
+use crate::role::{FenceKind, Loss, Order, Phase, Position, Proof};
+use crate::spec::ServiceSpec;
+use crate::state::describe::check_text;
+use crate::state::journal::Draft;
+
+pub(super) fn open(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    kind: FenceKind,
+    seen: Epoch,
+    reason: String,
+) -> Result<Reply, Rejection> {
+    check_text("reason", &reason, MAX_TEXT_BYTES)?;
+    let (service, mut role) = load(draft, name)?;
+    let Some(holder) = role.holder.clone() else {
+        let why = format!("{name} has no primary to change: it needs its first grant");
+        return Err(rule(RoleRule::NotAdopted, why));
+    };
+    same_epoch(&role, seen)?;
+    no_fence(&role)?;
+    not_paused(draft, &role)?;
+    check_kind(&service.spec, &role, &kind)?;
+    let fence = draft.revision;
+    let key = (name.clone(), fence);
+    let end_of_last = end_of_last(draft, name, &role);
+    let outcome = format!("fence {fence} for the {} from {holder}", kind.name());
+    let mut row = Operation {
+        kind: kind.clone(),
+        by: draft.by.to_string(),
+        reason: reason.clone(),
+        from: Some(holder.clone()),
+        to: None,
+        epoch: None,
+        out: None,
+        complete: None,
+        loss: Loss::default(),
+        phase: Phase::Fence,
+        history: Vec::new(),
+        approval: None,
+    };
+    enter(draft, &mut row, Phase::Fence);
+    let planned = kind.is_planned();
+    let receipts = std::collections::BTreeMap::new();
+    let (uncut, taken_over) = (planned, None);
+    role.fence = Some(Fence { fence, operation: fence, kind, uncut, taken_over, receipts });
+    role.operation = Some(fence);
+    role.routes_open = false;
+    if planned {
+        role.order(&holder, Order::Resign { fence }, fence);
+    } else {
+        fence_all(&mut role, &holder, fence);
+    }
+    save(draft, name, role);
+    if let Some((key, row)) = end_of_last {
+        draft.set_operation(&key, Some(row));
+    }
+    draft.set_operation(&key, Some(row));
+    forget_oldest(draft, name);
+    draft.note("role.fenced", name.as_str(), &reason, &outcome);
+    Ok(Reply::Done { revision: fence })
+}
+
+/// E5: what the cluster begins by itself waits for the end of a pause; people may.
+fn not_paused(draft: &Draft<'_>, role: &ServiceRole) -> Result<(), Rejection> {
+    match &role.paused {
+        Some(pause) if draft.by.role == Role::Node => {
+            let why =
+                format!("{} paused it at revision {}: {}", pause.by, pause.since, pause.reason);
+            Err(rule(RoleRule::Paused, why))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_kind(spec: &ServiceSpec, role: &ServiceRole, kind: &FenceKind) -> Result<(), Rejection> {
+    match kind {
+        FenceKind::Failover { verdict } => check_text("verdict", verdict, MAX_NAME_BYTES),
+        FenceKind::Switchover { to: None } => Ok(()),
+        FenceKind::Switchover { to: Some(to) } => {
+            if role.holder.as_ref() == Some(to) {
+                return Err(rule(RoleRule::NotFree, format!("{to} is the primary already")));
+            }
+            electable(spec, role, to).map_err(|why| rule(RoleRule::NotFree, why))
+        }
+    }
+}
+
+/// An operation whose primary is to be changed again is over.
+fn end_of_last(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    role: &ServiceRole,
+) -> Option<(crate::state::OperationKey, Operation)> {
+    let key = (name.clone(), role.operation?);
+    let mut row = Operation::clone(draft.rows().operations().get(&key)?);
+    if row.phase.is_over() {
+        return None;
+    }
+    enter(draft, &mut row, Phase::Done);
+    Some((key, row))
+}
+
+fn forget_oldest(draft: &mut Draft<'_>, name: &ServiceName) {
+    let ids: Vec<_> = draft.rows().operations_of(name).map(|(id, _)| id).collect();
+    let many = ids.len().saturating_sub(MAX_OPERATIONS_PER_SERVICE);
+    for id in ids.into_iter().take(many) {
+        draft.set_operation(&(name.clone(), id), None);
+    }
+}
+
+/// In lease mode too: standbys give receipts there as recruits.
+fn fence_all(role: &mut ServiceRole, holder: &InstanceName, fence: Revision) {
+    let revision = fence;
+    role.order(holder, Order::Stop { fence }, revision);
+    detach_others(role, holder, fence, revision);
+}
+
+fn detach_others(
+    role: &mut ServiceRole,
+    holder: &InstanceName,
+    fence: Revision,
+    revision: Revision,
+) {
+    for standby in role.others(holder) {
+        role.order(&standby, Order::Detach { fence }, revision);
+    }
+}
+
+/// The proof of the holder that it stopped, if it gave one.
+fn holder_proof(role: &ServiceRole) -> Option<Proof> {
+    let receipts = &role.fence.as_ref()?.receipts;
+    receipts.get(role.holder.as_ref()?).map(|receipt| receipt.proof)
+}
+
+pub(super) fn cut(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    fence: Revision,
+) -> Result<Reply, Rejection> {
+    let (_, mut role) = load(draft, name)?;
+    let open = this_fence(&role, fence)?;
+    if !open.kind.is_planned() {
+        let why = "it is a failover: its standbys are detached already".to_owned();
+        return Err(rule(RoleRule::WrongPhase, why));
+    }
+    if !open.uncut {
+        return Ok(Reply::Unchanged { revision: role.changed });
+    }
+    let Some(holder) = role.holder.clone().filter(|_| holder_proof(&role) == Some(Proof::Resigned))
+    else {
+        let why = "the primary has not resigned: its standbys still need what it writes".to_owned();
+        return Err(rule(RoleRule::NotOut, why));
+    };
+    if let Some(open) = &mut role.fence {
+        open.uncut = false;
+    }
+    detach_others(&mut role, &holder, fence, draft.revision);
+    save(draft, name, role);
+    let outcome = format!("standbys detach under fence {fence}");
+    draft.note("role.cut", name.as_str(), &format!("{holder} resigned"), &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+/// The Resign stays valid under the new fence, all other receipts are void (D).
+pub(super) fn take_over(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    planned: Revision,
+    verdict: String,
+    reason: &str,
+) -> Result<Reply, Rejection> {
+    check_text("verdict", &verdict, MAX_NAME_BYTES)?;
+    check_text("reason", reason, MAX_TEXT_BYTES)?;
+    let (_, mut role) = load(draft, name)?;
+    let open = this_fence(&role, planned)?;
+    if !open.kind.is_planned() {
+        let why = "it is a failover already".to_owned();
+        return Err(rule(RoleRule::WrongPhase, why));
+    }
+    not_paused(draft, &role)?;
+    let key = (name.clone(), open.operation);
+    // A question about the switchover is none about the failover.
+    let mut row = operation_in(draft, &key, Phase::Fence)?;
+    row.approval = None;
+    let fence = draft.revision;
+    let outcome = format!("a failover ({verdict}) with fence {fence} takes over the switchover");
+    let Some(holder) = role.holder.clone() else {
+        return Err(rule(RoleRule::FenceNotOpen, "there is no primary".to_owned()));
+    };
+    if let Some(open) = &mut role.fence {
+        open.receipts.retain(|_, receipt| receipt.proof == Proof::Resigned);
+        open.taken_over = Some(planned);
+        open.fence = fence;
+        open.uncut = false;
+        open.kind = FenceKind::Failover { verdict };
+    }
+    fence_all(&mut role, &holder, fence);
+    save(draft, name, role);
+    draft.set_operation(&key, Some(row));
+    draft.note("role.taken_over", name.as_str(), reason, &outcome);
+    Ok(Reply::Done { revision: fence })
+}
+
+/// D, fetch: a step of the same fence; the pledge to it stands.
+pub(super) fn fetch(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    fence: Revision,
+    to: &InstanceName,
+    from: InstanceName,
+) -> Result<Reply, Rejection> {
+    let (_, mut role) = load(draft, name)?;
+    let open = this_fence(&role, fence)?;
+    let recruit = |who: &InstanceName| -> Result<Position, Rejection> {
+        let receipt = open.receipts.get(who).filter(|receipt| receipt.proof == Proof::Recruited);
+        receipt
+            .and_then(|receipt| receipt.position)
+            .ok_or_else(|| rule(RoleRule::NotFree, format!("{who} is no recruit of fence {fence}")))
+    };
+    let (own, source) = (recruit(to)?, recruit(&from)?);
+    if own.covers(&source) {
+        let why = format!("{from} is not ahead of {to}");
+        return Err(rule(RoleRule::NotFree, why));
+    }
+    let revision = draft.revision;
+    let outcome = format!("from {from}, up to {source}");
+    role.order(to, Order::Fetch { fence, from }, revision);
+    if draft.rows().roles().get(name).is_some_and(|was| **was == role) {
+        return Ok(Reply::Unchanged { revision: role.changed });
+    }
+    save(draft, name, role);
+    draft.note("role.fetch", &at(name, to), "", &outcome);
+    Ok(Reply::Done { revision })
+}
+
+/// Gives a role change up before its grant. Once the holder has stopped, the way back is a grant to
+/// it: it reported that it stopped and waits.
+pub(super) fn close(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    fence: Revision,
+    reason: &str,
+) -> Result<Reply, Rejection> {
+    check_text("reason", reason, MAX_TEXT_BYTES)?;
+    let (service, mut role) = load(draft, name)?;
+    let open = this_fence(&role, fence)?;
+    if let Some(proof) = holder_proof(&role) {
+        let why = format!("the primary has {proof}: grant it again, or another");
+        return Err(rule(RoleRule::TooLate, why));
+    }
+    if role.lapse_counts(service.spec.policy.mode) && role.lapsed.is_some() {
+        let why = "the primary's lease has lapsed: grant it again, or another".to_owned();
+        return Err(rule(RoleRule::TooLate, why));
+    }
+    let key = (name.clone(), open.operation);
+    let row = operation_in(draft, &key, Phase::GivenUp)?;
+    role.fence = None;
+    lead(&mut role, draft.revision);
+    save(draft, name, role);
+    draft.set_operation(&key, Some(row));
+    draft.note("role.closed", name.as_str(), reason, &format!("fence {fence} is given up"));
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+/// The holder leads, the others follow it.
+pub(super) fn lead(role: &mut ServiceRole, revision: Revision) {
+    let Some(holder) = role.holder.clone() else { return };
+    let set = role.names(revision);
+    role.order(&holder, Order::Lead { set }, revision);
+    for standby in role.others(&holder) {
+        role.order(&standby, Order::Follow { upstream: holder.clone() }, revision);
+    }
+}

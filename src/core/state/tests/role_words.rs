@@ -1,0 +1,300 @@
+//! The verbs of role changes in scripts, and how roles are shown.
+
+use std::fmt::Write as _;
+
+use super::script::{Words, epoch, list};
+use crate::command::Command;
+use crate::id::{Epoch, InstanceName, Nonce, Revision, ServiceName, SessionId};
+use crate::role::{
+    AgentStart, Armed, DataIdentity, DirectiveNumber, FenceKind, Loss, Lsn, Phase, Position, Proof,
+    Receipt,
+};
+use crate::spec::{Mode, OnViolation, Policy, ServiceSpec, TooFewSync};
+use crate::state::State;
+use crate::state::role::row::{Operation, ServiceRole};
+
+fn revision(text: &str) -> Revision {
+    Revision(text.parse().expect("a revision"))
+}
+
+fn lsn(text: &str) -> Lsn {
+    if text.is_empty() { Lsn(0) } else { text.parse().expect("a position") }
+}
+
+fn option_epoch(words: &Words<'_>, key: &str) -> Epoch {
+    match words.option(key) {
+        "" => Epoch::NONE,
+        text => epoch(text),
+    }
+}
+
+fn position(words: &Words<'_>) -> Position {
+    let timeline = words.option_number("timeline", 1) as u32;
+    Position { epoch: option_epoch(words, "epoch"), end: lsn(words.option("end")), timeline }
+}
+
+/// `loss=ms:bytes`; without it nothing is known.
+fn loss(words: &Words<'_>) -> Loss {
+    let Some((ms, bytes)) = words.option("loss").split_once(':') else { return Loss::default() };
+    Loss { ms: ms.parse().ok(), bytes: bytes.parse().ok() }
+}
+
+fn start(words: &Words<'_>, instance: &InstanceName) -> AgentStart {
+    let number = |text: &str| match text.split_once('/') {
+        Some((at, revision)) => {
+            DirectiveNumber { epoch: epoch(at), revision: self::revision(revision) }
+        }
+        None => DirectiveNumber::default(),
+    };
+    let disk = u64::from(instance.as_str().as_bytes()[instance.as_str().len() - 1]);
+    let data = DataIdentity {
+        system: words.option_number("system", 77),
+        generation: words.option_number("gen", 1),
+        epoch: option_epoch(words, "epoch"),
+        position: position(words),
+        out_of_recovery: words.option("runs") == "primary",
+    };
+    AgentStart {
+        session: SessionId(words.option_number("session", 0)),
+        nonce: Nonce(words.option_number("nonce", 1)),
+        boot: words.option_number("boot", 0),
+        disk: words.option_number("disk", disk),
+        seen: number(words.option("seen")),
+        data: (words.option("data") != "none").then_some(data),
+        fencer: if words.option("fencer") == "weak" { Armed::Weak } else { Armed::Armed },
+    }
+}
+
+fn receipt(words: &mut Words<'_>) -> Receipt {
+    let instance = words.next().parse().unwrap();
+    let proof = match words.next() {
+        "detached" => Proof::Detached,
+        "recruited" => Proof::Recruited,
+        "stopped" => Proof::Stopped,
+        "resigned" => Proof::Resigned,
+        other => panic!("no proof {other}"),
+    };
+    Receipt {
+        instance,
+        fence: revision(words.next()),
+        proof,
+        position: (!words.option("end").is_empty()).then(|| position(words)),
+        boot: words.option_number("boot", 1),
+        nonce: Nonce(words.option_number("nonce", 1)),
+        generation: words.option_number("gen", 1),
+        is_proven: words.option("proven") != "no",
+    }
+}
+
+fn phase(text: &str) -> Phase {
+    match text {
+        "fence" => Phase::Fence,
+        "promote" => Phase::Promote,
+        "repair" => Phase::Repair,
+        "done" => Phase::Done,
+        "given-up" => Phase::GivenUp,
+        other => panic!("no phase {other}"),
+    }
+}
+
+/// Puts what stands in the role of the first service in the place of `@fence`, `@op`, `@epoch`,
+/// `@set` and `@asked`.
+pub(super) fn resolve(state: &State, line: &str) -> String {
+    let Some((name, role)) = state.roles().iter().next() else { return line.to_owned() };
+    let op = role.operation.unwrap_or_default();
+    let row = state.operations().get(&(name.clone(), op));
+    let asked = row.and_then(|row| row.approval.as_ref()).map_or(Revision(0), |asked| asked.id);
+    let fence = role.fence.as_ref().map_or(Revision(0), |fence| fence.fence);
+    let set = role.set.as_ref().map_or(Revision(0), |set| set.revision);
+    line.replace("@fence", &fence.to_string())
+        .replace("@op", &op.to_string())
+        .replace("@epoch", &role.epoch.to_string())
+        .replace("@set", &set.to_string())
+        .replace("@asked", &asked.to_string())
+}
+
+/// The command of a verb about roles.
+pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
+    const VERBS: [&str; 16] = [
+        "start",
+        "first",
+        "fence",
+        "cut",
+        "take-over",
+        "receipt",
+        "fetch",
+        "grant",
+        "close-fence",
+        "set",
+        "covered",
+        "promoted",
+        "advance",
+        "ask",
+        "answer",
+        "pause",
+    ];
+    if !VERBS.contains(&verb) {
+        return None;
+    }
+    let service: ServiceName = words.next().parse().unwrap();
+    let reason = words.option("reason").to_owned();
+    Some(match verb {
+        "start" => {
+            let instance: InstanceName = words.next().parse().unwrap();
+            let start = Box::new(start(words, &instance));
+            Command::AcceptStart { service, instance, start }
+        }
+        "first" => Command::GrantFirst { service, candidate: words.next().parse().unwrap() },
+        "fence" => {
+            let kind = match words.next() {
+                "failover" => FenceKind::Failover { verdict: "primary_gone".into() },
+                _ => FenceKind::Switchover { to: words.option("to").parse().ok() },
+            };
+            Command::OpenFence { service, kind, seen: epoch(words.next()), reason }
+        }
+        "cut" => Command::CutStandbys { service, fence: revision(words.next()) },
+        "take-over" => {
+            let (fence, verdict) = (revision(words.next()), "primary_gone".to_owned());
+            Command::TakeOverFence { service, fence, verdict, reason }
+        }
+        "receipt" => Command::RecordReceipt { service, receipt: Box::new(receipt(words)) },
+        "fetch" => Command::OrderFetch {
+            service,
+            fence: revision(words.next()),
+            to: words.next().parse().unwrap(),
+            from: words.next().parse().unwrap(),
+        },
+        "grant" => Command::GrantRole {
+            service,
+            fence: revision(words.next()),
+            candidate: words.next().parse().unwrap(),
+            loss: loss(words),
+            approval: words.option("approval").parse().ok().map(Revision),
+        },
+        "close-fence" => Command::CloseFence { service, fence: revision(words.next()), reason },
+        "set" => Command::ChangeSet {
+            service,
+            seen: revision(words.next()),
+            members: list(words.next()).iter().map(|name| name.parse().unwrap()).collect(),
+            k: words.option_number("k", 1) as u32,
+        },
+        "covered" => Command::ConfirmCovered {
+            service,
+            epoch: epoch(words.next()),
+            set: revision(words.next()),
+        },
+        "promoted" => Command::RecordPromotion {
+            service,
+            epoch: epoch(words.next()),
+            timeline: words.option_number("timeline", 2) as u32,
+            switch: lsn(words.option("switch")),
+        },
+        "advance" => Command::AdvanceOperation {
+            service,
+            operation: revision(words.next()),
+            phase: phase(words.next()),
+        },
+        "ask" => Command::OpenApproval {
+            service,
+            fence: revision(words.next()),
+            candidate: words.next().parse().unwrap(),
+            loss: loss(words),
+            without_out: words.option("without-out") == "yes",
+            question: "may it?".into(),
+        },
+        "answer" => Command::AnswerApproval {
+            service,
+            approval: revision(words.next()),
+            granted: words.next() == "yes",
+            reason,
+        },
+        _ => Command::SetPause { service, paused: words.next() == "on", reason },
+    })
+}
+
+/// Options of `service` that roles need: `mode=quorum k=1 kmin=1 few=degrade violation=accept
+/// zero=pg3`.
+pub(super) fn policy(spec: &mut ServiceSpec, words: &Words<'_>) {
+    if words.option("mode") == "quorum" {
+        spec.policy = Policy { ttl_ms: spec.policy.ttl_ms, ..Policy::default_for(Mode::Quorum) };
+        spec.policy.sync_standbys = words.option_number("k", 1) as u32;
+        spec.policy.min_sync_standbys = words.option_number("kmin", 1) as u32;
+    }
+    if words.option("few") == "degrade" {
+        spec.policy.on_too_few_sync = TooFewSync::Degrade;
+    }
+    match words.option("violation") {
+        "accept" => spec.policy.loss_bound.on_violation = OnViolation::Accept,
+        "refuse" => spec.policy.loss_bound.on_violation = OnViolation::Refuse,
+        _ => {}
+    }
+    for instance in &mut spec.instances {
+        if instance.name.as_str() == words.option("zero") {
+            instance.priority = 0;
+        }
+    }
+}
+
+/// A role on a few lines.
+pub(super) fn role(name: &ServiceName, row: Option<&ServiceRole>) -> String {
+    let Some(row) = row else { return format!("  role {name} gone\n") };
+    let mut out = format!("  role {name} {}", row.epoch);
+    match &row.holder {
+        Some(holder) => write!(out, " {holder}").unwrap(),
+        None => out.push_str(" nobody"),
+    }
+    if let Some(lease) = &row.lease {
+        write!(out, " lease {}@{}", lease.session, lease.mark).unwrap();
+    }
+    if let Some(lapsed) = row.lapsed {
+        write!(out, " lapsed {}", lapsed.as_str()).unwrap();
+    }
+    if row.confirmed {
+        out.push_str(" confirmed");
+    }
+    if row.routes_open {
+        out.push_str(" routes");
+    }
+    if row.paused.is_some() {
+        out.push_str(" paused");
+    }
+    out.push('\n');
+    for (what, sets) in [("A", &row.a), ("C", &row.c)] {
+        if !sets.is_empty() && (what == "C" || row.a != row.c) {
+            let sets: Vec<_> = sets.iter().map(|set| format!("{}={set}", set.revision)).collect();
+            let what = if row.a == row.c { "A=C" } else { what };
+            writeln!(out, "    {what} {}", sets.join(" + ")).unwrap();
+        }
+    }
+    if let Some(fence) = &row.fence {
+        let uncut = if fence.uncut { " uncut" } else { "" };
+        write!(out, "    fence {} {}{uncut}", fence.fence, fence.kind.name()).unwrap();
+        for (who, receipt) in &fence.receipts {
+            let end = receipt.position.map_or(String::new(), |at| format!(" {}", at.end));
+            write!(out, ", {who} {}{end}", receipt.proof).unwrap();
+        }
+        out.push('\n');
+    }
+    for (who, row) in &row.instances {
+        writeln!(out, "    {who} start {}: {}", row.boot, row.directive).unwrap();
+    }
+    out
+}
+
+/// An operation on a line.
+pub(super) fn operation(name: &ServiceName, id: Revision, row: Option<&Operation>) -> String {
+    let Some(row) = row else { return format!("  operation {name} {id} gone\n") };
+    let mut out = format!("  operation {name} {id} {} {}", row.kind.name(), row.phase);
+    if let (Some(out_by), Some(complete), Some(to)) = (row.out, row.complete, &row.to) {
+        write!(out, " to {to}: {out_by}; {complete}").unwrap();
+    }
+    if let Some(asked) = &row.approval {
+        let said = asked
+            .answer
+            .as_ref()
+            .map_or("asked", |answer| if answer.granted { "granted" } else { "denied" });
+        write!(out, ", approval {} {said}", asked.id).unwrap();
+    }
+    out.push('\n');
+    out
+}

@@ -1,0 +1,64 @@
+//! Who may connect: two lists, closed and open, and the file in use, which is one of them.
+//!
+//! Closed lets in Regent's own roles only, each from where it has business. The file in use is
+//! replaced by a rename, so that the server never reads half of one.
+
+use std::path::PathBuf;
+
+use super::durable::{self, Owner};
+use super::options::Options;
+use crate::error::DiskError;
+
+pub(super) const IN_USE: &str = "regent.hba";
+const OPEN: &str = "regent_open.hba";
+const CLOSED: &str = "regent_closed.hba";
+
+fn closed_text(options: &Options) -> String {
+    let (agent, stream, rewind) = (super::AGENT, super::REPLICATION, super::REWIND);
+    let mut text = String::from("# Written by Regent; changes are lost.\n");
+    if options.socket_dir.is_some() {
+        text += &format!("local postgres {agent},{stream} scram-sha-256\n");
+    }
+    for loopback in ["127.0.0.1/32", "::1/128"] {
+        text += &format!("host postgres {agent},{stream},{rewind} {loopback} scram-sha-256\n");
+        text += &format!("host replication {stream} {loopback} scram-sha-256\n");
+    }
+    for peer in &options.peers {
+        text += &format!("host postgres {rewind} {peer} scram-sha-256\n");
+        text += &format!("host replication {stream} {peer} scram-sha-256\n");
+    }
+    text
+}
+
+fn open_text(options: &Options) -> String {
+    let mut text = closed_text(options);
+    // A client's line may be as wide as "all": it is not for Regent's roles.
+    let ours = format!("{},{},{}", super::AGENT, super::REPLICATION, super::REWIND);
+    text += &format!("local all {ours} reject\nhost all {ours} all reject\n");
+    for line in &options.client_hba {
+        text += line;
+        text.push('\n');
+    }
+    text
+}
+
+fn path(options: &Options, name: &str) -> PathBuf {
+    options.data_dir.join(name)
+}
+
+/// Writes the lists, and the one in use; a line break in an option is refused.
+pub(super) fn put(options: &Options, open: bool, owner: Owner) -> Result<(), DiskError> {
+    let lines = options.peers.iter().chain(&options.client_hba);
+    if let Some(bad) = lines.into_iter().find(|l| l.contains(['\n', '\r'])) {
+        return Err(DiskError::Setting(format!("an access rule has a line break: {bad:?}")));
+    }
+    durable::write_if_other(&path(options, CLOSED), &closed_text(options), owner)?;
+    durable::write_if_other(&path(options, OPEN), &open_text(options), owner)?;
+    let text = if open { open_text(options) } else { closed_text(options) };
+    durable::write_if_other(&path(options, IN_USE), &text, owner)
+}
+
+/// Whether the file in use is the closed list.
+pub(super) fn is_closed(options: &Options) -> Result<bool, DiskError> {
+    Ok(durable::read(&path(options, IN_USE))?.is_some_and(|text| text == closed_text(options)))
+}

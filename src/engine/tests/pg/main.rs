@@ -1,0 +1,8 @@
+//! The engine against real PostgreSQL servers on this machine.
+
+#![allow(clippy::unwrap_used)]
+
+mod disk;
+mod failover;
+mod names;
+mod rig;

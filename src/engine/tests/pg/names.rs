@@ -1,0 +1,89 @@
+//! Whose acknowledgements a commit waits for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use regent_engine::{CommitError, Engine, SyncNames};
+
+use crate::rig::{LONG, Rig, any};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sets_change_under_load_and_each_is_confirmed() {
+    let rig = Rig::new();
+    let primary = rig.primary("a").await;
+    let (_b, _c) = tokio::join!(rig.standby("b", &primary), rig.standby("c", &primary));
+    let stop = Arc::new(AtomicBool::new(false));
+    let client = primary.app(&rig).await;
+    let writer = tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move {
+            let (mut worst, mut count) = (Duration::ZERO, 0);
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+                worst = worst.max(began.elapsed());
+                count += 1;
+            }
+            (worst, count)
+        }
+    });
+    let sets = [
+        any(1, &["b", "c"]),
+        any(2, &["b", "c"]),
+        any(1, &["c"]),
+        any(1, &["b"]),
+        SyncNames::Unprotected,
+        any(1, &["b", "c"]),
+    ];
+    let mut took = Vec::new();
+    for set in &sets {
+        let done = primary.pg.set_sync_names(set, &primary.handle(), LONG).await;
+        let Ok(done) = done else {
+            let seen = primary.pg.observe(LONG).await;
+            panic!("{set:?}: {done:?} {seen:#?}\n{}", primary.log());
+        };
+        took.push(done);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (worst, count) = writer.await.unwrap();
+    println!("changes of the set took {took:?}; longest of {count} commits meanwhile {worst:?}");
+    let seen = primary.pg.observe(LONG).await.unwrap();
+    assert_eq!(seen.sync_names, "ANY 1 (\"b\",\"c\")");
+    assert!(seen.senders.iter().all(|s| s.sync_state == "quorum"), "{:?}", seen.senders);
+    assert!(primary.pg.set_sync_names(&any(2, &["b"]), &primary.handle(), LONG).await.is_err());
+
+    // A set whose member is not there is never confirmed, and nothing is acknowledged under it.
+    let within = Duration::from_millis(700);
+    let absent = primary.pg.set_sync_names(&any(1, &["z"]), &primary.handle(), within).await;
+    assert!(absent.is_err());
+    let canary = primary.pg.canary(Duration::from_millis(200)).await;
+    assert!(canary.is_err(), "{canary:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_wait_is_no_acknowledgement_and_a_lowered_promise_is_seen() {
+    let rig = Rig::new();
+    let primary = rig.primary("a").await;
+    primary.pg.set_sync_names(&SyncNames::Blocked, &primary.handle(), LONG).await.unwrap();
+    let agent = primary.agent(&rig).await;
+    let cancel = async {
+        let sql = "SELECT coalesce(bool_or(pg_cancel_backend(pid)), false) FROM pg_stat_activity
+            WHERE wait_event = 'SyncRep' AND query LIKE '%id = 1%' AND pid <> pg_backend_pid()";
+        while !agent.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {}
+    };
+    let (canary, ()) = tokio::join!(primary.pg.canary(LONG), cancel);
+    assert!(
+        matches!(&canary, Err(CommitError::Warned { code, .. }) if code == "01000"),
+        "{canary:?}"
+    );
+
+    agent.batch_execute("SET synchronous_commit = local").await.unwrap();
+    agent.batch_execute("ALTER ROLE regent_agent SET synchronous_commit = off").await.unwrap();
+    let seen = primary.pg.observe(LONG).await.unwrap();
+    let found = seen.overrides.iter().map(|o| (o.role.as_str(), o.value.as_str()));
+    assert_eq!(found.collect::<Vec<_>>(), [("regent_agent", "off")]);
+    // The canary asks for the promise itself.
+    let canary = primary.pg.canary(Duration::from_millis(200)).await;
+    assert!(matches!(canary, Err(CommitError::TimedOut)), "{canary:?}");
+}
