@@ -2,9 +2,10 @@
 
 .PHONY: demo test verify fix setup long bench clean
 
-# The main job, shown: three nodes elect, a lease moves when its holder is killed.
+# The main job, shown: a database loses its primary's host, another takes over, no row is lost.
 demo:
 	scripts/need-rust
+	scripts/need-postgres
 	cargo build --locked --bin regent
 	target/debug/regent demo
 

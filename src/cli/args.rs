@@ -14,8 +14,8 @@ const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 refused, 2 usage, 3 unreachable, 4 internal.
 
 Try it:
-  regent demo                                  a cluster, a lease that moves, a timeline; 30 s
-  regent lab up --dir /tmp/lab --nodes-only    three nodes on this machine
+  regent demo                                  a database that loses its primary, and no row; 60 s
+  regent lab up --dir /tmp/lab                 nodes and PostgreSQL on this machine
   regent lab exec --dir /tmp/lab -- status     any verb, with the lab's own identity
 ";
 
@@ -128,7 +128,7 @@ pub enum Command {
     /// A whole playground on this machine
     #[command(subcommand)]
     Lab(command::lab::Verb),
-    /// Show in half a minute what Regent does
+    /// Show in a minute what Regent does
     Demo(command::demo::Args),
     /// Print a completion script for a shell
     Completions(command::completions::Args),

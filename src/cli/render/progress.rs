@@ -45,9 +45,10 @@ pub fn turning(out: Output, what: &str) -> Ending {
     if !out.shows_progress() {
         return Ending { bar: hidden(), task: None };
     }
-    let style = ProgressStyle::with_template(&format!("{{spinner}} {what} {{elapsed}}"))
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
         .expect("a constant template parses");
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()).with_style(style);
+    bar.set_message(what.to_owned());
     bar.enable_steady_tick(TICK);
     Ending { bar, task: None }
 }
@@ -56,6 +57,13 @@ pub fn turning(out: Output, what: &str) -> Ending {
 pub struct Ending {
     bar: ProgressBar,
     task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Ending {
+    /// Says what is being waited for now.
+    pub fn say(&self, what: &str) {
+        self.bar.set_message(what.to_owned());
+    }
 }
 
 impl Drop for Ending {

@@ -17,7 +17,7 @@ const GONE: Duration = Duration::from_secs(10);
 /// A process could not be ended.
 pub async fn end(lab: &Lab) -> Result<usize, DatabaseError> {
     let Some(databases) = &lab.databases else { return Ok(0) };
-    let agents = databases.instances.iter().map(|instance| end_agent(instance));
+    let agents = databases.instances.iter().map(end_agent);
     let mut count = 0;
     for ended in futures::future::join_all(agents).await {
         count += usize::from(ended?);

@@ -108,6 +108,11 @@ impl Ledger {
         self.acks().find(|one| one.begun >= since)
     }
 
+    /// The same, of another host than `not`.
+    pub fn first_ack_not_of(&self, since: Instant, not: Option<usize>) -> Option<&Attempt> {
+        self.acks().find(|one| one.begun >= since && Some(one.host) != not)
+    }
+
     /// The last acknowledgement.
     pub fn last_ack(&self) -> Option<&Attempt> {
         self.acks().last()

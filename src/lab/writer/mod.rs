@@ -16,7 +16,6 @@ pub mod prober;
 pub mod steady;
 pub mod verify;
 
-
 use std::time::Duration;
 
 pub use access::{Access, AccessError, Session};

@@ -3,7 +3,7 @@
 
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use regent_core::spec::Mode;
@@ -11,7 +11,6 @@ use regent_core::spec::Mode;
 use super::ledger::Fate;
 use super::{Access, Pace, Prober, Table, Writer, verify};
 use crate::databases::{Ground, Wanted};
-use crate::process::{Fault, Process};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -20,7 +19,7 @@ struct Server {
     dir: PathBuf,
     ground: Ground,
     port: u16,
-    postmaster: Option<Process>,
+    postmaster: Option<Child>,
 }
 
 impl Server {
@@ -75,14 +74,20 @@ impl Server {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        self.postmaster = Some(Process::identify(child.id()).unwrap());
+        self.postmaster = Some(child);
     }
 
-    /// SIGKILL to the first process; its backends end when they notice.
-    async fn kill(&self) {
-        let postmaster = self.postmaster.as_ref().unwrap();
-        postmaster.signal(Fault::Kill).unwrap();
-        assert!(postmaster.wait_gone(PATIENCE).await);
+    /// SIGKILL to the first process, and collects it: a zombie would still own its lock file. The
+    /// backends end when they notice.
+    fn kill(&mut self) {
+        let postmaster = self.postmaster.as_mut().unwrap();
+        postmaster.kill().unwrap();
+        postmaster.wait().unwrap();
+    }
+
+    /// Whether it ended by itself.
+    fn is_over(&mut self) -> bool {
+        self.postmaster.as_mut().unwrap().try_wait().unwrap().is_some()
     }
 
     fn access(&self) -> Access {
@@ -95,9 +100,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(postmaster) = &self.postmaster {
-            let _ = postmaster.signal(Fault::Terminate);
-            let _ = postmaster.signal(Fault::Kill);
+        if let Some(postmaster) = &mut self.postmaster {
+            let _ = postmaster.kill();
+            let _ = postmaster.wait();
         }
         // Backends end within moments of their postmaster, and may write until then.
         let deadline = Instant::now() + PATIENCE;
@@ -123,14 +128,16 @@ async fn a_writer_goes_on_after_a_crash_and_every_row_it_was_promised_is_there()
     table.create(&access, PATIENCE).await.unwrap();
     let writer = Writer::start(access.clone(), table.clone(), Pace::STEADY);
     until("twenty rows", || writer.ledger().summary().acked >= 20).await;
-    server.kill().await;
+    server.kill();
     let killed = Instant::now();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    // The lock file is the dead postmaster's, and a backend may still hold the shared memory.
+    server.start();
+    // A backend that has not ended yet holds the shared memory: then it is started again.
     until("a start", || {
-        server.start();
-        std::thread::sleep(Duration::from_millis(100));
-        server.postmaster.as_ref().is_some_and(Process::is_alive)
+        if server.is_over() {
+            server.start();
+        }
+        writer.ledger().first_ack(killed).is_some()
     })
     .await;
     let first = writer.acked_since(killed, PATIENCE).await.expect("writes go on");

@@ -5,6 +5,7 @@
 
 mod failover;
 mod keepalive;
+mod leader;
 mod load;
 mod proclaim;
 mod read;
@@ -31,7 +32,9 @@ pub enum Verb {
     Keepalive(keepalive::Args),
     /// One change to --clients watchers: time until the last one knows
     Watch(watch::Args),
-    /// Leader lost: time until the next successful write, over and over, on a lab
+    /// Leader of the nodes lost: time until the next replicated write, over and over, on a lab
+    Leader(leader::Args),
+    /// Primary database lost: time until the next acknowledged row, over and over, on a lab
     Failover(failover::Args),
 }
 
@@ -76,6 +79,7 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Read(common) => read::run(context, common).await,
         Verb::Keepalive(args) => keepalive::run(context, args).await,
         Verb::Watch(args) => watch::run(context, args).await,
+        Verb::Leader(args) => leader::run(context, args).await,
         Verb::Failover(args) => failover::run(context, args).await,
     }
 }

@@ -1,4 +1,4 @@
-//! `bench failover`: the leader of a lab is killed, frozen or asked to hand over, again and again;
+//! `bench leader`: the leader of a lab is killed, frozen or asked to hand over, again and again;
 //! how long nobody could write, and whether any lease was lost.
 //!
 //! One writer per node, pinned to it, with its own session: it tries to write all the time, 20 ms
@@ -63,12 +63,12 @@ impl Fault {
     }
 }
 
-/// Options of `bench failover`.
+/// Options of `bench leader`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   regent lab up --dir /tmp/lab --nodes-only
-  regent bench failover --dir /tmp/lab --rounds 20 --fault kill -o json
+  regent bench leader --dir /tmp/lab --rounds 20 --fault kill -o json
 ")]
 pub struct Args {
     /// The lab; its processes are killed and started again
@@ -204,7 +204,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     extra.insert("lease_ttl_ms".into(), json!(leases.ttl.as_millis() as u64));
     extra.insert("leases_lost".into(), json!(lost));
     Report {
-        name: "failover",
+        name: "leader",
         ops_s: 0.0,
         latencies: gaps,
         errors: failed + lost,
@@ -222,7 +222,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
 /// One writer, pinned to one node.
 async fn write(mut holder: Holder, successes: Arc<Successes>) {
     while !successes.stop.load(Ordering::Relaxed) {
-        let message = holder.proclamation(bytes::Bytes::from_static(b"failover"));
+        let message = holder.proclamation(bytes::Bytes::from_static(b"bench"));
         let begun = Instant::now();
         match holder.proclaim(message, TRY).await {
             Ok(()) => successes.wrote(begun, Instant::now()).await,
@@ -311,7 +311,7 @@ impl Leases {
         let mut watchers = tokio::task::JoinSet::new();
         for at in 0..count {
             let options =
-                SessionOptions { ttl, label: "bench failover".into(), ..SessionOptions::default() };
+                SessionOptions { ttl, label: "bench leader".into(), ..SessionOptions::default() };
             let session = Session::open(&client, options)
                 .await
                 .map_err(|error| from_call("open a session at the smallest ttl", &error))?;

@@ -1,34 +1,44 @@
 //! `regent lab ...`: a whole playground on this machine, for people and for programs.
 
+mod child;
+mod show;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Parser as _;
-use regent_lab::process::Life;
-use regent_lab::{Connections, Lab, LabError, Plan, Profile, View};
-use serde_json::{Value, json};
+use regent_core::spec::Mode;
+use regent_lab::databases::ground::GroundError;
+use regent_lab::databases::{DatabaseError, Wanted};
+use regent_lab::{Connections, Lab, LabError, Plan, Profile};
+use serde_json::json;
 
 use super::{Context, dispatch};
 use crate::args::{Cli, Globals};
-use crate::duration;
 use crate::error::{CliError, Context as _, Outcome};
 use crate::render::progress;
-use crate::render::table::Table;
+pub use child::{Operation, newest_operation, verb};
+use show::{as_json, as_text};
 
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
-    /// Make a lab: certificates, three nodes in three zones, ready to use
+    /// Make a lab: nodes in three zones, PostgreSQL with its agents, certificates, ready to use
     #[command(after_help = "\
 Examples:
-  regent lab up --dir /tmp/lab --nodes-only
-  regent lab up --dir /tmp/lab --nodes-only --nodes 5 --profile fast -o json
-  regent lab exec --dir /tmp/lab -- election campaign billing --value me --hold
+  regent lab up --dir /tmp/lab
+  regent lab up --dir /tmp/lab --mode lease --instances 2 -o json
+  regent lab up --dir /tmp/lab --nodes-only --nodes 5 --profile fast
+  regent lab exec --dir /tmp/lab -- status
   regent lab down --dir /tmp/lab
 
--o json prints one object: nodes (id, zone, grpc, http, pid), certificates, dir.
+-o json prints one object: nodes (id, zone, grpc, http, pid), service, policy, instances (id, zone,
+role, healthy, host, port, data_dir, agent_pid, fencer_pid, postmaster_pid), user, password, dbname,
+haproxy, certificates, dir. PostgreSQL 13 or newer must be installed; for root there must be a user
+`postgres` to run it.
 ")]
     Up(Up),
-    /// Show what runs: processes, roles, leader
+    /// Show what runs: processes, roles, leader, primary
     Status(Dir),
     /// Run any verb with the lab's identity
     #[command(after_help = "\
@@ -37,7 +47,7 @@ Examples:
   regent lab exec --dir /tmp/lab --as client -- election campaign billing --value me --hold
 ")]
     Exec(Exec),
-    /// Start dead nodes, thaw frozen ones, wait until all is well
+    /// Start what died, thaw what is frozen, wait until all is well
     Heal(Dir),
     /// End the lab's processes and remove its directory
     Down(Dir),
@@ -63,6 +73,19 @@ pub struct Up {
     /// How many nodes
     #[arg(long, default_value_t = 3)]
     pub nodes: u64,
+    /// How many database instances, each in its own zone
+    #[arg(long, default_value_t = 3, conflicts_with = "nodes_only")]
+    pub instances: u64,
+    /// How the database replicates
+    #[arg(long, value_enum, default_value_t, conflicts_with = "nodes_only")]
+    pub mode: ModeName,
+    /// How long a primary that falls silent keeps its right
+    #[arg(long, default_value = "3s", conflicts_with = "nodes_only",
+          value_parser = crate::duration::parse)]
+    pub ttl: Duration,
+    /// When the databases cannot be made, leave what there is, to look at it
+    #[arg(long, conflicts_with = "nodes_only")]
+    pub keep: bool,
     /// How fast the nodes find a new leader
     #[arg(long, value_enum, default_value_t)]
     pub profile: ProfileName,
@@ -86,6 +109,25 @@ impl From<ProfileName> for Profile {
             ProfileName::Lan => Self::Lan,
             ProfileName::Fast => Self::Fast,
             ProfileName::Wan => Self::Wan,
+        }
+    }
+}
+
+/// How a database replicates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ModeName {
+    /// Synchronous: a failover loses nothing
+    #[default]
+    Quorum,
+    /// Asynchronous: a failover waits for a proof that the old primary is out
+    Lease,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Self {
+        match name {
+            ModeName::Quorum => Self::Quorum,
+            ModeName::Lease => Self::Lease,
         }
     }
 }
@@ -130,22 +172,32 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
 }
 
 async fn up(context: &Context, args: Up) -> Outcome {
-    if !args.nodes_only {
-        return Err(CliError::usage("cannot make a lab with databases")
-            .because("instances come with the PostgreSQL part of Regent, which is not built yet")
-            .hint("add --nodes-only for the coordinator nodes alone"));
-    }
     let plan = Plan {
         dir: args.dir,
         binary: own_binary()?,
         nodes: args.nodes,
         profile: args.profile.into(),
     };
-    let what = format!("{} nodes: certificates, processes, a leader", plan.nodes);
-    let turning = progress::turning(context.out, &what);
-    let (lab, view) =
-        regent_lab::up(&plan).await.map_err(|error| from_lab("cannot make the lab", error))?;
-    drop(turning);
+    let failed = |error| from_lab("cannot make the lab", error);
+    let (lab, view) = if args.nodes_only {
+        let what = format!("{} nodes: certificates, processes, a leader", plan.nodes);
+        let _turning = progress::turning(context.out, &what);
+        regent_lab::up(&plan).await.map_err(failed)?
+    } else {
+        let wanted = Wanted {
+            instances: args.instances,
+            mode: args.mode.into(),
+            ttl: args.ttl,
+            keep: args.keep,
+        };
+        // One line that changes on a terminal, a line for each step elsewhere.
+        let turning = progress::turning(context.out, "making the lab");
+        let say = |step: String| match context.out.shows_progress() {
+            true => turning.say(&step),
+            false => context.out.note(&step),
+        };
+        regent_lab::up_with(&plan, &wanted, &say).await.map_err(failed)?
+    };
     context.out.value(
         || as_json(&view),
         || {
@@ -216,17 +268,20 @@ async fn heal(context: &Context, args: Dir) -> Outcome {
             let mut value = as_json(&view);
             value["started"] = json!(healed.started);
             value["thawed"] = json!(healed.thawed);
+            value["started_agents"] = json!(healed.instances.started_agents);
+            value["thawed_instances"] = json!(healed.instances.thawed_instances);
             value
         },
         || {
-            let list = |nodes: &[u64]| match nodes {
-                [] => "none".to_owned(),
-                some => some.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
+            let nodes = |ids: &[u64]| ids.iter().map(|id| format!("node {id}")).collect();
+            let list = |nodes: Vec<String>, instances: &[String]| {
+                let all = [nodes, instances.to_vec()].concat();
+                if all.is_empty() { "none".to_owned() } else { all.join(", ") }
             };
             format!(
                 "started: {}; thawed: {}\n{}",
-                list(&healed.started),
-                list(&healed.thawed),
+                list(nodes(&healed.started), &healed.instances.started_agents),
+                list(nodes(&healed.thawed), &healed.instances.thawed_instances),
                 as_text(&view)
             )
         },
@@ -277,44 +332,40 @@ pub fn from_lab(what: &str, error: LabError) -> CliError {
             (CliError::unreachable(what), "look at `regent lab status` and the nodes' logs")
         }
         LabError::Ports => (CliError::internal(what), "see which programs listen on 20000-32000"),
+        LabError::Database(error) => (from_database(what, error), database_hint(error)),
         _ => (CliError::internal(what), ""),
     };
     base.caused_by(error).hint(hint)
 }
 
-fn as_json(view: &View) -> Value {
-    serde_json::to_value(view).expect("a view is plain data")
+fn from_database(what: &str, error: &DatabaseError) -> CliError {
+    match error {
+        DatabaseError::Ground(_) | DatabaseError::Size { .. } => CliError::usage(what),
+        DatabaseError::NotReady { .. } => CliError::unreachable(what),
+        DatabaseError::Declare(_) => CliError::refused(what),
+        _ => CliError::internal(what),
+    }
 }
 
-fn as_text(view: &View) -> String {
-    let mut table = Table::new([
-        "node", "zone", "role", "process", "pid", "grpc", "http", "applied", "memory", "cpu",
-    ]);
-    for node in &view.nodes {
-        let life = match node.life {
-            Life::Running if node.ready => "ready",
-            Life::Running => "runs, not ready",
-            Life::Frozen => "FROZEN",
-            Life::Dead => "DEAD",
-        };
-        table.row([
-            node.id.to_string(),
-            node.zone.clone(),
-            node.role.clone(),
-            life.to_owned(),
-            node.pid.map(|pid| pid.to_string()).unwrap_or_default(),
-            node.grpc.clone(),
-            node.http.clone(),
-            node.applied.to_string(),
-            node.usage.map(|usage| format!("{} MiB", usage.rss_kib / 1024)).unwrap_or_default(),
-            node.usage.map(|usage| duration::human(usage.cpu_ms)).unwrap_or_default(),
-        ]);
+const fn database_hint(error: &DatabaseError) -> &'static str {
+    match error {
+        DatabaseError::Ground(GroundError::NoPostgres) => {
+            "install it (Debian, Ubuntu: sudo apt-get install postgresql), or add --nodes-only"
+        }
+        DatabaseError::Ground(GroundError::NoOwner) => {
+            "install PostgreSQL's package, which makes it, or run the lab as an ordinary user"
+        }
+        DatabaseError::Ground(GroundError::Closed { .. }) => {
+            "choose a directory that everybody may pass, below /tmp for one, or chmod o+x that one"
+        }
+        DatabaseError::Init { .. }
+        | DatabaseError::Died { .. }
+        | DatabaseError::NotReady { .. } => {
+            "`regent lab up --keep` leaves the agents' logs (<dir>/pg1/agent.log) to be read"
+        }
+        DatabaseError::Ports => "see which programs listen on 20000-32000",
+        _ => "",
     }
-    let leader = match view.leader {
-        0 => "nobody leads".to_owned(),
-        leader => format!("node {leader} leads"),
-    };
-    format!("{table}{leader}\n")
 }
 
 #[cfg(test)]
@@ -349,6 +400,7 @@ mod tests {
                 trust_domain: "lab.regent".into(),
                 profile,
                 nodes: (1..=3).map(node).collect(),
+                databases: None,
             };
             let text = regent_lab::config::text(&lab, &lab.nodes[1]).expect("plain data");
             let config = NodeConfig::parse(&text).expect("the node reads it");
@@ -357,6 +409,14 @@ mod tests {
             let name = format!("{:?}", config.profile).to_lowercase();
             assert_eq!(name, profile.as_str());
         }
+    }
+
+    #[test]
+    fn a_lab_without_postgresql_says_the_one_command_that_installs_it() {
+        let error = LabError::Database(DatabaseError::Ground(GroundError::NoPostgres));
+        let error = from_lab("cannot make the lab", error);
+        assert_eq!(error.kind.exit_code(), 2);
+        assert!(error.to_string().contains("apt-get install postgresql"), "{error}");
     }
 
     #[tokio::test]
