@@ -73,6 +73,7 @@ async fn a_failover_keeps_what_was_acknowledged_and_lists_what_was_not() {
     // Two rows and the canary.
     assert_eq!((lost.count, lost.listed.len(), lost.from), (3, 3, switch.at), "{lost:?}");
     assert!(lost.listed.iter().all(|l| l.time.contains("UTC")), "{lost:?}");
+    assert!(!lost.cut_short);
     assert!(lost.kept_in.unwrap().read_dir().unwrap().count() > 0);
     old.start(&StartAs::Standby { upstream: Some(new.upstream_of("a")) }).await;
     new.streams_to("a").await;
