@@ -41,6 +41,8 @@ pub struct Local {
     pub failing: Option<Instant>,
     /// The newest own commit.
     pub canary: Option<(Instant, Option<bool>)>,
+    /// The others have slots here.
+    pub has_slots: bool,
     /// The set whose names are on disk and loaded.
     pub names: Option<Revision>,
     /// The set that is in force everywhere.
@@ -84,6 +86,7 @@ impl Local {
             probe: Probe::Unknown,
             failing: None,
             canary: None,
+            has_slots: false,
             names: None,
             in_force: None,
             open: false,
@@ -135,6 +138,7 @@ impl Local {
         (self.seen, self.failing, self.canary) = (None, None, None);
         (self.names, self.in_force, self.replayed) = (None, None, None);
         (self.probe, self.streamless) = (Probe::Unknown, None);
+        self.has_slots = false;
         self.proven = proven;
         self.stopped_in_order = in_order;
         self.shut_down = false;
@@ -226,6 +230,7 @@ impl Local {
                 Run::Standby => self.replayed,
                 _ => self.position(),
             },
+            has_slots: self.has_slots,
             names: self.names,
             in_force: self.in_force,
             written: self.written,

@@ -260,6 +260,8 @@ impl Agent {
     }
 
     fn news(&mut self, news: News) {
+        let guard = self.guard.clone();
+        tokio::spawn(async move { guard.look().await });
         match news {
             News::Stopped { proven, in_order, fired } => {
                 tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
@@ -375,10 +377,10 @@ impl Agent {
 
     /// A later deadline goes to the fencer while a primary runs under it.
     fn arm(&mut self, until: Reading) {
-        let primary =
-            self.local.running && self.local.run() == regent_core::role::observe::Run::Primary;
+        use regent_core::agent::{Data, OnDisk};
+        let primary = self.local.running && self.local.data == Data::Present(OnDisk::Primary);
         let later = self.armed_until.is_none_or(|at| at.is_before(until));
-        if primary && later && self.local.open {
+        if primary && later {
             self.armed_until = Some(until);
             let arm = self.next_arm(until);
             let guard = self.guard.clone();

@@ -60,6 +60,7 @@ pub(crate) fn engine_options(config: &AgentConfig) -> Options {
     options.passfile.clone_from(&postgres.passfile);
     options.bin_dir.clone_from(&postgres.bin_dir);
     options.run_as.clone_from(&postgres.run_as);
+    options.starter_changes_user = true;
     options.listen = vec![postgres.listen_host.clone()];
     options.peers = vec!["samehost".to_owned(), "samenet".to_owned()];
     options

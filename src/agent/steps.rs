@@ -112,6 +112,7 @@ impl Tools {
             Step::Compare(upstream) => self.compare(upstream).await,
             Step::Rewind(upstream) => self.rewind(upstream).await,
             Step::Clone(upstream) => self.clone_from(upstream).await,
+            Step::EnsureSlots => self.ensure_slots().await,
             Step::SetNames(set) => self.set_names(set).await,
             Step::ClearNames => self.clear_names().await,
             Step::StartPrimary => self.start_primary(arm).await,
@@ -313,7 +314,8 @@ impl Tools {
 
     async fn set_names(&self, set: &SyncSet) -> Result<Change, StepError> {
         let doing = "setting the names";
-        if !self.guard.is_running() {
+        let status = self.guard.look().await.map_err(failed(doing))?;
+        if status.running.is_none() {
             // Nothing runs: they are set, and waited for, right after the start.
             let revision = set.revision;
             return Ok(Box::new(move |local| local.names = Some(revision)));
@@ -327,6 +329,17 @@ impl Tools {
             let primary = local.seen.as_ref().is_some_and(|(seen, _)| !seen.in_recovery);
             local.in_force = primary.then_some(revision);
         }))
+    }
+
+    async fn ensure_slots(&self) -> Result<Change, StepError> {
+        let others: Vec<String> = self
+            .declared
+            .iter()
+            .filter(|one| one.name != self.me)
+            .map(|one| one.name.to_string())
+            .collect();
+        self.engine.ensure_slots(&others, SOON).await.map_err(failed("making slots"))?;
+        Ok(Box::new(|local| local.has_slots = true))
     }
 
     async fn clear_names(&self) -> Result<Change, StepError> {

@@ -35,6 +35,8 @@ pub(crate) fn init_keeps() -> CapabilitySet {
             | CapabilitySet::SETUID
             | CapabilitySet::SETGID
             | CapabilitySet::DAC_OVERRIDE
+            // What is locked from now on counts against a limit without it: forks would fail.
+            | CapabilitySet::IPC_LOCK
     } else {
         CapabilitySet::empty()
     }

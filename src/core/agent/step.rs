@@ -39,6 +39,8 @@ pub enum Step {
     Clone(InstanceName),
     /// Write down that this instance leads `epoch` from here on.
     NoteLead(Epoch),
+    /// Have a slot for each other instance, so that WAL waits for them.
+    EnsureSlots,
     /// Put the names of a set on disk and load them.
     SetNames(SyncSet),
     /// Lease mode: make sure that no names are set.
@@ -128,6 +130,10 @@ fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
     if !world.answers {
         return Step::Rest;
     }
+    // A standby that finds no slot does not stream, and then nothing is acknowledged.
+    if !world.has_slots {
+        return Step::EnsureSlots;
+    }
     if let Some(step) = names_missing(world, set) {
         return step;
     }
@@ -175,8 +181,11 @@ fn follow(world: &World, upstream: &InstanceName) -> Step {
             if !set {
                 return Step::Follow(upstream.clone());
             }
+            if !world.has_slots {
+                return Step::EnsureSlots;
+            }
             // Its history may be another one, which can only be told when it is down.
-            if world.starved { Step::Kill } else { Step::Rest }
+            if world.starved && world.diverged.is_none() { Step::Kill } else { Step::Rest }
         }
     }
 }

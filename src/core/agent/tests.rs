@@ -40,6 +40,7 @@ fn standby() -> World {
         starved: false,
         replayed: true,
         position: Some(at(2, 100)),
+        has_slots: true,
         names: None,
         in_force: None,
         written: epoch(2),
@@ -114,6 +115,7 @@ fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
             (world.data, world.diverged) = (Data::Present(OnDisk::Standby(None)), Some(false));
         }
         Step::NoteLead(epoch) => notebook.led = *epoch,
+        Step::EnsureSlots => world.has_slots = true,
         Step::SetNames(set) => world.names = Some(set.revision),
         Step::ClearNames => world.names = Some(Revision(5)),
         Step::StartPrimary | Step::Promote => {

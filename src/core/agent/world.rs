@@ -29,6 +29,8 @@ pub struct World {
     pub replayed: bool,
     /// Flushed end.
     pub position: Option<Position>,
+    /// The others have slots here.
+    pub has_slots: bool,
     /// The set whose names are on disk and loaded.
     pub names: Option<Revision>,
     /// The set whose names every walsender and backend uses.

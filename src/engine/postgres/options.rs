@@ -17,6 +17,9 @@ pub struct Options {
     pub bin_dir: Option<PathBuf>,
     /// The user to run everything as; used only when this process is root.
     pub run_as: Option<String>,
+    /// Whether who starts the server becomes that user by itself, as the fencer does; otherwise the
+    /// start command does it.
+    pub starter_changes_user: bool,
     /// Addresses to listen on; 127.0.0.1 is added, because the agent connects there.
     pub listen: Vec<String>,
     /// TCP port.
@@ -56,6 +59,7 @@ impl Options {
             data_dir,
             bin_dir: None,
             run_as: None,
+            starter_changes_user: false,
             listen: Vec::new(),
             port,
             socket_dir: None,

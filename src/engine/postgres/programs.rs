@@ -132,6 +132,11 @@ impl Programs {
     }
 
     /// A program with its arguments, wrapped so that it runs as the owner of the data.
+    /// Where a program is.
+    pub(super) fn path(&self, program: &str) -> PathBuf {
+        self.bin.join(program)
+    }
+
     pub(super) fn line(&self, program: &str) -> (PathBuf, Vec<OsString>) {
         let full = self.bin.join(program);
         match self.owner {

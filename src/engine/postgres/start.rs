@@ -66,7 +66,10 @@ pub(super) fn after(options: &Options) -> Result<(), DiskError> {
 }
 
 fn command(options: &Options, programs: &Programs) -> StartCommand {
-    let (program, mut args) = programs.line("postgres");
+    let (program, mut args) = match options.starter_changes_user {
+        true => (programs.path("postgres"), Vec::new()),
+        false => programs.line("postgres"),
+    };
     args.extend([OsString::from("-D"), options.data_dir.clone().into()]);
     let mut listen = options.listen.clone();
     if !listen.iter().any(|a| matches!(a.as_str(), "*" | "0.0.0.0" | "127.0.0.1" | "localhost")) {
