@@ -114,7 +114,6 @@ impl Tools {
             Step::Clone(upstream) => self.clone_from(upstream).await,
             Step::EnsureSlots => self.ensure_slots().await,
             Step::SetNames(set) => self.set_names(set).await,
-            Step::ClearNames => self.clear_names().await,
             Step::StartPrimary => self.start_primary(arm).await,
             Step::Promote => self.promote(arm).await,
             Step::WriteEpoch(epoch) => self.write_epoch(*epoch).await,
@@ -340,10 +339,6 @@ impl Tools {
             .collect();
         self.engine.ensure_slots(&others, SOON).await.map_err(failed("making slots"))?;
         Ok(Box::new(|local| local.has_slots = true))
-    }
-
-    async fn clear_names(&self) -> Result<Change, StepError> {
-        Ok(nothing())
     }
 
     async fn promote(&self, arm: Option<Arm>) -> Result<Change, StepError> {

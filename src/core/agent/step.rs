@@ -43,8 +43,6 @@ pub enum Step {
     EnsureSlots,
     /// Put the names of a set on disk and load them.
     SetNames(SyncSet),
-    /// Lease mode: make sure that no names are set.
-    ClearNames,
     /// Start as a primary, closed to clients (E4).
     StartPrimary,
     /// End recovery.
@@ -116,10 +114,7 @@ fn lead(notebook: &Notebook, world: &World, epoch: Epoch, set: &SyncSet) -> Step
 
 /// The names on disk and loaded, before anything is acknowledged under them.
 fn names_missing(world: &World, set: &SyncSet) -> Option<Step> {
-    (world.names != Some(set.revision)).then(|| match set.is_degraded() {
-        true => Step::ClearNames,
-        false => Step::SetNames(set.clone()),
-    })
+    (world.names != Some(set.revision)).then(|| Step::SetNames(set.clone()))
 }
 
 /// A primary under its epoch.
@@ -149,7 +144,7 @@ fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
     if !world.open && world.may_serve {
         return Step::Open;
     }
-    if world.covered != Some(set.revision) {
+    if world.covered != Some(set.revision) && !set.is_degraded() {
         return Step::ReportCovered(set.revision);
     }
     Step::Rest

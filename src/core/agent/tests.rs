@@ -117,7 +117,6 @@ fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
         Step::NoteLead(epoch) => notebook.led = *epoch,
         Step::EnsureSlots => world.has_slots = true,
         Step::SetNames(set) => world.names = Some(set.revision),
-        Step::ClearNames => world.names = Some(Revision(5)),
         Step::StartPrimary | Step::Promote => {
             (world.run, world.answers) = (Run::Primary, true);
             world.data = Data::Present(OnDisk::Primary);

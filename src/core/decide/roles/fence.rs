@@ -17,6 +17,9 @@ const RESIGN_WITHIN: Micros = Micros::from_ms(20_000);
 /// Stragglers are waited for this long when the candidate that was asked for, or a better one, may
 /// be among them.
 const STRAGGLERS: Micros = Micros::from_ms(150);
+/// A watermark was sampled at most this long before a leader heard it: an agent's report and a
+/// relay's batch. Longer ones only make a leader say too little of what an agent had not yet told.
+const SAMPLED_BEFORE: Micros = Micros::from_ms(300);
 /// A fence under which nothing can be granted for this long goes back to the old primary, if that
 /// has stopped and can come back: a service without a primary helps nobody (S13).
 const BACK_AFTER: Micros = Micros::from_ms(5_000);
@@ -218,18 +221,22 @@ impl Look<'_> {
         self.lease_loss(candidate)
     }
 
-    /// PROTOCOL.md H. Without a committed watermark the guarantee is the whole of what a lease
-    /// allows: a standby that streamed at the last renewal holds what was sampled then.
+    /// PROTOCOL.md H, by what this leader has heard: everything up to the newest watermark that the
+    /// candidate holds is kept, so at most the time from before its sampling until now is lost. (The
+    /// old primary is out by now, or nothing is granted.) Watermarks are hot facts: a leader that has
+    /// heard none does not know.
     fn lease_loss(&self, candidate: &Candidate<'_>) -> Loss {
-        let holder = self.role.holder.as_ref();
-        let last = holder.and_then(|holder| self.view.facts.of(self.name, holder));
-        let known = last.and_then(|fact| fact.observation.position);
-        let bytes = known
-            .filter(|known| known.epoch == candidate.position.epoch)
-            .map(|known| known.end.0.saturating_sub(candidate.position.end.0));
-        let held = bytes == Some(0);
-        let ms = held.then(|| crate::spec::LossBound::usual_ms(self.spec.policy.ttl_ms));
-        Loss { ms, bytes }
+        let (held, marks) = (&candidate.position, &self.memory.marks);
+        let own = |mark: &&super::Mark| mark.at.epoch == held.epoch;
+        let newest = marks.iter().rev().filter(own).find(|mark| mark.at.end <= held.end);
+        let reached = marks.iter().filter(own).map(|mark| mark.at.end.0).max();
+        Loss {
+            ms: newest.map(|mark| {
+                let since = self.view.now.since(mark.heard).saturating_add(SAMPLED_BEFORE);
+                since.as_ms()
+            }),
+            bytes: reached.map(|end| end.saturating_sub(held.end.0)),
+        }
     }
 
     /// Back to the old primary: it has stopped, and holds everything.

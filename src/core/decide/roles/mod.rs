@@ -22,7 +22,7 @@ mod tests;
 pub mod verdict;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::Decision;
@@ -30,6 +30,8 @@ use super::facts::Facts;
 use crate::command::Command;
 use crate::id::{Revision, ServiceName};
 use crate::lease::skew::SkewVerdict;
+use crate::role::Position;
+use crate::role::observe::Run;
 use crate::spec::{ServiceSpec, TopologyKind};
 use crate::state::State;
 use crate::state::role::row::ServiceRole;
@@ -66,6 +68,16 @@ pub struct Roles {
     services: BTreeMap<ServiceName, Memory>,
 }
 
+/// Watermarks remembered of a primary: at five a second twelve seconds, four times the usual ttl.
+const MAX_MARKS: usize = 64;
+
+/// A primary's flushed end, and when it was heard of.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    heard: Reading,
+    at: Position,
+}
+
 /// What is remembered of one service.
 #[derive(Clone, Debug, Default)]
 struct Memory {
@@ -81,6 +93,8 @@ struct Memory {
     fence: Option<(Revision, Reading)>,
     /// Since when the primary is said to be stopped in order.
     stopped: Option<Reading>,
+    /// Where the primary's WAL was when: the newest last.
+    marks: VecDeque<Mark>,
     /// When this leader first saw the promotion whose repair goes on.
     repair: Option<(Revision, Reading)>,
 }
@@ -177,6 +191,19 @@ impl Look<'_> {
             self.memory.stopped.get_or_insert(now);
         } else {
             self.memory.stopped = None;
+        }
+        let running = fact.filter(|fact| fact.observation.run == Run::Primary);
+        let seen = running.and_then(|fact| {
+            fact.observation.position.map(|at| Mark { heard: fact.heard, at })
+        });
+        if let Some(mark) = seen.filter(|_| self.role.fence.is_none()) {
+            let marks = &mut self.memory.marks;
+            if marks.back().is_none_or(|last| last.heard != mark.heard) {
+                if marks.len() == MAX_MARKS {
+                    marks.pop_front();
+                }
+                marks.push_back(mark);
+            }
         }
         match (&self.role.promoted, self.memory.repair) {
             (Some(promoted), Some((of, _))) if promoted.revision == of => {}
