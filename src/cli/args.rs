@@ -84,6 +84,26 @@ pub enum Command {
     /// Declare, show and watch services
     #[command(subcommand)]
     Services(command::services::Verb),
+    /// Make another instance primary, in order
+    Switchover(command::operations::Switchover),
+    /// Make another instance primary, because the old one is gone
+    Failover(command::operations::Failover),
+    /// See failovers and switchovers, give one up
+    #[command(subcommand)]
+    Operations(command::operations::Verb),
+    /// Say what the leader knows of a service, what it would do, and why not
+    Explain(command::explain::Args),
+    /// See what people are asked
+    #[command(subcommand)]
+    Approvals(command::approvals::Verb),
+    /// Grant an approval
+    Approve(command::approvals::Answer),
+    /// Deny an approval
+    Deny(command::approvals::Answer),
+    /// Keep Regent's hands off a service
+    Pause(command::operations::Pause),
+    /// End a pause
+    Resume(command::operations::Pause),
     /// Campaign for a lease, hold it, watch who has it
     #[command(subcommand)]
     Election(command::election::Verb),

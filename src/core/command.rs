@@ -370,6 +370,14 @@ mod tests {
         assert_eq!(number(&Command::DeleteElection { election: election(), expect }), 21);
         let under = Command::ResignEpoch { election: election(), session, nonce, epoch };
         assert_eq!(number(&under), 22);
+        let service = || "s".parse().expect("a name");
+        let pause = Command::SetPause { service: service(), paused: true, reason: String::new() };
+        assert_eq!((number(&pause), pause.level()), (39, ENTRY_VERSION));
+        let candidate = "i".parse().expect("a name");
+        assert_eq!(number(&Command::GrantFirst { service: service(), candidate }), 25);
+        let by = Principal::cluster();
+        assert_eq!(Entry::new(WallMs(0), by.clone(), None, &pause).version, 2);
+        assert_eq!(Entry::new(WallMs(0), by, None, &resign).version, 1);
         let incarnation = Incarnation { counter: 1, id: 7 };
         assert_eq!(number(&Command::OpenGrants { incarnation }), 23);
     }

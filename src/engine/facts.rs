@@ -237,7 +237,7 @@ pub struct LostTransactions {
     pub to: Lsn,
     /// Where a copy of that WAL lies.
     pub kept_in: Option<PathBuf>,
-    /// Whether the copy was cut short by its size limit.
+    /// Whether the copy was cut short by its size limit, or WAL that is gone could not be counted.
     pub cut_short: bool,
 }
 

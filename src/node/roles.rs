@@ -91,7 +91,10 @@ impl Shell {
                 self.begin(&mut under_way, commands);
             }
             tokio::select! {
-                () = self.board.roles_changed() => {}
+                () = self.board.roles_changed() => {
+                    let state = self.state.read();
+                    self.reports.keep_only(|service| state.services().contains_key(service));
+                }
                 () = self.desk.changed(), if !idle => {}
                 Some((service, well)) = under_way.work.next() => under_way.done(service, well),
                 _ = looks.tick(), if !idle => {}

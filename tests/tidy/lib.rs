@@ -42,6 +42,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/fencer", &["tokio::", "SystemTime"]),
     // Its clocks are the lease's, which count a suspend.
     ("src/fencer/init", &["Instant"]),
+    ("src/engine", &["tonic::", "openraft::", "sled::", "regent_rpc", "regent_fencer"]),
     ("src/cli", &["openraft::", "sled::"]),
     ("src/lab", &["openraft::", "sled::"]),
     ("tests/sim", &["tonic::", "sled::", "SystemTime", "HashMap", "HashSet"]),

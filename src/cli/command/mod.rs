@@ -1,15 +1,18 @@
 //! The verbs, one file each, and what they share: the global options and where to print.
 
 pub mod agent;
+pub mod approvals;
 pub mod audit;
 pub mod backup;
 pub mod bench;
 pub mod completions;
 pub mod demo;
 pub mod election;
+pub mod explain;
 pub mod internal;
 pub mod lab;
 pub mod members;
+pub mod operations;
 pub mod pki;
 pub mod recover;
 pub mod restore;
@@ -57,6 +60,15 @@ pub fn dispatch(context: &Context, command: Command) -> BoxFuture<'_, Outcome> {
             Command::Agent(args) => agent::run(context, args).await,
             Command::Status(args) => status::run(context, args).await,
             Command::Services(verb) => services::run(context, verb).await,
+            Command::Switchover(args) => operations::switchover(context, args).await,
+            Command::Failover(args) => operations::failover(context, args).await,
+            Command::Operations(verb) => operations::run(context, verb).await,
+            Command::Explain(args) => explain::run(context, args).await,
+            Command::Approvals(verb) => approvals::run(context, verb).await,
+            Command::Approve(args) => approvals::answer(context, args, true).await,
+            Command::Deny(args) => approvals::answer(context, args, false).await,
+            Command::Pause(args) => operations::pause(context, args, true).await,
+            Command::Resume(args) => operations::pause(context, args, false).await,
             Command::Election(verb) => election::run(context, verb).await,
             Command::Members(verb) => members::run(context, verb).await,
             Command::Backup(args) => backup::run(context, args).await,

@@ -14,12 +14,13 @@ use serde_json::json;
 
 use super::Context;
 use super::election::Read;
+use super::operations;
 use crate::connect::Cluster;
 use crate::declare;
 use crate::error::{CliError, Context as _, Outcome};
 use crate::follow::{Mark, Step, follow};
 use crate::render::table::Table;
-use crate::render::{json, text};
+use crate::render::{json, role, text};
 
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
@@ -248,9 +249,19 @@ async fn show(context: &Context, name: String, read: Read) -> Outcome {
             .because("there is no such service")
             .hint("`regent services list` shows those there are"));
     };
+    let roles = operations::roles(&cluster, &name, &read).await.unwrap_or_default();
     context.out.value(
-        || json!({ "stamp": json::stamp(&answer.stamp), "service": json::service(&row) }),
-        || as_text(&row),
+        || {
+            json!({
+                "stamp": json::stamp(&answer.stamp),
+                "service": json::service(&row),
+                "role": roles.first().map(role::role),
+            })
+        },
+        || match roles.as_slice() {
+            [] => as_text(&row),
+            roles => format!("{}\n{}", as_text(&row), role::roles(roles)),
+        },
     );
     Ok(())
 }

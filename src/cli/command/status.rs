@@ -1,15 +1,20 @@
 //! `regent status`: every node's own view, side by side. A node that does not answer is a line
 //! too: that is what one looks for at 3 a.m.
 
+use std::time::Duration;
+
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::cluster_service_client::ClusterServiceClient;
 use serde_json::{Value, json};
 
 use super::Context;
+use super::election::Read;
+use super::operations;
 use crate::connect::{Cluster, from_status};
 use crate::duration;
 use crate::error::{CliError, Outcome};
 use crate::render::json;
+use crate::render::role;
 use crate::render::table::Table;
 use crate::render::text;
 
@@ -46,7 +51,23 @@ pub async fn run(context: &Context, _args: Args) -> Outcome {
             });
         return Err(error.hint("check that the nodes run, --endpoints, and your certificate"));
     };
-    context.out.value(|| as_json(best, &views), || as_text(best, &views));
+    // As old as a node has them: nobody waits here for a cluster that is not well.
+    let read = Read { max_age: Some(Duration::from_secs(86_400)) };
+    let roles = match (best.leader, best.services) {
+        (0, _) | (_, 0) => Vec::new(),
+        _ => operations::roles(&cluster, "", &read).await.unwrap_or_default(),
+    };
+    context.out.value(
+        || {
+            let mut whole = as_json(best, &views);
+            whole["roles"] = json!(roles.iter().map(role::role).collect::<Vec<_>>());
+            whole
+        },
+        || match roles.as_slice() {
+            [] => as_text(best, &views),
+            roles => format!("{}\n{}", as_text(best, &views), role::roles(roles)),
+        },
+    );
     if best.leader == 0 {
         return Err(CliError::unreachable("the cluster has no leader")
             .because("no node that answered knows one")

@@ -2,6 +2,7 @@
 
 pub mod json;
 pub mod progress;
+pub mod role;
 pub mod table;
 pub mod text;
 

@@ -146,7 +146,8 @@ pub(super) async fn rewind(
         wal::commits(&options.data_dir, programs, &parting.line, from, parting.end).await?;
     if from < parting.end {
         let (kept_in, cut_short) = pg.disk(move |o, p| keep(o, p, &parting, from)).await?;
-        (lost.kept_in, lost.cut_short) = (Some(kept_in), cut_short);
+        lost.kept_in = Some(kept_in);
+        lost.cut_short |= cut_short;
     }
     pg.disk(|o, p| {
         marker::begin(o, "rewind", p.owner)?;

@@ -105,8 +105,8 @@ pub(super) async fn detach(
     by: Instant,
 ) -> Result<(), ChangeError> {
     erase(pg).await?;
-    let link = pg.monitor(by).await?;
     postmaster.reload().await.map_err(ChangeError::Signal)?;
+    let link = pg.monitor(by).await?;
     // The receiver is ended at once, not when the startup process gets to it: that may be paused.
     let mut ended = look(&link, by).await?.receiver;
     if let Some(pid) = ended {

@@ -51,7 +51,8 @@ pub(in crate::state) fn begin_anew(draft: &mut Draft<'_>) {
     let roles: Vec<_> =
         rows.roles().iter().map(|(name, row)| (name.clone(), ServiceRole::clone(row))).collect();
     for (key, mut row) in open {
-        enter(draft, &mut row, Phase::GivenUp);
+        let end = if row.epoch.is_some() { Phase::Done } else { Phase::GivenUp };
+        enter(draft, &mut row, end);
         draft.set_operation(&key, Some(row));
     }
     for (name, was) in roles {
@@ -86,7 +87,8 @@ pub(in crate::state) fn may_change(draft: &Draft<'_>, spec: &ServiceSpec) -> Res
         }
     }
     let declared: BTreeSet<_> = spec.instances.iter().map(|instance| &instance.name).collect();
-    for instance in concerned(role).into_iter().filter(|name| !declared.contains(*name)) {
+    let missing = concerned(role).into_iter().find(|name| !declared.contains(*name));
+    missing.map_or(Ok(()), |instance| {
         let by = if role.holder.as_ref() == Some(instance) {
             "it is the primary"
         } else if role.counts(instance) {
@@ -94,9 +96,8 @@ pub(in crate::state) fn may_change(draft: &Draft<'_>, spec: &ServiceSpec) -> Res
         } else {
             "a role change is under way"
         };
-        return Err(in_use("instance", instance.as_str(), by.to_owned()));
-    }
-    Ok(())
+        Err(in_use("instance", instance.as_str(), by.to_owned()))
+    })
 }
 
 /// Instances that may not vanish: the holder, who is counted in a set, and under a fence everybody.

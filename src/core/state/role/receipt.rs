@@ -59,7 +59,8 @@ fn counts(
 ) -> Result<(), Rejection> {
     let resigned = receipt.proof == Proof::Resigned;
     let of_this = receipt.fence == fence.fence && (!resigned || fence.kind.is_planned());
-    if !of_this && !(resigned && Some(receipt.fence) == fence.taken_over) {
+    let taken_over = resigned && Some(receipt.fence) == fence.taken_over;
+    if !of_this && !taken_over {
         return Err(void(&format!("it is for fence {}, not {}", receipt.fence, fence.fence)));
     }
     if receipt.boot != row.boot || receipt.nonce != row.nonce {

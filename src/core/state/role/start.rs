@@ -209,7 +209,7 @@ fn bind(
     match &role.lease {
         Some(lease) if lease.session == start.session => {
             let changed = lease.fencer != start.fencer;
-            changed.then(|| RoleLease { mark: lease.mark, ..new })
+            changed.then_some(RoleLease { mark: lease.mark, ..new })
         }
         // Where a lapse proves something, a stranger takes over nothing that may still run (E2), and
         // what has lapsed is out until it is granted anew.

@@ -3,6 +3,7 @@
 
 mod model;
 mod poison;
+mod role_model;
 mod role_words;
 mod script;
 mod speed;
@@ -172,6 +173,21 @@ fn behind_the_barrier_nothing_is_applied_not_even_the_revision() {
     assert_eq!((bench.state.revision(), bench.state.rolling_hash()), before);
     let error = State::decode_snapshot(&bench.state.encode_snapshot()).unwrap_err();
     assert!(error.to_string().contains("feature level 3"), "{error}");
+}
+
+#[test]
+fn below_the_level_of_roles_a_snapshot_is_one_that_the_release_before_can_read() {
+    let mut bench = Bench::new();
+    bench.run(put_service(service("s", &["a"], &[])));
+    let version = |state: &State| {
+        let bytes = state.encode_snapshot();
+        let read = State::decode_snapshot(&bytes).unwrap();
+        assert_eq!(read.encode_snapshot(), bytes);
+        u16::from_le_bytes([bytes[8], bytes[9]])
+    };
+    assert_eq!(version(&bench.state), 1);
+    bench.run(Command::RaiseFeatureLevel { to: 2 });
+    assert_eq!(version(&bench.state), 2);
 }
 
 #[test]

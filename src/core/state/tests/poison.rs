@@ -4,8 +4,11 @@
 use super::*;
 use crate::command::Scope as Touches;
 use crate::effect::Change;
+use crate::id::Epoch;
 use crate::reply::Rejection;
+use crate::role::{AgentStart, Armed, DataIdentity, DirectiveNumber, Position};
 use crate::state::journal::Draft;
+use crate::state::role::row::ServiceRole;
 
 /// A readable envelope for `service` around a body that is no command.
 fn corrupted(service: &str) -> Vec<u8> {
@@ -113,6 +116,93 @@ fn a_handler_that_panics_half_way_leaves_nothing_behind() {
         panic!("a wrong handler (this message in the output of the test is expected)");
     });
     assert_eq!(why, "its handler panicked");
+}
+
+/// A service with a primary, by the commands that make one.
+fn with_primary(bench: &mut Bench) -> ServiceName {
+    bench.run(Command::RaiseFeatureLevel { to: 2 });
+    let spec = service_spec("orders");
+    let name = spec.name.clone();
+    bench.run(put_service(spec));
+    for instance in ["a", "b"] {
+        bench.by = Principal::new(Role::Agent, format!("orders/{instance}"));
+        let session = bench.open(1);
+        let data = DataIdentity {
+            system: 1,
+            generation: 1,
+            epoch: Epoch::NONE,
+            position: Position::default(),
+            out_of_recovery: false,
+        };
+        let start = Box::new(AgentStart {
+            session,
+            nonce: Nonce(1),
+            boot: 0,
+            disk: session.0,
+            seen: DirectiveNumber::default(),
+            data: Some(data),
+            fencer: Armed::Armed,
+        });
+        let instance = InstanceName::parse(instance).unwrap();
+        bench.run(Command::AcceptStart { service: name.clone(), instance, start });
+    }
+    bench.by = Principal::cluster();
+    let candidate = InstanceName::parse("a").unwrap();
+    let granted = bench.run(Command::GrantFirst { service: name.clone(), candidate }).reply;
+    assert!(matches!(granted, Reply::Granted { .. }), "{granted:?}");
+    name
+}
+
+#[test]
+fn a_broken_rule_of_a_role_is_rolled_back_and_nothing_else_is_touched() {
+    type Break = fn(&mut ServiceRole);
+    let breaks: [(Break, &str); 6] = [
+        (|role| role.epoch.revision.0 -= 1, "S3: a role's epoch went back"),
+        (|role| role.epoch.revision.0 += 1, "S6: a grant without a fence"),
+        (|role| role.holder = "b".parse().ok(), "S3: a new primary without a new epoch"),
+        (|role| role.routes_open = true, "the write route is open"),
+        (|role| role.lease.as_mut().unwrap().session.0 += 1, "a lease whose session is gone"),
+        (|role| role.instances.clear(), "a primary that has never started"),
+    ];
+    for (wrong, rule) in breaks {
+        let mut bench = Bench::new();
+        let name = with_primary(&mut bench);
+        let before = bench.state.encode_snapshot();
+        let revision = bench.state.revision().next();
+        let by = bench.by.clone();
+        let why = bench.state.attempt(revision, &by, |draft| {
+            let mut role = ServiceRole::clone(&draft.rows().roles()[&name]);
+            wrong(&mut role);
+            draft.set_role(&name, Some(role));
+            Ok(Reply::Done { revision })
+        });
+        let why = why.unwrap_err();
+        assert!(why.starts_with(rule), "{why}, not {rule}");
+        assert_eq!(bench.state.encode_snapshot(), before);
+    }
+}
+
+#[test]
+fn an_unreadable_entry_of_a_role_lets_only_its_service_stand_still() {
+    let mut bench = Bench::new();
+    let name = with_primary(&mut bench);
+    bench.run(put_service(service_spec("bills")));
+    let pause = Command::SetPause { service: name.clone(), paused: true, reason: String::new() };
+    let mut entry = Entry::new(WallMs(5), bench.by.clone(), None, &pause);
+    entry.body.pop();
+    bench.raw(&entry.encode());
+    let quarantined = |bench: &Bench, name: &str| {
+        bench.state.services()[&ServiceName::parse(name).unwrap()].quarantine.is_some()
+    };
+    assert!(quarantined(&bench, "orders") && !quarantined(&bench, "bills"));
+    let refused = bench.run(pause).reply;
+    assert!(matches!(refused, Reply::Rejected(Rejection::Quarantined { .. })), "{refused:?}");
+    // The end of the holder's session is still written down.
+    let lease = bench.state.roles()[&name].lease.clone().unwrap();
+    let seen = crate::id::RenewalNumber(0);
+    let lapsed = vec![crate::command::Lapsed { session: lease.session, seen }];
+    bench.run(Command::ExpireSessions { lapsed });
+    assert_eq!(bench.state.roles()[&name].lease, None);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::script::{Words, epoch, list};
+use crate::authz::{Principal, Role};
 use crate::command::Command;
 use crate::id::{Epoch, InstanceName, Nonce, Revision, ServiceName, SessionId};
 use crate::role::{
@@ -98,7 +99,7 @@ fn phase(text: &str) -> Phase {
 }
 
 /// Puts what stands in the role of the first service in the place of `@fence`, `@op`, `@epoch`,
-/// `@set` and `@asked`.
+/// `@set`, `@lease` and `@asked`.
 pub(super) fn resolve(state: &State, line: &str) -> String {
     let Some((name, role)) = state.roles().iter().next() else { return line.to_owned() };
     let op = role.operation.unwrap_or_default();
@@ -106,11 +107,35 @@ pub(super) fn resolve(state: &State, line: &str) -> String {
     let asked = row.and_then(|row| row.approval.as_ref()).map_or(Revision(0), |asked| asked.id);
     let fence = role.fence.as_ref().map_or(Revision(0), |fence| fence.fence);
     let set = role.set.as_ref().map_or(Revision(0), |set| set.revision);
-    line.replace("@fence", &fence.to_string())
+    let lease = role.lease.as_ref().map_or(SessionId(0), |lease| lease.session);
+    line.replace("@lease", &lease.to_string())
+        .replace("@fence", &fence.to_string())
         .replace("@op", &op.to_string())
         .replace("@epoch", &role.epoch.to_string())
         .replace("@set", &set.to_string())
         .replace("@asked", &asked.to_string())
+}
+
+/// Whose agent sends a command, if it is one that agents send for their own instance.
+pub(super) fn sender(command: &Command) -> Option<Principal> {
+    let agent = |service: &ServiceName, instance: &InstanceName| {
+        Some(Principal::new(Role::Agent, format!("{service}/{instance}")))
+    };
+    match command {
+        Command::AcceptStart { service, instance, .. } => agent(service, instance),
+        Command::RecordReceipt { service, receipt } => agent(service, &receipt.instance),
+        _ => None,
+    }
+}
+
+/// A start that names no session comes over the newest one of its agent.
+pub(super) fn on_newest(state: &State, by: &Principal, command: &mut Command) {
+    if let Command::AcceptStart { start, .. } = command
+        && start.session == SessionId(0)
+    {
+        let own = state.sessions().iter().filter(|(_, row)| row.owner == *by);
+        start.session = own.map(|(id, _)| *id).max().unwrap_or_default();
+    }
 }
 
 /// The command of a verb about roles.
