@@ -325,7 +325,7 @@ pub fn from_lab(what: &str, error: LabError) -> CliError {
         }
         LabError::NotEmpty { .. } => (CliError::refused(what), "name a new directory"),
         LabError::Open(OpenError::None { .. }) => {
-            (CliError::usage(what), "make one: `regent lab up --dir D --nodes-only`")
+            (CliError::usage(what), "make one: `regent lab up --dir D`")
         }
         LabError::Size { .. } => (CliError::usage(what), "3 and 5 are the usual sizes"),
         LabError::NotReady { .. } => {
