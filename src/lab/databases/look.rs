@@ -90,9 +90,9 @@ pub struct InstanceView {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 struct StatusFile {
-    agent_pid: Option<u32>,
-    fencer_pid: Option<u32>,
-    postmaster_pid: Option<u32>,
+    agent_pid: Option<i64>,
+    fencer_pid: Option<i64>,
+    postmaster_pid: Option<i64>,
     role: Option<String>,
     epoch: Value,
     open: bool,
@@ -187,7 +187,10 @@ async fn look(lab: &Lab, instance: &LabInstance) -> InstanceView {
         // Neither: what it wrote down last, if it is alive to have meant it.
         _ => told.role.filter(|_| agent != Life::Dead).unwrap_or_default(),
     };
-    let pid = |pid: Option<u32>| pid.filter(|pid| owned::if_of(lab, instance, *pid).is_some());
+    let pid = |pid: Option<i64>| {
+        let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+        pid.filter(|pid| owned::if_of(lab, instance, *pid).is_some())
+    };
     let started = instance.process.as_ref().filter(|_| agent != Life::Dead).map(|p| p.pid);
     InstanceView {
         id: instance.id.clone(),

@@ -12,9 +12,11 @@ use regent_lab::databases::{
 use regent_lab::process::Fault;
 use regent_lab::writer::{Fate, Ledger, Pace, Table, Verdict, Writer, verify};
 use regent_lab::{Lab, Plan, Profile};
+use regent_rpc::pb::v1;
+use tokio::task::JoinSet;
 
 use super::timeline::Timeline;
-use crate::command::lab::{Operation, from_lab, newest_operation, own_binary};
+use crate::command::lab::{Operator, from_lab, own_binary};
 use crate::error::{CliError, Context as _, Outcome};
 
 /// Nothing in the demo takes longer, but for the start and the way back.
@@ -46,12 +48,6 @@ impl Kill {
         let kill = self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         i128::from(at_ms) - i128::try_from(kill).unwrap_or_default()
     }
-
-    /// A wall clock's instant on the timeline.
-    fn instant(&self, at_ms: u64) -> Instant {
-        let after = u64::try_from(self.wall_ms(at_ms)).unwrap_or(0);
-        self.at + Duration::from_millis(after)
-    }
 }
 
 /// What there is to look at.
@@ -59,6 +55,7 @@ struct Scene {
     lab: Lab,
     databases: Databases,
     table: Table,
+    operator: Operator,
 }
 
 /// Shows it.
@@ -77,10 +74,9 @@ pub async fn show(dir: &Path, timeline: &Arc<Timeline>) -> Outcome {
     timeline.say(format!("a client writes a row each 5 ms; {rows} are acknowledged"));
 
     let (kill, old) = kill_primary(&scene, timeline).await?;
-    let watch = tokio::spawn(watch(scene.databases.clone(), old, Arc::clone(timeline)));
+    let watch = Watch::start(&scene, old, kill, timeline);
     let first = first_ack(&writer, kill, old).await;
     let Some((at, new)) = first else {
-        watch.abort();
         timeline.claim("another instance took over", false);
         return Err(CliError::internal("no other instance acknowledged a row")
             .because(troubles(&writer.ledger())));
@@ -89,16 +85,16 @@ pub async fn show(dir: &Path, timeline: &Arc<Timeline>) -> Outcome {
     timeline.at(at, format!("{} acknowledges the first row, {} ms later", id(new), kill.ms(at)));
     timeline.claim("another instance took over", new != old);
     tokio::time::sleep(SETTLED).await;
-    watch.abort();
+    drop(watch);
 
     let back = rejoin(dir, &scene, old, timeline).await?;
     let ledger = writer.stop().await;
     let verdict = verify(&access, &scene.table, &ledger, PATIENCE)
         .await
         .or_internal(|| "cannot read the rows back".to_owned())?;
-    let operation = newest_operation(&scene.lab, &scene.databases.service).await;
-    if let Some(operation) = &operation {
-        tell_operation(operation, kill, timeline);
+    match scene.operator.newest().await {
+        Some(operation) => tell_operation(&operation, kill, timeline),
+        None => timeline.say("the nodes tell of no role change"),
     }
     report(&ledger, &verdict, kill, back, timeline);
     Ok(())
@@ -123,7 +119,8 @@ async fn set_up(dir: &Path, timeline: &Arc<Timeline>) -> Outcome<Scene> {
     let table = Table::fresh("demo");
     let access = databases.access();
     table.create(&access, PATIENCE).await.or_internal(|| "cannot make a table".to_owned())?;
-    Ok(Scene { lab, databases, table })
+    let operator = Operator::of(&lab)?;
+    Ok(Scene { lab, databases, table, operator })
 }
 
 /// Which one was primary; nothing of it is left.
@@ -149,21 +146,54 @@ async fn kill_primary(scene: &Scene, timeline: &Timeline) -> Outcome<(Kill, usiz
     Ok((kill, at))
 }
 
-/// Says when an agent's word about itself changes, until it is aborted.
-async fn watch(databases: Databases, dead: usize, timeline: Arc<Timeline>) {
-    let mut last = vec![None; databases.instances.len()];
+/// Tells what happens while it happens, until it is dropped.
+struct Watch(JoinSet<()>);
+
+impl Watch {
+    fn start(scene: &Scene, dead: usize, kill: Kill, timeline: &Arc<Timeline>) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch_agents(scene.databases.clone(), dead, Arc::clone(timeline)));
+        tasks.spawn(watch_nodes(scene.operator.clone(), kill, Arc::clone(timeline)));
+        Self(tasks)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort_all();
+    }
+}
+
+/// Says when an agent's word about itself changes.
+async fn watch_agents(databases: Databases, dead: usize, timeline: Arc<Timeline>) {
+    let mut primary = vec![false; databases.instances.len()];
     loop {
         for (at, instance) in databases.instances.iter().enumerate().filter(|(at, _)| *at != dead) {
             let answer = http::get(&instance.http, "/primary", ANSWER).await;
-            let primary = answer.is_some_and(|answer| answer.code == 200);
-            if last[at].is_some_and(|before| before != primary) || (primary && last[at].is_none()) {
-                let word = if primary { "it is primary, and open" } else { "it is not primary" };
+            let now = answer.is_some_and(|answer| answer.code == 200);
+            if now != primary[at] {
+                let word = if now { "it is primary, and open" } else { "it is not primary" };
                 timeline.say(format!("the agent of {} says: {word}", instance.id));
             }
-            last[at] = Some(primary);
+            primary[at] = now;
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Says each phase of the role change that the kill made, as the nodes commit it.
+async fn watch_nodes(operator: Operator, kill: Kill, timeline: Arc<Timeline>) {
+    let mut told = 0;
+    operator
+        .watch(|operation| {
+            // One of before the kill is how the lab came to its first primary.
+            let ours = operation.history.first().is_some_and(|one| kill.wall_ms(one.at_ms) >= 0);
+            for began in operation.history.iter().skip(told).filter(|_| ours) {
+                timeline.say(format!("the nodes: {}, {}", operation.kind, began.phase));
+                told += 1;
+            }
+        })
+        .await;
 }
 
 /// When another host acknowledged a row that was sent after the kill, and which.
@@ -198,23 +228,18 @@ async fn rejoin(dir: &Path, scene: &Scene, old: usize, timeline: &Timeline) -> O
     Ok(took)
 }
 
-/// What the nodes wrote down: when each phase began, and which proof the new right rests on.
-fn tell_operation(operation: &Operation, kill: Kill, timeline: &Timeline) {
+/// What the nodes wrote down: what they saw, when, and which proofs the new right rests on.
+fn tell_operation(operation: &v1::Operation, kill: Kill, timeline: &Timeline) {
     let because = if operation.verdict.is_empty() { &operation.kind } else { &operation.verdict };
-    for began in &operation.history {
-        timeline.at(
-            kill.instant(began.at_ms),
-            format!(
-                "{}: {} ({} ms after the kill)",
-                operation.kind,
-                began.phase,
-                kill.wall_ms(began.at_ms)
-            ),
-        );
-    }
-    timeline.say(format!("detected as {because}: {} -> {}", operation.from, operation.to));
+    timeline.say(format!("detected: {because}; {} -> {}", operation.from, operation.to));
     timeline.say(format!("the old primary is out: {}", operation.out));
     timeline.say(format!("the new primary is complete: {}", operation.complete));
+    let phases: Vec<String> = operation
+        .history
+        .iter()
+        .map(|began| format!("{} {} ms", began.phase, kill.wall_ms(began.at_ms)))
+        .collect();
+    timeline.say(format!("after the kill: {}", phases.join(", ")));
 }
 
 fn report(ledger: &Ledger, verdict: &Verdict, kill: Kill, back: Duration, timeline: &Timeline) {

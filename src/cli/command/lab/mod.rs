@@ -1,6 +1,6 @@
 //! `regent lab ...`: a whole playground on this machine, for people and for programs.
 
-mod child;
+mod operator;
 mod show;
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::{Context, dispatch};
 use crate::args::{Cli, Globals};
 use crate::error::{CliError, Context as _, Outcome};
 use crate::render::progress;
-pub use child::{Operation, newest_operation, verb};
+pub use operator::Operator;
 use show::{as_json, as_text};
 
 /// The verbs.
@@ -325,7 +325,7 @@ pub fn from_lab(what: &str, error: LabError) -> CliError {
         }
         LabError::NotEmpty { .. } => (CliError::refused(what), "name a new directory"),
         LabError::Open(OpenError::None { .. }) => {
-            (CliError::usage(what), "make one: `regent lab up --dir D --nodes-only`")
+            (CliError::usage(what), "make one: `regent lab up --dir D`")
         }
         LabError::Size { .. } => (CliError::usage(what), "3 and 5 are the usual sizes"),
         LabError::NotReady { .. } => {

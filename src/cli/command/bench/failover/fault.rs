@@ -6,7 +6,7 @@ use regent_lab::Lab;
 use regent_lab::databases::{DatabaseError, LabInstance, owned, signal_host};
 use regent_lab::process::Fault as Signal;
 
-use crate::command::lab::{Identity, connect, from_lab, verb};
+use crate::command::lab::{Operator, connect, from_lab};
 use crate::error::{CliError, Context as _, Outcome};
 
 /// What is done to the primary.
@@ -95,11 +95,7 @@ impl Fault {
                 host(lab, primary, Signal::Kill)
             }
             Self::Coordinators => lab.nodes.iter().try_for_each(|one| node(lab, one.id)),
-            Self::Switchover => {
-                let service = lab.databases.as_ref().map_or("", |all| all.service.as_str());
-                let words = ["switchover", service, "--reason", "bench failover"];
-                verb(lab, Identity::Operator, &words).await.map(|_| ())
-            }
+            Self::Switchover => Operator::of(lab)?.switchover("bench failover").await,
             Self::Cut => self.check(lab, usize::MAX),
         }
     }

@@ -8,7 +8,7 @@ use regent_lab::writer::{Ledger, Pace, Summary, Table, Verdict, Writer, verify};
 use serde_json::{Value, json};
 
 use super::Args;
-use crate::command::lab::{from_lab, newest_operation};
+use crate::command::lab::{Operator, from_lab};
 use crate::error::{CliError, Context as _, Outcome};
 
 /// A run in which no row is acknowledged for so long has failed.
@@ -81,7 +81,8 @@ pub async fn once(lab: &mut Lab, args: &Args) -> Outcome<Run> {
         .and_then(|seen| databases.instance(&seen.id))
         .ok_or_else(|| CliError::internal("the lab has no primary"))?;
     let old = databases.instances.iter().position(|one| one.id == primary.id).unwrap_or(0);
-    let before = newest_operation(lab, &databases.service).await.map_or(0, |one| one.id);
+    let operator = Operator::of(lab)?;
+    let before = operator.newest().await.map_or(0, |one| one.id);
 
     let access = databases.access();
     let table = Table::fresh("bench");
@@ -104,7 +105,7 @@ pub async fn once(lab: &mut Lab, args: &Args) -> Outcome<Run> {
     let verdict = verify(&access, &table, &ledger, LONGEST)
         .await
         .or_internal(|| "cannot read the rows back".to_owned())?;
-    let operation = newest_operation(lab, &databases.service).await.filter(|one| one.id > before);
+    let operation = operator.newest().await.filter(|one| one.id > before);
     // Best effort: the next run has a table of its own.
     let _ = table.drop(&access, LONGEST).await;
     Ok(Run {
