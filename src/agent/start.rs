@@ -18,7 +18,8 @@ use crate::http;
 use crate::link::{self, Speaker};
 use crate::local::{Local, Told};
 use crate::notes::Notes;
-use crate::run::{self, Agent};
+use crate::run::Agent;
+use crate::senses;
 use crate::sights::Sights;
 use crate::status::{Published, Status};
 use crate::steps::Tools;
@@ -114,9 +115,9 @@ pub async fn run(
     };
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(link::run(client, speaker, heard_tx));
-    tasks.spawn(run::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
-    tasks.spawn(run::probe(Arc::clone(&engine), every, reports.clone()));
-    tasks.spawn(run::certify(Arc::clone(&engine), wanted, reports.clone()));
+    tasks.spawn(senses::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
+    tasks.spawn(senses::probe(Arc::clone(&engine), every, reports.clone()));
+    tasks.spawn(senses::certify(Arc::clone(&engine), wanted, reports.clone()));
     let port = Arc::clone(&published);
     let address = config.http.address.clone();
     let listener = tokio::net::TcpListener::bind(&address)

@@ -193,9 +193,8 @@ impl Look<'_> {
             self.memory.stopped = None;
         }
         let running = fact.filter(|fact| fact.observation.run == Run::Primary);
-        let seen = running.and_then(|fact| {
-            fact.observation.position.map(|at| Mark { heard: fact.heard, at })
-        });
+        let seen = running
+            .and_then(|fact| fact.observation.position.map(|at| Mark { heard: fact.heard, at }));
         if let Some(mark) = seen.filter(|_| self.role.fence.is_none()) {
             let marks = &mut self.memory.marks;
             if marks.back().is_none_or(|last| last.heard != mark.heard) {
