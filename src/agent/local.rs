@@ -164,6 +164,12 @@ impl Local {
         self.seen = Some((seen, Instant::now()));
     }
 
+    /// Whether a walreceiver streamed at the last look.
+    pub fn streams(&self) -> bool {
+        let receiver = self.seen.as_ref().and_then(|(seen, _)| seen.receiver.as_ref());
+        receiver.is_some_and(|receiver| receiver.status == "streaming")
+    }
+
     /// A fresh connection was tried.
     pub fn probed(&mut self, outcome: Result<Duration, String>) {
         match outcome {

@@ -288,7 +288,13 @@ impl Agent {
         match report {
             Report::Seen(Ok(seen)) => {
                 if self.local.running {
+                    let streamed = self.local.streams();
                     self.local.observed(seen);
+                    if streamed && !self.local.streams() {
+                        // The primary may be gone: what is seen of it is news for everybody.
+                        self.sights.hurry();
+                        self.reported = None;
+                    }
                 }
             }
             Report::Seen(Err(why)) => {

@@ -19,12 +19,18 @@ pub async fn observe(
 ) {
     const WITHIN: Duration = Duration::from_millis(500);
     let fast = Duration::from_millis(10);
+    // A standby is the first to notice that its primary is gone.
+    let standby = every.min(Duration::from_millis(50));
     let mut pause = every;
     loop {
         let _ = tokio::time::timeout(pause, look.notified()).await;
         let seen = engine.observe(WITHIN).await;
         // A server that comes up is looked at often: each moment counts.
-        pause = if seen.is_err() { fast } else { every };
+        pause = match &seen {
+            Err(_) => fast,
+            Ok(seen) if seen.in_recovery => standby,
+            Ok(_) => every,
+        };
         if reports.send(Report::Seen(seen.map_err(|error| error.to_string()))).is_err() {
             return;
         }
