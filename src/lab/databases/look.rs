@@ -82,6 +82,8 @@ pub struct InstanceView {
     pub fencer_pid: Option<u32>,
     /// PostgreSQL's first process; `None`: dead.
     pub postmaster_pid: Option<u32>,
+    /// What went wrong last, in the agent's words; empty: nothing.
+    pub problem: String,
     /// Where the agent's output goes.
     pub log: PathBuf,
 }
@@ -97,6 +99,7 @@ struct StatusFile {
     epoch: Value,
     open: bool,
     armed: bool,
+    problem: String,
 }
 
 impl Databases {
@@ -208,6 +211,7 @@ async fn look(lab: &Lab, instance: &LabInstance) -> InstanceView {
         agent_pid: started.or_else(|| pid(told.agent_pid)),
         fencer_pid: pid(told.fencer_pid),
         postmaster_pid: pid(told.postmaster_pid),
+        problem: told.problem,
         log: instance.log(),
     }
 }

@@ -31,6 +31,8 @@ use crate::{ports, spawn};
 /// Until a new or mended lab has one primary and all standbys stream: copies of an empty cluster
 /// take seconds, a rewind or a clone after a failover some more.
 pub const REDUNDANT: Duration = Duration::from_secs(90);
+/// How often a person is told what is waited for.
+const TELL: Duration = Duration::from_secs(1);
 /// initdb syncs some 50 MB.
 const INIT: Duration = Duration::from_secs(120);
 /// Zones are letters, as with nodes.
@@ -325,6 +327,14 @@ pub fn revive(lab: &mut Lab) -> Result<Revived, DatabaseError> {
     Ok(revived)
 }
 
+/// What the agents say went wrong last.
+async fn problems(lab: &Lab) -> Vec<String> {
+    let seen = super::view(lab).await;
+    let instances = seen.iter().flat_map(|seen| &seen.instances);
+    let problems = instances.filter(|one| !one.problem.is_empty());
+    problems.map(|one| format!("the agent of {}: {}", one.id, one.problem)).collect()
+}
+
 /// Waits until the databases are one open primary with all others streaming from it.
 ///
 /// # Errors
@@ -335,7 +345,7 @@ pub async fn wait_redundant(
     say: &(dyn Fn(String) + Sync),
 ) -> Result<DatabasesView, DatabaseError> {
     let deadline = Instant::now() + within;
-    let mut last = String::new();
+    let (mut last, mut told) = (String::new(), None);
     loop {
         let why = match redundant(lab).await {
             Ok(seen) => return Ok(seen),
@@ -349,12 +359,14 @@ pub async fn wait_redundant(
                 });
             }
         }
-        if why != last {
-            say(why.clone());
-            last = why;
-        }
         if Instant::now() >= deadline {
-            return Err(DatabaseError::NotReady { within, state: last });
+            let state = [why].into_iter().chain(problems(lab).await).collect::<Vec<_>>();
+            return Err(DatabaseError::NotReady { within, state: state.join("; ") });
+        }
+        // Not each of the states on the way, which may change with every look.
+        if why != last && told.is_none_or(|told: Instant| told.elapsed() >= TELL) {
+            say(why.clone());
+            (last, told) = (why, Some(Instant::now()));
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }

@@ -35,17 +35,18 @@ pub fn if_of(lab: &Lab, instance: &LabInstance, pid: u32) -> Option<Process> {
 
 /// What the kernel says of a process.
 struct Seen {
-    program: PathBuf,
+    /// `None`: the fencer, which lets nobody look inside, is not shown to its own user either.
+    program: Option<PathBuf>,
     works_in: PathBuf,
     words: Vec<PathBuf>,
 }
 
 impl Seen {
     fn read(pid: u32) -> Option<Self> {
-        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        let program = fs::read_link(format!("/proc/{pid}/exe")).map(undeleted).ok();
         let words = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         Some(Self {
-            program: undeleted(program),
+            program,
             works_in: fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default(),
             words: words
                 .split(|byte| *byte == 0)
@@ -55,9 +56,13 @@ impl Seen {
     }
 
     fn is_of(&self, dir: &Path, binary: &Path, bin_dir: Option<&Path>) -> bool {
-        let ours = same(&self.program, binary)
-            || bin_dir
-                .is_some_and(|bin| self.program.parent().is_some_and(|parent| same(parent, bin)));
+        let ours = match &self.program {
+            Some(program) => {
+                let home = program.parent().unwrap_or(Path::new("/"));
+                same(program, binary) || bin_dir.is_some_and(|bin| same(home, bin))
+            }
+            None => self.words.iter().any(|word| word == Path::new("fencer")),
+        };
         // The directory itself as a word would be a person's `--dir`, one below is the agent's.
         let below = |path: &Path| path != dir && path.starts_with(dir);
         ours && (below(&self.works_in) || self.words.iter().any(|word| below(word)))
@@ -82,7 +87,7 @@ mod tests {
 
     fn seen(program: &str, works_in: &str, words: &[&str]) -> bool {
         let seen = Seen {
-            program: undeleted(program.into()),
+            program: (!program.is_empty()).then(|| undeleted(program.into())),
             works_in: works_in.into(),
             words: words.iter().map(PathBuf::from).collect(),
         };
@@ -97,6 +102,9 @@ mod tests {
         assert!(seen("/bin/regent", "/lab", &agent));
         assert!(seen("/bin/regent (deleted)", "/lab", &agent), "a build replaced the file");
         assert!(seen("/bin/regent", "/", &["regent", "init", "--state-dir", "/lab/pg1/agent"]));
+        let fencer = ["regent", "fencer", "init", "--state-dir", "/lab/pg1/agent/fencer"];
+        assert!(seen("", "", &fencer), "its program is hidden from an ordinary user");
+        assert!(!seen("", "", &["vi", "/lab/pg1/agent.toml"]), "a stranger's may be hidden, too");
         assert!(seen(postgres, "/lab/pg1/data", &["postgres: walsender"]));
         assert!(!seen(postgres, "/lab/pg10/data", &["postgres"]), "another instance");
         assert!(!seen("/usr/bin/tail", "/lab/pg1/data", &["tail", "/lab/pg1/agent.log"]));
