@@ -306,7 +306,9 @@ impl Agent {
             Report::Probed(_) => {}
             Report::Canary(sent, set, returned) => {
                 self.local.canary = Some((Instant::now(), Some(returned)));
-                if let (true, Some(set)) = (returned, set) {
+                // F: names that are not the committed set's make no certificate.
+                let sound = returned && self.local.has_its_names();
+                if let (true, Some(set)) = (sound, set) {
                     self.right.certified(sent, set);
                 }
             }
@@ -475,6 +477,7 @@ impl Agent {
             }
             _ => None,
         };
+        self.tools.led = self.notes.book.led;
         let (tools, reports, doing) = (self.tools.clone(), self.reports.clone(), step.clone());
         let task = tokio::spawn(async move {
             let outcome = tools.run(&doing, arm).await;

@@ -63,7 +63,8 @@ pub(crate) fn engine_options(config: &AgentConfig) -> Options {
     options.run_as.clone_from(&postgres.run_as);
     options.starter_changes_user = true;
     options.listen = vec![postgres.listen_host.clone()];
-    options.peers = vec!["samehost".to_owned(), "samenet".to_owned()];
+    options.peers.clone_from(&postgres.peers);
+    options.client_hba.clone_from(&postgres.client_hba);
     options
 }
 
@@ -135,6 +136,7 @@ pub async fn run(
             engine,
             guard: guard.clone(),
             me: config.instance.clone(),
+            led: notes.book.led,
             declared: Vec::new(),
             log: postgres.data_dir.with_extension("log"),
             dir: postgres.data_dir.parent().map(Into::into).unwrap_or_else(|| "/".into()),
