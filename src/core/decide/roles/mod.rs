@@ -91,6 +91,8 @@ struct Memory {
     absent: BTreeMap<crate::id::InstanceName, Reading>,
     /// When this leader first saw the fence that is open.
     fence: Option<(Revision, Reading)>,
+    /// Since when the old primary has been out under that fence, as far as this leader saw.
+    out: Option<Reading>,
     /// Since when the primary is said to be stopped in order.
     stopped: Option<Reading>,
     /// Where the primary's WAL was when: the newest last.
@@ -193,9 +195,8 @@ impl Look<'_> {
             self.memory.stopped = None;
         }
         let running = fact.filter(|fact| fact.observation.run == Run::Primary);
-        let seen = running.and_then(|fact| {
-            fact.observation.position.map(|at| Mark { heard: fact.heard, at })
-        });
+        let seen = running
+            .and_then(|fact| fact.observation.position.map(|at| Mark { heard: fact.heard, at }));
         if let Some(mark) = seen.filter(|_| self.role.fence.is_none()) {
             let marks = &mut self.memory.marks;
             if marks.back().is_none_or(|last| last.heard != mark.heard) {
@@ -218,7 +219,7 @@ impl Look<'_> {
         if self.role.fence.is_some() {
             return self.fence();
         }
-        self.memory.fence = None;
+        (self.memory.fence, self.memory.out) = (None, None);
         if self.role.holder.is_none() || self.is_of_another_life() {
             return self.first();
         }

@@ -200,7 +200,7 @@ impl<'a> Case<'a> {
     }
 
     /// H: no value may be above what people saw. What was unknown to them may be anything.
-    pub(super) fn is_loss_approved(&self, candidate: &InstanceName, loss: Loss) -> bool {
+    pub(crate) fn is_loss_approved(&self, candidate: &InstanceName, loss: Loss) -> bool {
         let below = |value: Option<u64>, ceiling: Option<u64>| {
             ceiling.is_none_or(|most| value.is_some_and(|value| value <= most))
         };
