@@ -43,25 +43,19 @@ impl Look<'_> {
     fn planned(&self, fence: &Fence, since: Micros) -> Verdict {
         let service = self.name.clone();
         let holder = self.role.holder.as_ref();
-        let resigned = holder
-            .and_then(|holder| fence.receipts.get(holder))
-            .is_some_and(|receipt| receipt.proof == Proof::Resigned);
-        if resigned {
+        let proof =
+            holder.and_then(|holder| fence.receipts.get(holder)).map(|receipt| receipt.proof);
+        if proof == Some(Proof::Resigned) {
             let text = "the old primary has resigned: its standbys are detached".to_owned();
             return Verdict::Do(Command::CutStandbys { service, fence: fence.fence }, text);
         }
-        if self.has_facts
-            && let Some(holder) = holder
+        if let Some((verdict, reason)) = self.cannot_resign(proof)
+            && self.role.paused.is_none()
         {
-            let found = verdict::of(self.spec, self.name, holder, self.view.facts, self.view.now);
-            if matches!(found.verdict, Named::PrimaryHostSilent | Named::PrimaryStalled) {
-                let text = format!("the switchover becomes a failover: {}", found.why);
-                let verdict = found.verdict.as_str().to_owned();
-                let reason = found.why;
-                let command =
-                    Command::TakeOverFence { service, fence: fence.fence, verdict, reason };
-                return Verdict::Do(command, text);
-            }
+            let text = format!("the switchover becomes a failover: {reason}");
+            let verdict = verdict.as_str().to_owned();
+            let command = Command::TakeOverFence { service, fence: fence.fence, verdict, reason };
+            return Verdict::Do(command, text);
         }
         if since >= RESIGN_WITHIN {
             let reason = format!("the primary did not resign within {} ms", since.as_ms());
@@ -69,6 +63,20 @@ impl Look<'_> {
             return Verdict::Do(Command::CloseFence { service, fence: fence.fence, reason }, text);
         }
         Verdict::Wait("the primary is to checkpoint, stop and resign".to_owned())
+    }
+
+    /// Why a primary that was asked to resign never will. One that has ended, by a crash on its way
+    /// or by its lease, cannot be given back what it had either (`CloseFence` is refused).
+    fn cannot_resign(&self, proof: Option<Proof>) -> Option<(Named, String)> {
+        let ended = proof.map(|proof| format!("it has {proof} and did not resign"));
+        let lapsed = self.role.lapse_counts(self.spec.policy.mode) && self.role.lapsed.is_some();
+        if let Some(why) = ended.or_else(|| lapsed.then(|| "its lease has lapsed".to_owned())) {
+            return Some((Named::PrimaryProcessDead, why));
+        }
+        let holder = self.role.holder.as_ref().filter(|_| self.has_facts)?;
+        let found = verdict::of(self.spec, self.name, holder, self.view.facts, self.view.now);
+        let gone = matches!(found.verdict, Named::PrimaryHostSilent | Named::PrimaryStalled);
+        gone.then_some((found.verdict, found.why))
     }
 
     fn unplanned(&self, fence: &Fence, since: Micros) -> Verdict {
