@@ -217,6 +217,7 @@ impl Look<'_> {
     fn verdict(&mut self) -> Verdict {
         self.note();
         if self.role.fence.is_some() {
+            self.memory.absent.clear();
             return self.fence();
         }
         (self.memory.fence, self.memory.out) = (None, None);
