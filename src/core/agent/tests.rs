@@ -27,7 +27,7 @@ fn set() -> SyncSet {
     SyncSet { epoch: epoch(5), revision: Revision(5), members, k: 1 }
 }
 
-fn standby() -> World {
+pub(crate) fn standby() -> World {
     World {
         me: name("a"),
         accepted: true,
@@ -83,7 +83,7 @@ fn lead() -> Notebook {
 }
 
 /// Does what the step says to notebook and world, as a shell would.
-fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
+pub(crate) fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
     match step {
         Step::Kill => (world.run, world.has_receiver, world.answers) = (Run::Down, false, false),
         Step::ShutDown => {

@@ -31,7 +31,9 @@ impl Look<'_> {
         let count = |names: &BTreeSet<_>| u32::try_from(names.len()).unwrap_or(u32::MAX);
         // One change at a time: the sets of before are covered first. Unless that cannot be, because
         // members that it needs are away: what waits for them would wait for ever.
-        let settled = fact.observation.set_in_force == Some(set.revision) && self.role.is_covered();
+        // (The degraded set covers nothing: what follows it does.)
+        let in_force = fact.observation.set_in_force == Some(set.revision);
+        let settled = in_force && (self.role.is_covered() || set.is_degraded());
         let staying = wanted.iter().filter(|name| set.members.contains(*name)).count();
         if !settled && staying >= set.k as usize {
             return Verdict::Fine;
