@@ -226,6 +226,11 @@ impl Agent {
         self.take_mark(told.mark);
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
+        if let Some(set) = self.told.covered
+            && let Err(error) = self.notes.change(|book| book.covered(set))
+        {
+            tracing::error!(%error, "the notebook cannot be written: no certificate counts");
+        }
         self.tools.declared.clone_from(&told.spec.instances);
         let others = told.spec.instances.iter().filter(|one| one.name != self.tools.me);
         self.told.addresses =
@@ -352,7 +357,7 @@ impl Agent {
         let deadline = self.session.as_ref().and_then(SessionLease::deadline);
         self.right.lease = deadline.filter(|_| held).map(|deadline| deadline.until);
         let set = self.local.in_force;
-        let latched = self.notes.book.latched;
+        let latched = !self.notes.book.may_hold();
         let budget = self.fence_budget_ms;
         let until =
             self.policy().and_then(|policy| self.right.until(policy, set, latched, budget, now));
