@@ -284,7 +284,8 @@ impl Agent {
             }
             News::Lost => {
                 tracing::error!("the fencer is gone, and everything under it");
-                self.local.ended(self.guard.is_armed(), false);
+                // That its words do not arrive any more does not prove that what it ran has ended.
+                self.local.ended(false, false);
                 self.reported = None;
             }
         }
