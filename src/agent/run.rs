@@ -337,6 +337,15 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(?step, %error, "failed");
                 self.local.problem = error.to_string();
+                // It may have been done all the same, or half: the disk may name an upstream, and
+                // the database may run. A receipt that says otherwise would be false.
+                if matches!(step, Step::Follow(_) | Step::StartStandby(_)) {
+                    self.local.doubt_upstream();
+                }
+                let starts = matches!(step, Step::StartStandby(_) | Step::StartPrimary);
+                if starts && !self.local.running && self.guard.is_running() {
+                    self.local.started();
+                }
                 self.not_before = Some(Instant::now() + TRY_AGAIN);
             }
         }
