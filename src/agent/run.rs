@@ -192,11 +192,12 @@ impl Agent {
     }
 
     fn take_mark(&mut self, mark: Revision) {
-        if mark.0 > 0 && mark != self.mark {
+        // Sessions and grants are numbered by the same log: a mark from before this session is that
+        // of another one, said late, and naming it here would confirm what nobody granted.
+        let Some(session) = &self.session else { return };
+        if mark.0 > session.id().0 && mark != self.mark {
             self.mark = mark;
-            if let Some(session) = &self.session {
-                session.granted(mark);
-            }
+            session.granted(mark);
         }
     }
 
