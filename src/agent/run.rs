@@ -269,7 +269,10 @@ impl Agent {
         let guard = self.guard.clone();
         tokio::spawn(async move { guard.look().await });
         match news {
-            News::Stopped { proven, in_order, fired } => {
+            News::Stopped { sequence, .. } if self.guard.has_started_since(sequence) => {
+                tracing::debug!(sequence, "told late of an end before the last start");
+            }
+            News::Stopped { proven, in_order, fired, .. } => {
                 tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
                 // An end that a step brought about is told by the step.
                 let asked = self
