@@ -49,6 +49,8 @@ pub enum News {
         in_order: bool,
         /// The deadline of the lease did it.
         fired: bool,
+        /// Of its receipt: which end this was.
+        sequence: u64,
     },
     /// The fencer itself is gone.
     Lost,
@@ -217,6 +219,14 @@ impl Guard {
         matches!(self.status.lock().protection, Protection::Namespace)
     }
 
+    /// Whether something was started after the end with this receipt: then word of it comes late,
+    /// and says nothing about what runs.
+    pub fn has_started_since(&self, sequence: u64) -> bool {
+        let status = self.status.lock();
+        let last = status.receipt.as_ref().map_or(0, |receipt| receipt.sequence);
+        status.running.is_some() && last >= sequence
+    }
+
     /// Whether anything runs under it, as far as it said last.
     pub fn is_running(&self) -> bool {
         !matches!(self.status.lock().phase, Phase::Idle)
@@ -295,5 +305,6 @@ pub fn stopped(receipt: &regent_fencer::Receipt) -> News {
         in_order: receipt.reason == Reason::PostmasterExit
             && receipt.exit == Some(ExitStatus::Code(0)),
         fired: matches!(receipt.reason, Reason::Deadline | Reason::NamespaceKilled),
+        sequence: receipt.sequence,
     }
 }

@@ -135,6 +135,13 @@ impl Local {
         };
     }
 
+    /// Whom it follows on disk is not known any more.
+    pub fn doubt_upstream(&mut self) {
+        if matches!(self.data, Data::Present(OnDisk::Standby(_))) {
+            self.data = Data::Present(OnDisk::Standby(Some(self.me.clone())));
+        }
+    }
+
     /// Everything of this run is over.
     pub fn ended(&mut self, proven: bool, in_order: bool) {
         (self.running, self.stopping, self.open) = (false, false, false);
@@ -157,6 +164,10 @@ impl Local {
     /// The engine answered.
     pub fn observed(&mut self, seen: engine::Observation) {
         self.written = self.written.max(seen.position.epoch);
+        if !seen.in_recovery {
+            // A promotion that outlasted its step: it is not closed on disk any more.
+            self.data = Data::Present(OnDisk::Primary);
+        }
         let wants = matches!(self.data, Data::Present(OnDisk::Standby(Some(_))));
         let streams = seen.receiver.as_ref().is_some_and(|it| it.status == "streaming");
         if seen.in_recovery && wants && !streams {

@@ -191,11 +191,12 @@ impl Agent {
     }
 
     fn take_mark(&mut self, mark: Revision) {
-        if mark.0 > 0 && mark != self.mark {
+        // Sessions and grants are numbered by the same log: a mark from before this session is that
+        // of another one, said late, and naming it here would confirm what nobody granted.
+        let Some(session) = &self.session else { return };
+        if mark.0 > session.id().0 && mark != self.mark {
             self.mark = mark;
-            if let Some(session) = &self.session {
-                session.granted(mark);
-            }
+            session.granted(mark);
         }
     }
 
@@ -225,6 +226,11 @@ impl Agent {
         self.take_mark(told.mark);
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
+        if let Some(set) = self.told.covered
+            && let Err(error) = self.notes.change(|book| book.covered(set))
+        {
+            tracing::error!(%error, "the notebook cannot be written: no certificate counts");
+        }
         self.tools.declared.clone_from(&told.spec.instances);
         let others = told.spec.instances.iter().filter(|one| one.name != self.tools.me);
         self.told.addresses =
@@ -262,7 +268,10 @@ impl Agent {
         let guard = self.guard.clone();
         tokio::spawn(async move { guard.look().await });
         match news {
-            News::Stopped { proven, in_order, fired } => {
+            News::Stopped { sequence, .. } if self.guard.has_started_since(sequence) => {
+                tracing::debug!(sequence, "told late of an end before the last start");
+            }
+            News::Stopped { proven, in_order, fired, .. } => {
                 tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
                 // An end that a step brought about is told by the step.
                 let asked = self
@@ -278,7 +287,8 @@ impl Agent {
             }
             News::Lost => {
                 tracing::error!("the fencer is gone, and everything under it");
-                self.local.ended(self.guard.is_armed(), false);
+                // That its words do not arrive any more does not prove that what it ran has ended.
+                self.local.ended(false, false);
                 self.reported = None;
             }
         }
@@ -338,6 +348,15 @@ impl Agent {
             Err(error) => {
                 tracing::warn!(?step, %error, "failed");
                 self.local.problem = error.to_string();
+                // It may have been done all the same, or half: the disk may name an upstream, and
+                // the database may run. A receipt that says otherwise would be false.
+                if matches!(step, Step::Follow(_) | Step::StartStandby(_)) {
+                    self.local.doubt_upstream();
+                }
+                let starts = matches!(step, Step::StartStandby(_) | Step::StartPrimary);
+                if starts && !self.local.running && self.guard.is_running() {
+                    self.local.started();
+                }
                 self.not_before = Some(Instant::now() + TRY_AGAIN);
             }
         }
@@ -359,7 +378,7 @@ impl Agent {
         let deadline = self.session.as_ref().and_then(SessionLease::deadline);
         self.right.lease = deadline.filter(|_| held).map(|deadline| deadline.until);
         let set = self.local.in_force;
-        let latched = self.notes.book.latched;
+        let latched = !self.notes.book.may_hold();
         let budget = self.fence_budget_ms;
         let until =
             self.policy().and_then(|policy| self.right.until(policy, set, latched, budget, now));

@@ -178,7 +178,8 @@ pub async fn run(
 async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Engine) {
     if !guard.is_running() {
         let receipt = guard.status().receipt;
-        local.proven = receipt.is_none_or(|it| {
+        // Without a receipt nobody has seen an end: what ran was started by somebody else.
+        local.proven = receipt.is_some_and(|it| {
             matches!(crate::guard::stopped(&it), crate::guard::News::Stopped { proven: true, .. })
         });
         return;

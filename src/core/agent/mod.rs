@@ -14,7 +14,7 @@ pub mod notebook;
 pub mod right;
 pub mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod world;
 
 pub use notebook::{Notebook, Pledge};

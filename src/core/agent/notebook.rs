@@ -24,6 +24,10 @@ pub struct Notebook {
     pub led: Epoch,
     /// It knows of a fence or a refusal since then: no certificate re-arms it (F).
     pub latched: bool,
+    /// Commits may wait for nobody, or may have under a set that the present one does not cover yet
+    /// (D, degraded): a certificate proves nothing then, and a lapse does (OUT (b)).
+    #[serde(default)]
+    pub unprotected: bool,
 }
 
 /// A promise, kept over restarts until a higher directive ends it.
@@ -75,15 +79,33 @@ impl Notebook {
         }
         // A fence of the holder ends what certificates may do, until the next grant to it.
         match &directive.order {
-            crate::role::Order::Lead { .. } => {
-                if directive.epoch > self.led || self.seen().revision < got.revision {
-                    self.latched = false;
-                }
+            crate::role::Order::Lead { set } => {
+                self.latched = false;
+                // The sets of a new epoch begin with this one.
+                let anew = directive.epoch > have.epoch;
+                self.unprotected = set.is_degraded() || self.unprotected && !anew;
             }
             _ => self.latched = true,
         }
         self.directive = Some(directive.clone());
         Taken::New
+    }
+
+    /// The log knows that `set` is covered: what was acknowledged under those before it does not
+    /// matter any more.
+    pub fn covered(&mut self, set: Revision) {
+        if let Some(crate::role::Order::Lead { set: present }) =
+            self.directive.as_ref().map(|directive| &directive.order)
+            && present.revision == set
+            && !present.is_degraded()
+        {
+            self.unprotected = false;
+        }
+    }
+
+    /// Whether certificates may hold the right up (F).
+    pub fn may_hold(&self) -> bool {
+        !self.latched && !self.unprotected
     }
 
     /// Promises `proof`, or raises the promise; whether that changed anything.

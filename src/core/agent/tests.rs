@@ -27,7 +27,7 @@ fn set() -> SyncSet {
     SyncSet { epoch: epoch(5), revision: Revision(5), members, k: 1 }
 }
 
-fn standby() -> World {
+pub(crate) fn standby() -> World {
     World {
         me: name("a"),
         accepted: true,
@@ -83,7 +83,7 @@ fn lead() -> Notebook {
 }
 
 /// Does what the step says to notebook and world, as a shell would.
-fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
+pub(crate) fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
     match step {
         Step::Kill => (world.run, world.has_receiver, world.answers) = (Run::Down, false, false),
         Step::ShutDown => {
@@ -313,4 +313,32 @@ fn a_certificate_counts_from_before_it_was_sent_under_its_set_and_never_after_a_
     assert_eq!(right.until(&lease, Some(Revision(5)), false, 250, sent), None);
     right.lease = Some(Reading::at_us(1_200_000));
     assert_eq!(until(&right, 6, true, 1_100_000), Some(Reading::at_us(1_200_000)));
+}
+
+#[test]
+fn no_certificate_holds_from_a_degraded_set_on_until_another_is_covered() {
+    let set_of = |revision, members: &[&str]| {
+        let k = u32::from(!members.is_empty());
+        let members = members.iter().map(|text| name(text)).collect();
+        SyncSet { epoch: epoch(5), revision: Revision(revision), members, k }
+    };
+    let mut notebook = lead();
+    assert!(notebook.may_hold());
+    let tell = |notebook: &mut Notebook, at: u64, revision, members: &[&str]| {
+        let order = Order::Lead { set: set_of(revision, members) };
+        let directive = Directive { epoch: epoch(at), revision: Revision(revision), order };
+        assert_eq!(notebook.take(&directive), Taken::New);
+    };
+    tell(&mut notebook, 5, 6, &[]);
+    assert!(!notebook.may_hold(), "commits wait for nobody");
+    notebook.covered(Revision(6));
+    tell(&mut notebook, 5, 7, &["c"]);
+    assert!(!notebook.may_hold(), "the log still counts a lapse");
+    notebook.covered(Revision(6));
+    assert!(!notebook.may_hold());
+    notebook.covered(Revision(7));
+    assert!(notebook.may_hold());
+    tell(&mut notebook, 5, 8, &[]);
+    tell(&mut notebook, 9, 9, &["b"]);
+    assert!(notebook.may_hold(), "an epoch of its own");
 }

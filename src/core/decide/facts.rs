@@ -38,7 +38,11 @@ impl Facts {
         let rows = self.rows.entry(service.clone()).or_default();
         match rows.get_mut(instance) {
             Some(fact) if fact.heard.since(heard) > Micros(0) => {}
-            Some(fact) => *fact = Fact { observation, heard, lost: None },
+            Some(fact) => {
+                // What a relay still had from before the break does not undo it.
+                let lost = fact.lost.filter(|at| at.since(heard) > Micros(0));
+                *fact = Fact { observation, heard, lost };
+            }
             None => drop(rows.insert(instance.clone(), Fact { observation, heard, lost: None })),
         }
     }
@@ -71,5 +75,51 @@ impl Fact {
     /// How long ago it was heard.
     pub fn age(&self, now: Reading) -> Micros {
         now.since(self.heard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::role::observe::Run;
+
+    const MS: fn(u64) -> Micros = Micros::from_ms;
+
+    fn at(ms: u64) -> Reading {
+        Reading::at_us(ms * 1_000)
+    }
+
+    fn seen(run: Run) -> Observation {
+        Observation { run, ..Observation::default() }
+    }
+
+    #[test]
+    fn a_report_that_was_delayed_on_its_way_replaces_no_newer_one() {
+        let (service, a) = ("s".parse().unwrap(), "a".parse().unwrap());
+        let mut facts = Facts::default();
+        facts.observed(&service, &a, seen(Run::Primary), MS(0), at(1_000));
+        facts.observed(&service, &a, seen(Run::Down), MS(300), at(1_100));
+        assert_eq!(facts.of(&service, &a).unwrap().observation.run, Run::Primary);
+        facts.observed(&service, &a, seen(Run::Down), MS(50), at(1_100));
+        let fact = facts.of(&service, &a).unwrap();
+        assert_eq!((fact.observation.run, fact.age(at(1_200))), (Run::Down, MS(150)));
+    }
+
+    #[test]
+    fn a_lost_stream_is_back_only_with_a_report_of_after_the_loss() {
+        let (service, a) = ("s".parse().unwrap(), "a".parse().unwrap());
+        let mut facts = Facts::default();
+        facts.lost(&service, &a, at(900));
+        assert_eq!(facts.of(&service, &a), None, "nothing was ever heard of it");
+        facts.observed(&service, &a, seen(Run::Primary), MS(0), at(1_000));
+        facts.lost(&service, &a, at(1_100));
+        facts.lost(&service, &a, at(1_200));
+        let lost = |facts: &Facts| facts.of(&service, &a).unwrap().lost;
+        assert_eq!(lost(&facts), Some(at(1_100)), "since the first word of it");
+        facts.observed(&service, &a, seen(Run::Primary), MS(100), at(1_150));
+        assert_eq!(lost(&facts), Some(at(1_100)), "a relay had it from before");
+        facts.observed(&service, &a, seen(Run::Primary), MS(0), at(1_250));
+        assert_eq!(lost(&facts), None);
     }
 }

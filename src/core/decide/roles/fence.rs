@@ -5,11 +5,11 @@ use super::verdict::{self, Verdict as Named};
 use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::{InstanceName, Revision};
-use crate::role::{CompleteProof, FenceKind, Loss, Proof};
+use crate::role::{CompleteProof, FenceKind, Loss, OutProof, Proof};
 use crate::spec::{Mode, OnViolation};
 use crate::state::role::judge::Case;
 use crate::state::role::row::{Approval, Fence};
-use crate::time::Micros;
+use crate::time::{Micros, Reading};
 
 /// A primary that has not resigned after this long is left as it is: its checkpoint takes longer
 /// than people wait for, or it does not obey.
@@ -41,25 +41,19 @@ impl Look<'_> {
     fn planned(&self, fence: &Fence, since: Micros) -> Verdict {
         let service = self.name.clone();
         let holder = self.role.holder.as_ref();
-        let resigned = holder
-            .and_then(|holder| fence.receipts.get(holder))
-            .is_some_and(|receipt| receipt.proof == Proof::Resigned);
-        if resigned {
+        let proof =
+            holder.and_then(|holder| fence.receipts.get(holder)).map(|receipt| receipt.proof);
+        if proof == Some(Proof::Resigned) {
             let text = "the old primary has resigned: its standbys are detached".to_owned();
             return Verdict::Do(Command::CutStandbys { service, fence: fence.fence }, text);
         }
-        if self.has_facts
-            && let Some(holder) = holder
+        if let Some((verdict, reason)) = self.cannot_resign(proof)
+            && self.role.paused.is_none()
         {
-            let found = verdict::of(self.spec, self.name, holder, self.view.facts, self.view.now);
-            if matches!(found.verdict, Named::PrimaryHostSilent | Named::PrimaryStalled) {
-                let text = format!("the switchover becomes a failover: {}", found.why);
-                let verdict = found.verdict.as_str().to_owned();
-                let reason = found.why;
-                let command =
-                    Command::TakeOverFence { service, fence: fence.fence, verdict, reason };
-                return Verdict::Do(command, text);
-            }
+            let text = format!("the switchover becomes a failover: {reason}");
+            let verdict = verdict.as_str().to_owned();
+            let command = Command::TakeOverFence { service, fence: fence.fence, verdict, reason };
+            return Verdict::Do(command, text);
         }
         if since >= RESIGN_WITHIN {
             let reason = format!("the primary did not resign within {} ms", since.as_ms());
@@ -69,19 +63,33 @@ impl Look<'_> {
         Verdict::Wait("the primary is to checkpoint, stop and resign".to_owned())
     }
 
+    /// Why a primary that was asked to resign never will. One that has ended, by a crash on its way
+    /// or by its lease, cannot be given back what it had either (`CloseFence` is refused).
+    fn cannot_resign(&self, proof: Option<Proof>) -> Option<(Named, String)> {
+        let ended = proof.map(|proof| format!("it has {proof} and did not resign"));
+        let lapsed = self.role.lapse_counts(self.spec.policy.mode) && self.role.lapsed.is_some();
+        if let Some(why) = ended.or_else(|| lapsed.then(|| "its lease has lapsed".to_owned())) {
+            return Some((Named::PrimaryProcessDead, why));
+        }
+        let holder = self.role.holder.as_ref().filter(|_| self.has_facts)?;
+        let found = verdict::of(self.spec, self.name, holder, self.view.facts, self.view.now);
+        let gone = matches!(found.verdict, Named::PrimaryHostSilent | Named::PrimaryStalled);
+        gone.then_some((found.verdict, found.why))
+    }
+
     fn unplanned(&self, fence: &Fence, since: Micros) -> Verdict {
         let asked = match &fence.kind {
             FenceKind::Switchover { to } => to.as_ref(),
             FenceKind::Failover { .. } => None,
         };
         let candidates = self.candidates(asked);
+        let subject = self.subject(fence, &candidates);
         let mut why_not = Vec::new();
-        for (place, candidate) in candidates.iter().enumerate() {
+        for candidate in &candidates {
             if self.waits_for_better(fence, asked, candidate, since) {
                 return Verdict::Wait("waiting a moment for the other recruits".to_owned());
             }
-            // People are asked about the best one only: two questions would take turns.
-            match self.try_grant(fence, candidate, place == 0) {
+            match self.try_grant(fence, candidate, subject.as_ref()) {
                 Ok(verdict) => return verdict,
                 Err(why) => why_not.push(format!("{}: {why}", candidate.spec.name)),
             }
@@ -123,7 +131,7 @@ impl Look<'_> {
         &self,
         fence: &Fence,
         candidate: &Candidate<'_>,
-        may_ask: bool,
+        subject: Option<&InstanceName>,
     ) -> Result<Verdict, String> {
         let name = &candidate.spec.name;
         let case = self.case(None).ok_or("the service is gone")?;
@@ -140,12 +148,24 @@ impl Look<'_> {
             _ => {
                 let why: Vec<String> =
                     [out.err(), complete.err()].into_iter().flatten().collect();
-                if !may_ask {
-                    return Err(why.join("; "));
+                let why = why.join("; ");
+                if subject != Some(name) {
+                    return Err(why);
                 }
-                self.ask(fence, name, loss, approval, why.join("; "))
+                self.ask(fence, name, loss, approval, why)
             }
         }
+    }
+
+    /// About whom people are asked: one candidate at a time, or each question would strike the one
+    /// before. The best, unless another has been asked about and still is a candidate.
+    fn subject(&self, fence: &Fence, candidates: &[Candidate<'_>]) -> Option<InstanceName> {
+        let operation = self.view.state.operations().get(&(self.name.clone(), fence.operation));
+        let approval = operation.and_then(|operation| operation.approval.as_ref());
+        let asked = approval.and_then(|approval| {
+            candidates.iter().find(|candidate| candidate.spec.name == approval.candidate)
+        });
+        asked.or(candidates.first()).map(|candidate| candidate.spec.name.clone())
     }
 
     fn grant(
@@ -179,17 +199,21 @@ impl Look<'_> {
             return Err(why);
         }
         let without_out = self.case(None).is_some_and(|case| case.out().is_err());
+        let mut why = why;
         if let Some(approval) = approval.filter(|approval| approval.candidate == *candidate) {
-            return match &approval.answer {
-                None => Err(format!("approval {} is asked for: {why}", approval.id)),
+            match &approval.answer {
+                None => return Err(format!("approval {} is asked for: {why}", approval.id)),
                 Some(answer) if !answer.granted => {
-                    Err(format!("approval {} was denied by {}: {why}", approval.id, answer.by))
+                    let (id, by) = (approval.id, &answer.by);
+                    return Err(format!("approval {id} was denied by {by}: {why}"));
                 }
-                Some(answer) => {
+                Some(answer) if self.allows(approval, loss) => {
                     let text = format!("{candidate} is granted as {} approved: {why}", answer.by);
-                    Ok(self.grant(fence, candidate, loss, Some(approval.id), text))
+                    return Ok(self.grant(fence, candidate, loss, Some(approval.id), text));
                 }
-            };
+                // H: void, and reopened.
+                Some(_) => why = format!("{why}; approval {} allowed less", approval.id),
+            }
         }
         // Asked too early, people would be asked about what a moment later needs no answer.
         let since = self.memory.fence.map_or(Micros(0), |(_, at)| self.view.now.since(at));
@@ -208,6 +232,17 @@ impl Look<'_> {
         Ok(Verdict::Do(command, format!("people are asked: {question}")))
     }
 
+    /// Whether `apply` would take a grant by this approval.
+    fn allows(&self, approval: &Approval, loss: Loss) -> bool {
+        let name = &approval.candidate;
+        self.case(Some(approval.id)).is_some_and(|case| {
+            let out = case.out();
+            out.is_ok()
+                && case.complete(name, loss).is_ok()
+                && (out != Ok(OutProof::Approved) || case.is_loss_approved(name, loss))
+        })
+    }
+
     /// Proofs that time brings are waited for first: a lapse, a receipt.
     fn ask_after(&self) -> Micros {
         let lapse = match self.spec.policy.mode {
@@ -221,29 +256,31 @@ impl Look<'_> {
     /// one that is not may lose what nobody knows.
     fn loss(&self, case: &Case<'_>, candidate: &Candidate<'_>) -> Loss {
         let name = &candidate.spec.name;
-        // What holds by the policy's leave alone (`accept`) may lose something all the same.
-        let unknown = Loss::default();
-        if case.complete(name, unknown).is_ok_and(|proof| proof != CompleteProof::WithinBound) {
-            return Loss { ms: Some(0), bytes: Some(0) };
+        match case.complete(name, Loss::default()) {
+            // A policy that accepts any loss has none proved away.
+            Ok(CompleteProof::WithinBound | CompleteProof::Approved) | Err(_) => {}
+            Ok(_) => return Loss { ms: Some(0), bytes: Some(0) },
         }
-        if self.spec.policy.mode == Mode::Quorum {
-            return Loss::default();
+        match (self.spec.policy.mode, self.memory.out.filter(|_| case.out().is_ok())) {
+            (Mode::Lease, Some(out)) => self.lease_loss(candidate, out),
+            // While the old primary may go on, each moment adds to what is lost: a number said to
+            // people would be wrong before they have read it.
+            _ => Loss::default(),
         }
-        self.lease_loss(candidate)
     }
 
     /// PROTOCOL.md H, by what this leader has heard: everything up to the newest watermark that the
-    /// candidate holds is kept, so at most the time from before its sampling until the old primary's
-    /// right ended is lost. Watermarks are hot facts: a leader that has heard none does not know.
-    fn lease_loss(&self, candidate: &Candidate<'_>) -> Loss {
+    /// candidate holds is kept, so at most the time from before its sampling until the old primary
+    /// was out is lost. Watermarks are hot facts: a leader that has heard none does not know.
+    fn lease_loss(&self, candidate: &Candidate<'_>, out: Reading) -> Loss {
         let (held, marks) = (&candidate.position, &self.memory.marks);
         let own = |mark: &&super::Mark| mark.at.epoch == held.epoch;
         let newest = marks.iter().rev().filter(own).find(|mark| mark.at.end <= held.end);
         let reached = marks.iter().filter(own).map(|mark| mark.at.end.0).max();
         Loss {
             ms: newest.map(|mark| {
-                let until = self.memory.out.unwrap_or(self.view.now);
-                until.since(mark.heard).saturating_add(SAMPLED_BEFORE).as_ms()
+                let since = out.since(mark.heard).saturating_add(SAMPLED_BEFORE);
+                since.as_ms()
             }),
             bytes: reached.map(|end| end.saturating_sub(held.end.0)),
         }

@@ -9,6 +9,9 @@ impl Look<'_> {
     /// Who is to be the first primary: who is out of recovery; else who is furthest, and of those
     /// the highest priority.
     pub(super) fn first(&mut self) -> Verdict {
+        if self.role.paused.is_some() {
+            return Verdict::Wait("no first primary yet: the service is paused".to_owned());
+        }
         let mut missing = Vec::new();
         let mut reported = Vec::new();
         for declared in &self.spec.instances {

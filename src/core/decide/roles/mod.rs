@@ -86,7 +86,7 @@ struct Memory {
     proposed: Option<(Revision, Reading)>,
     /// Since when the row has been as it is.
     row: Option<(Revision, Reading)>,
-    /// The last thing said, so that it is said once.
+    /// The shape of the last thing said, so that it is said once.
     said: String,
     /// Members that do not stream, and since when.
     absent: BTreeMap<crate::id::InstanceName, Reading>,
@@ -180,10 +180,10 @@ impl Look<'_> {
             self.memory.proposed = Some((self.role.changed, now));
             decision.say(true, format!("{}: {text}", self.name));
             decision.commands.push(command);
-            self.memory.said = text;
-        } else if !text.is_empty() && text != self.memory.said {
+            self.memory.said = shape(&text);
+        } else if !text.is_empty() && shape(&text) != self.memory.said {
             decision.say(false, format!("{}: {text}", self.name));
-            self.memory.said = text;
+            self.memory.said = shape(&text);
         }
     }
 
@@ -239,6 +239,7 @@ impl Look<'_> {
     fn verdict(&mut self) -> Verdict {
         self.note();
         if self.role.fence.is_some() {
+            self.memory.absent.clear();
             return self.fence();
         }
         self.memory.fence = None;
@@ -260,4 +261,22 @@ impl Look<'_> {
     fn lasted(&self) -> Micros {
         self.memory.row.map_or(Micros(0), |(_, at)| self.view.now.since(at))
     }
+}
+
+/// A text without its numbers: two lines of one shape say the same thing, a little later. Digits in
+/// a name stay, so that `db1` and `db2` are two.
+fn shape(text: &str) -> String {
+    let part_of_word = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    let mut shape = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        let end = match part_of_word(first) {
+            true => rest.find(|c| !part_of_word(c)).unwrap_or(rest.len()),
+            false => rest.find(part_of_word).unwrap_or(rest.len()),
+        };
+        let (word, after) = rest.split_at(end);
+        shape.push_str(if first.is_ascii_digit() { "#" } else { word });
+        rest = after;
+    }
+    shape
 }

@@ -27,27 +27,28 @@ impl Look<'_> {
         let Some(fact) = facts.filter(|fact| is_fresh(fact, self.view.now)) else {
             return Verdict::Fine;
         };
-        // One change at a time: the sets of before are covered first.
-        if fact.observation.set_in_force != Some(set.revision) || !self.role.is_covered() {
+        let mut wanted = self.wanted(holder, &fact.observation);
+        let count = |names: &BTreeSet<_>| u32::try_from(names.len()).unwrap_or(u32::MAX);
+        // One change at a time: the sets of before are covered first. Unless that cannot be, because
+        // members that it needs are away: what waits for them would wait for ever.
+        // (The degraded set covers nothing: what follows it does.)
+        let in_force = fact.observation.set_in_force == Some(set.revision);
+        let settled = in_force && (self.role.is_covered() || set.is_degraded());
+        let staying = wanted.iter().filter(|name| set.members.contains(*name)).count();
+        if !settled && staying >= set.k as usize {
             return Verdict::Fine;
         }
-        let wanted = self.wanted(holder, &fact.observation);
-        let wanted = if wanted.is_empty() { set.members.clone() } else { wanted };
-        let count = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
-        let mut k = policy.sync_standbys.min(count).max(policy.min_sync_standbys);
-        let mut wanted = wanted;
-        let streaming = self.streaming(&fact.observation).count();
-        if streaming < policy.min_sync_standbys as usize {
+        let mut k = policy.sync_standbys.min(count(&wanted)).max(policy.min_sync_standbys).max(1);
+        if count(&wanted) < policy.min_sync_standbys.max(1) {
             match policy.on_too_few_sync {
+                TooFewSync::Degrade => (wanted, k) = (BTreeSet::new(), 0),
                 TooFewSync::Block if !set.is_degraded() => return Verdict::Fine,
-                TooFewSync::Block => {}
-                TooFewSync::Degrade => {
-                    if self.lasted() < SYNC_MEMBER_TIMEOUT {
-                        return Verdict::Fine;
-                    }
-                    (wanted, k) = (BTreeSet::new(), 0);
-                }
+                // The policy was changed meanwhile: whoever comes back first is waited for.
+                TooFewSync::Block => wanted = self.sound(holder),
             }
+        }
+        if k as usize > wanted.len() {
+            return Verdict::Fine;
         }
         if (&wanted, k) == (&set.members, set.k) {
             return Verdict::Fine;
@@ -63,23 +64,28 @@ impl Look<'_> {
         let now = self.view.now;
         let streaming: BTreeSet<&InstanceName> = self.streaming(seen).collect();
         let mut wanted = BTreeSet::new();
-        for one in self.spec.instances.iter().filter(|one| one.name != *holder) {
-            let row = self.role.instances.get(&one.name);
-            if row.is_none_or(|row| row.quarantined.is_some()) {
+        for name in self.sound(holder) {
+            let member = self.role.set.as_ref().is_some_and(|set| set.members.contains(&name));
+            if streaming.contains(&name) {
+                self.memory.absent.remove(&name);
+                wanted.insert(name);
                 continue;
             }
-            let member = self.role.set.as_ref().is_some_and(|set| set.members.contains(&one.name));
-            if streaming.contains(&one.name) {
-                self.memory.absent.remove(&one.name);
-                wanted.insert(one.name.clone());
-                continue;
-            }
-            let since = *self.memory.absent.entry(one.name.clone()).or_insert(now);
+            let since = *self.memory.absent.entry(name.clone()).or_insert(now);
             if member && now.since(since) < SYNC_MEMBER_TIMEOUT {
-                wanted.insert(one.name.clone());
+                wanted.insert(name);
             }
         }
         wanted
+    }
+
+    /// Who can acknowledge for the holder at all.
+    fn sound(&self, holder: &InstanceName) -> BTreeSet<InstanceName> {
+        let sound = |name: &&InstanceName| {
+            let row = self.role.instances.get(*name);
+            *name != holder && row.is_some_and(|row| row.quarantined.is_none())
+        };
+        self.spec.instances.iter().map(|one| &one.name).filter(sound).cloned().collect()
     }
 
     fn streaming<'o>(&self, seen: &'o Observation) -> impl Iterator<Item = &'o InstanceName> {

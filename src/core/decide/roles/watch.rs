@@ -65,7 +65,9 @@ impl Look<'_> {
         if self.role.paused.is_some() {
             return Verdict::Wait(format!("{what}; no failover: the service is paused"));
         }
-        if let Some(wait) = self.cooling_down() {
+        // A primary that never promoted is no service that flaps: the failover before goes on.
+        let cools = self.cooling_down().filter(|_| self.role.promoted.is_some());
+        if let Some(wait) = cools {
             return Verdict::Wait(format!(
                 "{what}; no failover for {wait} ms: the last is too fresh"
             ));

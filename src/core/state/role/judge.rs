@@ -140,6 +140,7 @@ impl<'a> Case<'a> {
         }
         if self.role.holder.as_ref() == Some(candidate)
             && matches!(own.proof, Proof::Stopped | Proof::Resigned)
+            && self.has_data(candidate)
         {
             return Ok(CompleteProof::LastHolder);
         }
@@ -158,6 +159,11 @@ impl<'a> Case<'a> {
             Some(why) => Err(missing(why)),
             None => Err(Missing { rule: RoleRule::LossBound, why: self.why_above(loss) }),
         }
+    }
+
+    /// Whether the start that its receipt is of found a database.
+    fn has_data(&self, instance: &InstanceName) -> bool {
+        self.role.instances.get(instance).is_some_and(|row| row.data.is_some())
     }
 
     fn holds_resign(&self, fence: &Fence, own: &Receipt) -> bool {
@@ -200,7 +206,7 @@ impl<'a> Case<'a> {
     }
 
     /// H: no value may be above what people saw. What was unknown to them may be anything.
-    pub(super) fn is_loss_approved(&self, candidate: &InstanceName, loss: Loss) -> bool {
+    pub(crate) fn is_loss_approved(&self, candidate: &InstanceName, loss: Loss) -> bool {
         let below = |value: Option<u64>, ceiling: Option<u64>| {
             ceiling.is_none_or(|most| value.is_some_and(|value| value <= most))
         };
@@ -237,6 +243,8 @@ impl<'a> Case<'a> {
         match receipt.proof {
             Proof::Recruited | Proof::Stopped if receipt.position.is_some() => Ok(()),
             Proof::Resigned if was_holder => Ok(()),
+            // It holds its own writes wherever they end, as long as its disk is there.
+            Proof::Stopped if was_holder && self.has_data(candidate) => Ok(()),
             proof => Err(format!("{candidate} is {proof}, and where its WAL ends is not known")),
         }
     }

@@ -1,0 +1,148 @@
+//! An open fence, driven by receipts.
+
+use super::bench::*;
+use crate::command::Command;
+use crate::reply::Reply;
+use crate::role::{FenceKind, OutProof, Phase, Proof};
+use crate::spec::{Mode, OnViolation};
+
+const ALL: [&str; 3] = ["a", "b", "c"];
+const OTHERS: [&str; 2] = ["b", "c"];
+
+fn failing(mode: Mode, violation: OnViolation) -> Bench {
+    let mut spec = spec(mode);
+    spec.policy.loss_bound.on_violation = violation;
+    let mut bench = Bench::established(spec);
+    bench.open_fence(FenceKind::Failover { verdict: "operator".into() });
+    bench
+}
+
+fn answer(bench: &mut Bench, granted: bool) {
+    let approval = bench.operation().approval.as_ref().unwrap().id;
+    let (service, reason) = (service(), "yes".to_owned());
+    let reply = bench.apply(Command::AnswerApproval { service, approval, granted, reason });
+    assert!(matches!(reply, Reply::Done { .. }), "{reply:?}");
+}
+
+#[test]
+fn standbys_are_cut_when_the_primary_has_resigned_and_not_before() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    bench.switchover(Some("c"));
+    bench.decide_for(&ALL, 1_000);
+    assert!(bench.proposals().is_empty());
+    bench.receipt("a", Proof::Resigned, Some(100_000), true);
+    bench.decide_for(&ALL, 400);
+    assert_eq!(bench.proposals(), ["CutStandbys"]);
+    // b has all of it; c was asked for and is on its way.
+    bench.receipt("b", Proof::Recruited, Some(100_000), true);
+    bench.decide_for(&ALL, 1_000);
+    assert!(bench.proposals().is_empty());
+    bench.receipt("c", Proof::Recruited, Some(100_000), true);
+    bench.decide_for(&ALL, TICK);
+    assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+}
+
+#[test]
+fn a_switchover_ends_one_way_or_the_other_if_the_primary_does_not_resign() {
+    let mut crashed = Bench::established(spec(Mode::Quorum));
+    crashed.switchover(None);
+    crashed.receipt("a", Proof::Stopped, None, true);
+    crashed.decide_for(&ALL, TICK);
+    assert_eq!(crashed.proposals(), ["TakeOverFence"]);
+
+    let mut slow = Bench::established(spec(Mode::Quorum));
+    slow.switchover(None);
+    slow.decide_for(&ALL, 20_000);
+    assert!(slow.proposals().is_empty());
+    slow.decide_for(&ALL, 100);
+    assert_eq!(slow.proposals()[0], "CloseFence");
+    assert_eq!((slow.holder(), slow.operation().phase), ("a", Phase::GivenUp));
+}
+
+#[test]
+fn out_and_complete_are_both_needed_and_who_holds_most_is_granted() {
+    let mut bench = failing(Mode::Quorum, OnViolation::Ask);
+    bench.receipt("b", Proof::Recruited, Some(90_000), true);
+    bench.decide_for(&OTHERS, 1_000);
+    assert!(bench.proposals().is_empty(), "one of two is no quorum");
+    bench.receipt("c", Proof::Detached, None, true);
+    bench.decide_for(&OTHERS, 500);
+    assert!(bench.proposals().is_empty(), "out, and what c holds is not known");
+    bench.receipt("c", Proof::Recruited, Some(90_001), true);
+    bench.decide_for(&OTHERS, TICK);
+    assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+    assert_eq!(bench.operation().out, Some(OutProof::QuorumRevoked));
+    assert_eq!(bench.operation().loss.ms, Some(0));
+}
+
+#[test]
+fn stragglers_are_waited_for_a_moment() {
+    let mut alone = failing(Mode::Lease, OnViolation::Ask);
+    alone.receipt("a", Proof::Stopped, None, true);
+    alone.receipt("b", Proof::Recruited, Some(90_000), true);
+    alone.decide_for(&OTHERS, 150);
+    assert!(alone.proposals().is_empty());
+    alone.decide_for(&OTHERS, 100);
+    assert_eq!((alone.proposals(), alone.holder()), (vec!["GrantRole".to_owned()], "b"));
+
+    let mut better = failing(Mode::Lease, OnViolation::Ask);
+    better.receipt("a", Proof::Stopped, None, true);
+    better.receipt("b", Proof::Recruited, Some(90_000), true);
+    better.decide_for(&OTHERS, 100);
+    better.receipt("c", Proof::Recruited, Some(90_001), true);
+    better.decide_for(&OTHERS, TICK);
+    assert_eq!(better.holder(), "c");
+}
+
+#[test]
+fn people_are_asked_once_about_the_best_after_proofs_had_time_if_the_policy_says_so() {
+    for (violation, asks) in [(OnViolation::Ask, true), (OnViolation::Refuse, false)] {
+        let mut bench = failing(Mode::Lease, violation);
+        bench.receipt("b", Proof::Recruited, Some(90_000), true);
+        bench.receipt("c", Proof::Recruited, Some(90_001), true);
+        bench.decide_for(&OTHERS, 8_000);
+        assert!(bench.proposals().is_empty(), "a lapse may come yet");
+        bench.decide_for(&OTHERS, 60_000);
+        let want = if asks { vec!["OpenApproval".to_owned()] } else { Vec::new() };
+        assert_eq!(bench.proposals(), want);
+        assert!(bench.lines.len() < 8, "{:#?}", bench.lines);
+        if !asks {
+            continue;
+        }
+        assert_eq!(bench.operation().approval.as_ref().unwrap().candidate, name("c"));
+        answer(&mut bench, true);
+        bench.decide_for(&OTHERS, TICK);
+        assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+    }
+}
+
+#[test]
+fn a_denial_stands_and_nobody_else_is_asked_about() {
+    let mut bench = failing(Mode::Lease, OnViolation::Ask);
+    bench.receipt("b", Proof::Recruited, Some(90_000), true);
+    bench.receipt("c", Proof::Recruited, Some(90_001), true);
+    bench.decide_for(&OTHERS, 9_000);
+    answer(&mut bench, false);
+    bench.proposals();
+    bench.decide_for(&OTHERS, 60_000);
+    assert!(bench.proposals().is_empty());
+}
+
+#[test]
+fn a_loss_stands_still_once_the_old_primary_is_out_so_that_people_have_time_to_answer() {
+    let mut spec = spec(Mode::Lease);
+    spec.policy.loss_bound.max_ms = 0;
+    let mut bench = Bench::established(spec);
+    bench.open_fence(FenceKind::Failover { verdict: "operator".into() });
+    bench.receipt("a", Proof::Stopped, None, true);
+    bench.receipt("b", Proof::Recruited, Some(90_000), true);
+    bench.receipt("c", Proof::Recruited, Some(90_001), true);
+    bench.decide_for(&OTHERS, 9_000);
+    assert_eq!(bench.proposals(), ["OpenApproval"]);
+    let asked = bench.operation().approval.as_ref().unwrap().loss;
+    assert!(asked.ms.is_some_and(|ms| ms < 1_000), "{asked:?}");
+    bench.decide_for(&OTHERS, 60_000);
+    answer(&mut bench, true);
+    bench.decide_for(&OTHERS, TICK);
+    assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+}

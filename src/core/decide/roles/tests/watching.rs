@@ -1,0 +1,184 @@
+//! A holder without a fence: when one is opened, and how its sync set follows who streams.
+
+use super::bench::*;
+use crate::command::Command;
+use crate::role::observe::{Observation, Run};
+use crate::role::{FenceKind, Phase, Proof};
+use crate::spec::{Mode, TooFewSync};
+
+const ALL: [&str; 3] = ["a", "b", "c"];
+
+fn dead(seen: &mut Observation) {
+    seen.run = Run::Down;
+    seen.senders.clear();
+}
+
+fn pause(bench: &mut Bench, paused: bool) {
+    let (service, reason) = (service(), "by hand".to_owned());
+    bench.apply(Command::SetPause { service, paused, reason });
+}
+
+#[test]
+fn a_paused_service_is_left_alone_until_it_is_resumed() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    pause(&mut bench, true);
+    bench.says("a", dead);
+    bench.decide_for(&ALL, 5_000);
+    assert!(bench.proposals().is_empty());
+    assert!(bench.lines.iter().any(|line| line.contains("paused")), "{:?}", bench.lines);
+    pause(&mut bench, false);
+    bench.decide_for(&ALL, TICK);
+    assert_eq!(bench.proposals(), ["OpenFence"]);
+
+    let mut first = Bench::new(spec(Mode::Quorum));
+    pause(&mut first, true);
+    first.decide_for(&[], 5_000);
+    assert!(first.proposals().is_empty());
+}
+
+#[test]
+fn a_fence_is_opened_only_if_somebody_could_follow() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    bench.says("a", dead);
+    bench.decide_for(&["a", "b"], 5_000);
+    // c was fresh for its last 600 ms, so look at what happens with it silent from the start.
+    let mut alone = Bench::established(spec(Mode::Quorum));
+    alone.decide_for(&["a", "b"], 700);
+    alone.proposals();
+    alone.says("a", dead);
+    alone.decide_for(&["a", "b"], 5_000);
+    assert!(alone.proposals().is_empty(), "two of two must be reached");
+    assert!(alone.lines.iter().any(|line| line.contains("must be reached")), "{:?}", alone.lines);
+    assert!(alone.lines.len() < 4, "{:#?}", alone.lines);
+    alone.decide_for(&ALL, TICK);
+    assert_eq!(alone.proposals(), ["OpenFence"]);
+    assert_eq!(bench.proposals(), ["OpenFence"]);
+
+    let mut lease = Bench::established(spec(Mode::Lease));
+    lease.decide_for(&["a"], 700);
+    lease.says("a", dead);
+    lease.decide_for(&["a"], 5_000);
+    assert!(lease.proposals().is_empty(), "nobody to follow");
+    lease.decide_for(&["a", "c"], TICK);
+    assert_eq!(lease.proposals(), ["OpenFence"]);
+}
+
+#[test]
+fn who_was_stopped_in_order_has_the_grace_to_come_back() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    bench.says("a", |seen| {
+        dead(seen);
+        seen.stopped_in_order = true;
+    });
+    bench.decide_for(&ALL, 10_000);
+    assert!(bench.proposals().is_empty());
+    bench.decide_for(&ALL, 100);
+    assert_eq!(bench.proposals(), ["OpenFence"]);
+}
+
+/// `b` is granted by a failover, and does nothing about it.
+fn granted(cooldown_ms: u64) -> Bench {
+    let mut spec = spec(Mode::Lease);
+    spec.policy.failover_cooldown_ms = cooldown_ms;
+    let mut bench = Bench::established(spec);
+    bench.says("a", dead);
+    bench.decide_for(&ALL, TICK);
+    bench.receipt("a", Proof::Stopped, None, true);
+    for who in ["b", "c"] {
+        bench.receipt(who, Proof::Recruited, Some(90_000), true);
+    }
+    bench.decide_for(&ALL, 200);
+    assert_eq!((bench.proposals().pop().as_deref(), bench.holder()), (Some("GrantRole"), "b"));
+    bench
+}
+
+#[test]
+fn who_was_granted_and_does_not_promote_is_replaced_whatever_the_cooldown_says() {
+    let mut bench = granted(600_000);
+    bench.decide_for(&ALL, 14_700);
+    assert!(bench.proposals().is_empty());
+    bench.decide_for(&ALL, 400);
+    assert_eq!(bench.proposals()[0], "OpenFence");
+    assert!(matches!(bench.operation().kind, FenceKind::Failover { .. }));
+}
+
+#[test]
+fn the_next_failover_waits_for_the_cooldown() {
+    let mut bench = granted(30_000);
+    let epoch = bench.role().epoch;
+    let (service, timeline, switch) = (service(), 2, crate::role::Lsn(1));
+    bench.apply_as(
+        &crate::authz::Principal::cluster(),
+        Command::RecordPromotion { service, epoch, timeline, switch },
+    );
+    bench.says("b", dead);
+    bench.decide_for(&ALL, 29_000);
+    assert!(bench.proposals().is_empty(), "{:?}", bench.operation().phase);
+    assert!(bench.lines.len() < 12, "{:#?}", bench.lines);
+    bench.decide_for(&ALL, 1_100);
+    assert_eq!(bench.proposals()[0], "OpenFence");
+}
+
+#[test]
+fn an_operation_is_done_when_all_stream_again_or_two_minutes_after_its_promotion() {
+    for returns in [true, false] {
+        let mut bench = Bench::established(spec(Mode::Quorum));
+        bench.agents.get_mut("a").unwrap().cut = true;
+        bench.run(10_000);
+        assert_eq!(bench.operation().phase, Phase::Repair);
+        if returns {
+            bench.agents.get_mut("a").unwrap().cut = false;
+            bench.run(2_000);
+        } else {
+            bench.run(108_000);
+            assert_eq!(bench.operation().phase, Phase::Repair);
+            bench.run(4_000);
+        }
+        assert_eq!(bench.operation().phase, Phase::Done);
+    }
+}
+
+fn members(bench: &Bench) -> (Vec<&str>, u32) {
+    let set = bench.role().set.as_ref().unwrap();
+    (set.members.iter().map(|name| name.as_str()).collect(), set.k)
+}
+
+#[test]
+fn a_member_that_is_away_for_a_second_is_removed_and_added_when_it_streams_again() {
+    let mut spec = spec(Mode::Quorum);
+    spec.policy.sync_standbys = 2;
+    let mut bench = Bench::established(spec);
+    assert_eq!(members(&bench), (vec!["b", "c"], 2));
+    bench.agents.get_mut("c").unwrap().cut = true;
+    bench.run(1_000);
+    assert_eq!(members(&bench), (vec!["b", "c"], 2));
+    bench.run(400);
+    assert_eq!(members(&bench), (vec!["b"], 1));
+    bench.agents.get_mut("c").unwrap().cut = false;
+    bench.run(2_000);
+    assert_eq!((members(&bench), bench.open()), ((vec!["b", "c"], 2), vec!["a"]));
+    assert!(bench.role().is_covered());
+}
+
+#[test]
+fn with_too_few_members_writes_block_or_the_promise_is_withdrawn_as_declared() {
+    for (policy, want) in
+        [(TooFewSync::Block, (vec!["b"], 1)), (TooFewSync::Degrade, (Vec::new(), 0))]
+    {
+        let mut spec = spec(Mode::Quorum);
+        spec.policy.on_too_few_sync = policy;
+        let mut bench = Bench::established(spec);
+        bench.agents.get_mut("c").unwrap().cut = true;
+        bench.run(3_000);
+        assert_eq!(members(&bench), (vec!["b"], 1));
+        bench.agents.get_mut("b").unwrap().cut = true;
+        bench.run(900);
+        assert_eq!(members(&bench), (vec!["b"], 1), "a moment is no reason");
+        bench.run(3_000);
+        assert_eq!(members(&bench), want, "{policy:?}");
+        bench.agents.get_mut("c").unwrap().cut = false;
+        bench.run(3_000);
+        assert_eq!(members(&bench), (vec!["c"], 1), "{policy:?}");
+        assert!(bench.role().is_covered());
+    }
+}
