@@ -68,9 +68,24 @@ pub struct PostgresConfig {
     /// Where PostgreSQL's programs are; searched for when not said.
     #[serde(default)]
     pub bin_dir: Option<PathBuf>,
+    /// From where other instances stream and rewind, as in `pg_hba.conf`: addresses with a mask,
+    /// names, `samehost`, `samenet`.
+    #[serde(default = "peers")]
+    pub peers: Vec<String>,
+    /// Lines of `pg_hba.conf` for clients.
+    #[serde(default = "client_hba")]
+    pub client_hba: Vec<String>,
     /// As whom PostgreSQL runs when the agent is root.
     #[serde(default)]
     pub run_as: Option<String>,
+}
+
+fn peers() -> Vec<String> {
+    vec!["samehost".to_owned(), "samenet".to_owned()]
+}
+
+fn client_hba() -> Vec<String> {
+    vec!["host all all all scram-sha-256".to_owned()]
 }
 
 fn report_interval_ms() -> u64 {

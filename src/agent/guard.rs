@@ -191,14 +191,6 @@ impl Guard {
         self.ask(move |fencer| fencer.signal(target, notice).map(drop)).await
     }
 
-    /// Ends the fencer, if nothing runs under it.
-    ///
-    /// # Errors
-    /// [`GuardError`].
-    pub async fn quit(&self) -> Result<(), GuardError> {
-        self.ask(Fencer::quit).await
-    }
-
     /// The postmaster's pid as the host sees it.
     pub async fn postmaster_pid(&self) -> Option<i32> {
         self.ask(|fencer| {

@@ -21,6 +21,7 @@ mod link;
 mod local;
 mod notes;
 mod run;
+mod senses;
 mod sights;
 mod start;
 mod status;

@@ -45,6 +45,8 @@ pub struct Local {
     pub has_slots: bool,
     /// The set whose names are on disk and loaded.
     pub names: Option<Revision>,
+    /// Those names, as PostgreSQL shows them.
+    pub names_text: String,
     /// The set that is in force everywhere.
     pub in_force: Option<Revision>,
     /// Clients may connect.
@@ -88,6 +90,7 @@ impl Local {
             canary: None,
             has_slots: false,
             names: None,
+            names_text: String::new(),
             in_force: None,
             open: false,
             written: Epoch::NONE,
@@ -164,6 +167,17 @@ impl Local {
         self.seen = Some((seen, Instant::now()));
     }
 
+    /// Whether the names that PostgreSQL shows are those of the set in force.
+    pub fn has_its_names(&self) -> bool {
+        self.seen.as_ref().is_some_and(|(seen, _)| seen.sync_names == self.names_text)
+    }
+
+    /// Whether a walreceiver streamed at the last look.
+    pub fn streams(&self) -> bool {
+        let receiver = self.seen.as_ref().and_then(|(seen, _)| seen.receiver.as_ref());
+        receiver.is_some_and(|receiver| receiver.status == "streaming")
+    }
+
     /// A fresh connection was tried.
     pub fn probed(&mut self, outcome: Result<Duration, String>) {
         match outcome {
@@ -207,6 +221,17 @@ impl Local {
             Run::Down => self.end,
             _ => self.replayed.max(self.seen.as_ref().map(|(seen, _)| seen.position)),
         }
+    }
+
+    /// How somebody lowered what commits wait for.
+    fn tampered(&self, run: Run) -> String {
+        let Some((seen, _)) = &self.seen else { return String::new() };
+        let mut found = tampered(seen);
+        if run == Run::Primary && self.in_force.is_some() && !self.has_its_names() {
+            let text = format!("synchronous_standby_names is {:?}", seen.sync_names);
+            found = if found.is_empty() { text } else { format!("{text}; {found}") };
+        }
+        found
     }
 
     /// The core's world.
@@ -277,7 +302,7 @@ impl Local {
             seen: notebook.seen(),
             doing: self.doing.clone(),
             problem: self.problem.clone(),
-            tampered: seen.map(tampered).unwrap_or_default(),
+            tampered: self.tampered(run),
             disk_free_bytes: seen.map_or(0, |seen| seen.disk_free_bytes),
         }
     }

@@ -16,7 +16,6 @@ use regent_core::role::{AgentStart, Armed, DataIdentity, Order, Position, Receip
 use regent_core::spec::Policy;
 use regent_core::time::{Micros, Reading};
 use regent_engine as engine;
-use regent_engine::Engine;
 use regent_fencer::Arm;
 use regent_rpc::client::{AgentSender, SessionLease};
 use regent_rpc::convert::agent::{Ask, HELLO, Instruction, Outcome};
@@ -289,7 +288,13 @@ impl Agent {
         match report {
             Report::Seen(Ok(seen)) => {
                 if self.local.running {
+                    let streamed = self.local.streams();
                     self.local.observed(seen);
+                    if streamed && !self.local.streams() {
+                        // The primary may be gone: what is seen of it is news for everybody.
+                        self.sights.hurry();
+                        self.reported = None;
+                    }
                 }
             }
             Report::Seen(Err(why)) => {
@@ -301,7 +306,9 @@ impl Agent {
             Report::Probed(_) => {}
             Report::Canary(sent, set, returned) => {
                 self.local.canary = Some((Instant::now(), Some(returned)));
-                if let (true, Some(set)) = (returned, set) {
+                // F: names that are not the committed set's make no certificate.
+                let sound = returned && self.local.has_its_names();
+                if let (true, Some(set)) = (sound, set) {
                     self.right.certified(sent, set);
                 }
             }
@@ -470,6 +477,7 @@ impl Agent {
             }
             _ => None,
         };
+        self.tools.led = self.notes.book.led;
         let (tools, reports, doing) = (self.tools.clone(), self.reports.clone(), step.clone());
         let task = tokio::spawn(async move {
             let outcome = tools.run(&doing, arm).await;
@@ -555,68 +563,6 @@ impl Agent {
             self.status.write(&text, &self.guard);
             // What changed is told at once.
             self.reported = None;
-        }
-    }
-}
-
-/// The engine's facts: at least every `every`, and whenever a look is asked for.
-pub async fn observe(
-    engine: Arc<dyn Engine>,
-    every: Duration,
-    look: Arc<Notify>,
-    reports: mpsc::UnboundedSender<Report>,
-) {
-    const WITHIN: Duration = Duration::from_millis(500);
-    let fast = Duration::from_millis(10);
-    let mut pause = every;
-    loop {
-        let _ = tokio::time::timeout(pause, look.notified()).await;
-        let seen = engine.observe(WITHIN).await;
-        // A server that comes up is looked at often: each moment counts.
-        pause = if seen.is_err() { fast } else { every };
-        if reports.send(Report::Seen(seen.map_err(|error| error.to_string()))).is_err() {
-            return;
-        }
-    }
-}
-
-/// A fresh connection every `every`.
-pub async fn probe(
-    engine: Arc<dyn Engine>,
-    every: Duration,
-    reports: mpsc::UnboundedSender<Report>,
-) {
-    const WITHIN: Duration = Duration::from_millis(300);
-    loop {
-        let probed = engine.probe(WITHIN).await.map_err(|error| error.to_string());
-        if reports.send(Report::Probed(probed)).is_err() {
-            return;
-        }
-        tokio::time::sleep(every).await;
-    }
-}
-
-/// Own commits while there is a set to certify.
-pub async fn certify(
-    engine: Arc<dyn Engine>,
-    mut wanted: tokio::sync::watch::Receiver<Option<Revision>>,
-    reports: mpsc::UnboundedSender<Report>,
-) {
-    const EVERY: Duration = Duration::from_millis(300);
-    const WITHIN: Duration = Duration::from_secs(5);
-    loop {
-        let set = *wanted.borrow_and_update();
-        if set.is_some() {
-            let begun = regent_fencer::clock::now();
-            let returned = engine.canary(WITHIN).await.is_ok();
-            // A set that changed meanwhile is not the one it returned under.
-            let set = set.filter(|_| *wanted.borrow() == set);
-            if reports.send(Report::Canary(begun, set, returned)).is_err() {
-                return;
-            }
-            tokio::time::sleep(EVERY).await;
-        } else if wanted.changed().await.is_err() {
-            return;
         }
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use regent_core::id::InstanceName;
 use regent_core::role::observe::Sight;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// An address that does not answer within this is not there.
@@ -27,6 +28,7 @@ struct Seen {
 pub struct Sights {
     seen: Arc<Mutex<BTreeMap<InstanceName, Seen>>>,
     tasks: BTreeMap<InstanceName, (String, JoinHandle<()>)>,
+    hurry: Arc<Notify>,
 }
 
 impl Sights {
@@ -42,10 +44,17 @@ impl Sights {
         });
         for (name, address) in neighbours {
             if !self.tasks.contains_key(name) {
-                let look = look(Arc::clone(&self.seen), name.clone(), address.clone(), every);
+                let seen = Arc::clone(&self.seen);
+                let look =
+                    look(seen, name.clone(), address.clone(), every, Arc::clone(&self.hurry));
                 self.tasks.insert(name.clone(), (address.clone(), tokio::spawn(look)));
             }
         }
+    }
+
+    /// Looks at all of them at once: something has happened to one.
+    pub fn hurry(&self) {
+        self.hurry.notify_waiters();
     }
 
     /// What is seen now.
@@ -76,6 +85,7 @@ async fn look(
     name: InstanceName,
     address: String,
     every: Duration,
+    hurry: Arc<Notify>,
 ) {
     loop {
         let tried = Instant::now();
@@ -87,6 +97,7 @@ async fn look(
             Err(_) => (before, false),
         };
         seen.lock().insert(name.clone(), Seen { answered, refused, tried });
-        tokio::time::sleep(every.saturating_sub(tried.elapsed())).await;
+        let pause = every.saturating_sub(tried.elapsed());
+        let _ = tokio::time::timeout(pause, hurry.notified()).await;
     }
 }

@@ -18,7 +18,8 @@ use crate::http;
 use crate::link::{self, Speaker};
 use crate::local::{Local, Told};
 use crate::notes::Notes;
-use crate::run::{self, Agent};
+use crate::run::Agent;
+use crate::senses;
 use crate::sights::Sights;
 use crate::status::{Published, Status};
 use crate::steps::Tools;
@@ -62,7 +63,8 @@ pub(crate) fn engine_options(config: &AgentConfig) -> Options {
     options.run_as.clone_from(&postgres.run_as);
     options.starter_changes_user = true;
     options.listen = vec![postgres.listen_host.clone()];
-    options.peers = vec!["samehost".to_owned(), "samenet".to_owned()];
+    options.peers.clone_from(&postgres.peers);
+    options.client_hba.clone_from(&postgres.client_hba);
     options
 }
 
@@ -114,9 +116,9 @@ pub async fn run(
     };
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(link::run(client, speaker, heard_tx));
-    tasks.spawn(run::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
-    tasks.spawn(run::probe(Arc::clone(&engine), every, reports.clone()));
-    tasks.spawn(run::certify(Arc::clone(&engine), wanted, reports.clone()));
+    tasks.spawn(senses::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
+    tasks.spawn(senses::probe(Arc::clone(&engine), every, reports.clone()));
+    tasks.spawn(senses::certify(Arc::clone(&engine), wanted, reports.clone()));
     let port = Arc::clone(&published);
     let address = config.http.address.clone();
     let listener = tokio::net::TcpListener::bind(&address)
@@ -134,6 +136,7 @@ pub async fn run(
             engine,
             guard: guard.clone(),
             me: config.instance.clone(),
+            led: notes.book.led,
             declared: Vec::new(),
             log: postgres.data_dir.with_extension("log"),
             dir: postgres.data_dir.parent().map(Into::into).unwrap_or_else(|| "/".into()),

@@ -52,6 +52,8 @@ pub struct Tools {
     pub guard: Guard,
     /// This instance.
     pub me: InstanceName,
+    /// The highest epoch it was to lead.
+    pub led: Epoch,
     /// Where the instances are.
     pub declared: Vec<InstanceSpec>,
     /// What PostgreSQL writes to its own log.
@@ -105,6 +107,7 @@ impl Tools {
             Step::Kill => self.kill().await,
             Step::ShutDown => self.shut_down().await,
             Step::CloseOnDisk => self.close_on_disk().await,
+            Step::FindEnd => self.find_end().await,
             Step::Detach => self.detach().await,
             Step::Replay => self.replay().await,
             Step::StartStandby(upstream) => self.start_standby(upstream.as_ref()).await,
@@ -157,6 +160,16 @@ impl Tools {
         let start = StartAs::Standby { upstream: None };
         self.engine.prepare_start(&start).await.map_err(failed("closing on disk"))?;
         Ok(Box::new(|local| local.data = Data::Present(OnDisk::Standby(None))))
+    }
+
+    async fn find_end(&self) -> Result<Change, StepError> {
+        let end = self.engine.wal_end().await.map_err(failed("finding the end of the WAL"))?;
+        let led = self.led;
+        Ok(Box::new(move |local| {
+            // Never less than what the WAL may carry: a recruit that says too little loses writes.
+            let epoch = local.written.max(led);
+            local.end = Some(Position { epoch, end: end.end, timeline: end.timeline });
+        }))
     }
 
     async fn detach(&self) -> Result<Change, StepError> {
@@ -320,10 +333,12 @@ impl Tools {
             return Ok(Box::new(move |local| local.names = Some(revision)));
         }
         let names = self.names(set)?;
+        let text = names.setting();
         self.engine.set_sync_names(&names, &self.guard, COMMIT).await.map_err(failed(doing))?;
         let revision = set.revision;
         Ok(Box::new(move |local| {
             local.names = Some(revision);
+            local.names_text = text;
             // On a primary the engine returns after a transaction that was begun under them.
             let primary = local.seen.as_ref().is_some_and(|(seen, _)| !seen.in_recovery);
             local.in_force = primary.then_some(revision);

@@ -18,16 +18,17 @@ use crate::time::WallMs;
 use crate::timing::Timing;
 
 /// Highest version of [`Entry`] and everything in it; an entry carries the one its command needs
-/// ([`Command::level`]), so that a cluster of two releases goes on with what both can read. Lower ones stay readable (N and N-1 run together); a
-/// higher one than the replicated feature level is refused by every binary alike, and a binary that
-/// is too old for the level stops before it misreads anything (see [`crate::state::version`]).
+/// ([`Command::level`]), so that a cluster of two releases goes on with what both can read. Lower
+/// ones stay readable (N and N-1 run together); a higher one than the replicated feature level is
+/// refused by every binary alike, and a binary that is too old for the level stops before it
+/// misreads anything (see [`crate::state::version`]).
 pub const ENTRY_VERSION: u16 = 2;
 
 /// One log entry's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// What it takes to read it: at most [`ENTRY_VERSION`] of the proposer. It must stay the first field in every release: it is read
-    /// before anything else is believed.
+    /// What it takes to read it: at most [`ENTRY_VERSION`] of the proposer. It must stay the first
+    /// field in every release: it is read before anything else is believed.
     pub version: u16,
     /// The proposer's wall clock, for people only.
     pub at: WallMs,

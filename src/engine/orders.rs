@@ -67,6 +67,13 @@ pub enum SyncNames {
     },
 }
 
+impl SyncNames {
+    /// As the server shows them.
+    pub fn setting(&self) -> String {
+        crate::postgres::names_text(self)
+    }
+}
+
 /// A server to stream from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {

@@ -19,6 +19,8 @@ pub enum Step {
     ShutDown,
     /// Make the disk come up as a standby of nobody, whoever starts it (E3); fsynced.
     CloseOnDisk,
+    /// Find out where the WAL of a database that is down ends.
+    FindEnd,
     /// Write the promise down, then send it.
     Pledge(Pledge),
     /// Send what is pledged: the log does not have it.
@@ -265,7 +267,16 @@ fn stop(notebook: &Notebook, world: &World, fence: Revision, in_order: bool) -> 
         return Step::CloseOnDisk;
     }
     match pledged {
-        Some(pledge) => send_if_missing(world, pledge, Step::Rest),
+        // Where its WAL ends is found out later: the old primary's end must not wait for that.
+        Some(pledge) if world.position > pledge.position && pledge.proof == Proof::Stopped => {
+            let (proof, position) = (Proof::Stopped, world.position);
+            Step::Pledge(Pledge { fence, proof, position, is_proven: pledge.is_proven })
+        }
+        Some(pledge) => {
+            let unknown = world.position.is_none() && matches!(world.data, Data::Present(_));
+            let then = if unknown { Step::FindEnd } else { Step::Rest };
+            send_if_missing(world, pledge, then)
+        }
         None => {
             let resigns = in_order && world.shut_down && world.position.is_some();
             let proof = if resigns { Proof::Resigned } else { Proof::Stopped };

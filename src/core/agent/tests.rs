@@ -90,6 +90,7 @@ fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
             (world.run, world.answers, world.shut_down) = (Run::Down, false, true);
             world.open = false;
         }
+        Step::FindEnd => world.position = Some(at(5, 900)),
         Step::CloseOnDisk => world.data = Data::Present(OnDisk::Standby(None)),
         Step::Pledge(pledge) => drop(notebook.pledge(pledge.clone())),
         Step::SendReceipt => {
@@ -203,7 +204,11 @@ fn a_crashed_primary_starts_closed_and_only_with_a_lease_of_after_the_crash() {
 #[test]
 fn a_primary_told_to_stop_ends_every_process_and_lies_closed_before_its_receipt() {
     let notebook = told(5, 9, Order::Stop { fence: Revision(9) });
-    assert_eq!(run(notebook, primary()), ["Kill", "CloseOnDisk", "Pledge", "SendReceipt"]);
+    let mut killed = primary();
+    killed.position = None;
+    let steps = run(notebook, killed);
+    let found = ["FindEnd", "Pledge", "SendReceipt"];
+    assert_eq!(steps, [&["Kill", "CloseOnDisk", "Pledge", "SendReceipt"][..], &found].concat());
 }
 
 #[test]

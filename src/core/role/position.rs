@@ -22,7 +22,7 @@ impl fmt::Display for Lsn {
     }
 }
 
-/// Not `XXXXXXXX/XXXXXXXX`.
+/// Not two hexadecimal numbers with a slash between them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is no WAL position; one looks like 16/B374D848")]
 pub struct NotAnLsn(pub String);

@@ -49,7 +49,7 @@ pub(super) fn conn_value(value: &str) -> String {
 }
 
 /// The text of `synchronous_standby_names`.
-pub(super) fn names_text(names: &SyncNames) -> String {
+pub(crate) fn names_text(names: &SyncNames) -> String {
     match names {
         SyncNames::Unprotected => String::new(),
         SyncNames::Blocked => format!("ANY 1 (\"{NOBODY}\")"),

@@ -55,6 +55,7 @@ use crate::facts::{
 use crate::orders::{Secret, Secrets, Source, StartAs, StartCommand, SyncNames, Upstream};
 use commit::Lane;
 use link::{For, Link};
+pub(crate) use managed::names_text;
 
 const AGENT: &str = "regent_agent";
 const REPLICATION: &str = "regent_replication";

@@ -190,6 +190,7 @@ fn role(nonce: u64, revision: u64, order: Order) -> Change {
         holder: None,
         lease: None,
         lapsed: None,
+        confirmed: false,
         set: None,
         a: Vec::new(),
         c: Vec::new(),

@@ -5,7 +5,7 @@ use super::verdict::{self, Verdict as Named};
 use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::{InstanceName, Revision};
-use crate::role::{FenceKind, Loss, Proof};
+use crate::role::{CompleteProof, FenceKind, Loss, Proof};
 use crate::spec::{Mode, OnViolation};
 use crate::state::role::judge::Case;
 use crate::state::role::row::{Approval, Fence};
@@ -76,11 +76,12 @@ impl Look<'_> {
         };
         let candidates = self.candidates(asked);
         let mut why_not = Vec::new();
-        for candidate in &candidates {
+        for (place, candidate) in candidates.iter().enumerate() {
             if self.waits_for_better(fence, asked, candidate, since) {
                 return Verdict::Wait("waiting a moment for the other recruits".to_owned());
             }
-            match self.try_grant(fence, candidate) {
+            // People are asked about the best one only: two questions would take turns.
+            match self.try_grant(fence, candidate, place == 0) {
                 Ok(verdict) => return verdict,
                 Err(why) => why_not.push(format!("{}: {why}", candidate.spec.name)),
             }
@@ -118,7 +119,12 @@ impl Look<'_> {
     }
 
     /// A grant to `candidate`, what it still needs, or why it cannot be.
-    fn try_grant(&self, fence: &Fence, candidate: &Candidate<'_>) -> Result<Verdict, String> {
+    fn try_grant(
+        &self,
+        fence: &Fence,
+        candidate: &Candidate<'_>,
+        may_ask: bool,
+    ) -> Result<Verdict, String> {
         let name = &candidate.spec.name;
         let case = self.case(None).ok_or("the service is gone")?;
         case.free(name)?;
@@ -134,6 +140,9 @@ impl Look<'_> {
             _ => {
                 let why: Vec<String> =
                     [out.err(), complete.err()].into_iter().flatten().collect();
+                if !may_ask {
+                    return Err(why.join("; "));
+                }
                 self.ask(fence, name, loss, approval, why.join("; "))
             }
         }
@@ -212,7 +221,9 @@ impl Look<'_> {
     /// one that is not may lose what nobody knows.
     fn loss(&self, case: &Case<'_>, candidate: &Candidate<'_>) -> Loss {
         let name = &candidate.spec.name;
-        if case.complete(name, Loss::default()).is_ok() {
+        // What holds by the policy's leave alone (`accept`) may lose something all the same.
+        let unknown = Loss::default();
+        if case.complete(name, unknown).is_ok_and(|proof| proof != CompleteProof::WithinBound) {
             return Loss { ms: Some(0), bytes: Some(0) };
         }
         if self.spec.policy.mode == Mode::Quorum {
@@ -222,9 +233,8 @@ impl Look<'_> {
     }
 
     /// PROTOCOL.md H, by what this leader has heard: everything up to the newest watermark that the
-    /// candidate holds is kept, so at most the time from before its sampling until now is lost. (The
-    /// old primary is out by now, or nothing is granted.) Watermarks are hot facts: a leader that has
-    /// heard none does not know.
+    /// candidate holds is kept, so at most the time from before its sampling until the old primary's
+    /// right ended is lost. Watermarks are hot facts: a leader that has heard none does not know.
     fn lease_loss(&self, candidate: &Candidate<'_>) -> Loss {
         let (held, marks) = (&candidate.position, &self.memory.marks);
         let own = |mark: &&super::Mark| mark.at.epoch == held.epoch;
@@ -232,8 +242,8 @@ impl Look<'_> {
         let reached = marks.iter().filter(own).map(|mark| mark.at.end.0).max();
         Loss {
             ms: newest.map(|mark| {
-                let since = self.view.now.since(mark.heard).saturating_add(SAMPLED_BEFORE);
-                since.as_ms()
+                let until = self.memory.out.unwrap_or(self.view.now);
+                until.since(mark.heard).saturating_add(SAMPLED_BEFORE).as_ms()
             }),
             bytes: reached.map(|end| end.saturating_sub(held.end.0)),
         }

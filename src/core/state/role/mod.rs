@@ -185,7 +185,7 @@ fn operation_in(
         return Err(not_found("operation", format!("{}/{}", key.0, key.1)));
     };
     let mut row = Operation::clone(row);
-    if row.history.len() >= MAX_PHASES && !phase.is_over() {
+    if row.history.len() >= MAX_PHASES && matches!(phase, Phase::Fence | Phase::Approval) {
         let what = "phases of an operation".to_owned();
         return Err(Rejection::Quota { what, limit: MAX_PHASES as u64 });
     }

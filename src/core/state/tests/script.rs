@@ -3,8 +3,8 @@
 //!
 //! A command is a verb, then words in its order, then `key=value` options; `lane=3:1` makes any
 //! command the first of lane 3, `by=agent/orders/pg1` lets another principal send it. `!` in front
-//! wants success and shows nothing; `@fence` and the like stand for what is in force. Revisions count up from 1. The verbs of roles are in
-//! `role_words.rs`.
+//! wants success and shows nothing; `@fence` and the like stand for what is in force. Revisions
+//! count up from 1. The verbs of roles are in `role_words.rs`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,0 +1,79 @@
+//! What the agent feels without being asked, each in a task of its own: facts of the server, fresh
+//! connections, own synchronous commits. A hung server holds up these, never the loop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use regent_core::id::Revision;
+use regent_engine::Engine;
+use tokio::sync::{Notify, mpsc};
+
+use crate::run::Report;
+
+/// The engine's facts: at least every `every`, and whenever a look is asked for.
+pub async fn observe(
+    engine: Arc<dyn Engine>,
+    every: Duration,
+    look: Arc<Notify>,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    const WITHIN: Duration = Duration::from_millis(500);
+    let fast = Duration::from_millis(10);
+    // A standby is the first to notice that its primary is gone.
+    let standby = every.min(Duration::from_millis(50));
+    let mut pause = every;
+    loop {
+        let _ = tokio::time::timeout(pause, look.notified()).await;
+        let seen = engine.observe(WITHIN).await;
+        // A server that comes up is looked at often: each moment counts.
+        pause = match &seen {
+            Err(_) => fast,
+            Ok(seen) if seen.in_recovery => standby,
+            Ok(_) => every,
+        };
+        if reports.send(Report::Seen(seen.map_err(|error| error.to_string()))).is_err() {
+            return;
+        }
+    }
+}
+
+/// A fresh connection every `every`.
+pub async fn probe(
+    engine: Arc<dyn Engine>,
+    every: Duration,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    const WITHIN: Duration = Duration::from_millis(300);
+    loop {
+        let probed = engine.probe(WITHIN).await.map_err(|error| error.to_string());
+        if reports.send(Report::Probed(probed)).is_err() {
+            return;
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+/// Own commits while there is a set to certify.
+pub async fn certify(
+    engine: Arc<dyn Engine>,
+    mut wanted: tokio::sync::watch::Receiver<Option<Revision>>,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    const EVERY: Duration = Duration::from_millis(300);
+    const WITHIN: Duration = Duration::from_secs(5);
+    loop {
+        let set = *wanted.borrow_and_update();
+        if set.is_some() {
+            let begun = regent_fencer::clock::now();
+            let returned = engine.canary(WITHIN).await.is_ok();
+            // A set that changed meanwhile is not the one it returned under.
+            let set = set.filter(|_| *wanted.borrow() == set);
+            if reports.send(Report::Canary(begun, set, returned)).is_err() {
+                return;
+            }
+            tokio::time::sleep(EVERY).await;
+        } else if wanted.changed().await.is_err() {
+            return;
+        }
+    }
+}
