@@ -1,13 +1,12 @@
 //! The primary's processes end: PostgreSQL alone, its whole host, its host and the leader at once.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use regent_core::spec::Mode;
 use regent_lab::process::Fault;
-use regent_lab::writer::Fate;
 
 use super::load::Load;
-use super::rig::{Rig, TTL};
+use super::rig::{Rig, TTL, bound};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_postmaster_is_proven_stopped_and_loses_no_row() {
@@ -77,7 +76,7 @@ async fn in_lease_mode_a_host_that_is_gone_is_succeeded_after_the_lapse_within_t
     let old = rig.redundant().await;
     let load = Load::start(&rig).await;
 
-    let (fault, wall) = (Instant::now(), SystemTime::now());
+    let fault = Instant::now();
     rig.kill_host(old);
     let first = load.resumed(fault, Some(old)).await;
     assert!(first.done - fault < TTL + Duration::from_secs(15), "{:?}", first.done - fault);
@@ -87,15 +86,5 @@ async fn in_lease_mode_a_host_that_is_gone_is_succeeded_after_the_lapse_within_t
     let operation = rig.finished().await;
     assert_eq!(operation.out, "its armed lease lapsed", "{operation:?}");
     assert_eq!(operation.complete, "the loss bound is within the policy", "{operation:?}");
-    let bound = Duration::from_millis(operation.loss.unwrap().ms.expect("it names a bound"));
-    // Measured back from the grant, which the coordinators wrote down by the same wall clock.
-    let granted = operation.history.iter().find(|began| began.phase == "promote");
-    let granted = UNIX_EPOCH + Duration::from_millis(granted.expect("it was granted").at_ms);
-    let granted = fault + granted.duration_since(wall).expect("after the fault");
-    let (ledger, verdict) = load.ended(&rig).await;
-    assert!(verdict.twice.is_empty() && verdict.refused_but_there.is_empty(), "{verdict:?}");
-    let acked = ledger.attempts().iter().filter(|one| one.fate == Fate::Acked);
-    for lost in acked.filter(|one| verdict.lost.contains(&one.id)) {
-        assert!(lost.done + bound >= granted, "lost beyond the bound of {bound:?}: {lost:?}");
-    }
+    load.kept_within(&rig, bound(&operation), fault + TTL).await;
 }

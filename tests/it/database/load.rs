@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use regent_lab::writer::ledger::Attempt;
-use regent_lab::writer::{Ledger, Pace, Table, Verdict, Writer, verify};
+use regent_lab::writer::{Fate, Ledger, Pace, Table, Verdict, Writer, verify};
 
 use super::rig::Rig;
 use crate::cluster::{PATIENCE, until};
@@ -54,6 +54,20 @@ impl Load {
         let (ledger, verdict) = self.ended(rig).await;
         assert!(verdict.is_good(), "{verdict:?}; {:?}", ledger.errors());
         ledger
+    }
+
+    /// Lease mode: as [`Load::all_kept`], but for rows that the application was promised within the
+    /// operation's bound before the old primary's right ended; `ended` is the latest it can have.
+    pub async fn kept_within(self, rig: &Rig, bound: Duration, ended: Instant) {
+        let (ledger, verdict) = self.ended(rig).await;
+        assert!(verdict.twice.is_empty() && verdict.refused_but_there.is_empty(), "{verdict:?}");
+        let acked = ledger.attempts().iter().filter(|one| one.fate == Fate::Acked);
+        let lost: Vec<_> = acked.filter(|one| verdict.lost.contains(&one.id)).collect();
+        if let Some((first, last)) = lost.first().zip(lost.last()) {
+            let span = last.done - first.done;
+            assert!(span <= bound, "{} rows of {span:?} are lost, not {bound:?}", lost.len());
+            assert!(last.done <= ended, "a row of after the right's end is lost");
+        }
     }
 
     /// Stops; the ledger, and what is in the table.

@@ -34,6 +34,11 @@ pub struct Rig {
     _turn: MutexGuard<'static, ()>,
 }
 
+/// What an operation in lease mode says that it loses at most.
+pub fn bound(operation: &v1::Operation) -> Duration {
+    Duration::from_millis(operation.loss.unwrap().ms.expect("it names a bound"))
+}
+
 impl Rig {
     /// Three nodes, three instances: one open primary from which both others stream.
     pub async fn up(what: &str, mode: Mode) -> Self {

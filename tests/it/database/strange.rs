@@ -10,7 +10,7 @@ use regent_lab::databases::SERVICE;
 
 use super::load::Load;
 use super::rig::Rig;
-use crate::cluster::{REGENT, copy_dir, until};
+use crate::cluster::{REGENT, until};
 
 /// An agent started beside the lab's; killed when dropped, and what it started with it.
 struct Stranger {
@@ -105,7 +105,7 @@ async fn a_wrong_configuration_names_what_is_wrong_and_who_is_nobody_is_told_so(
     let stranger = Stranger::start(&stolen);
     stranger.says(&format!("{SERVICE}/{other}")).await;
     drop(stranger);
-    rig.postgres(standby).is_empty().then_some(()).expect("PostgreSQL of a stranger runs");
+    assert!(rig.postgres(standby).is_empty(), "PostgreSQL of a stranger runs");
 
     // A good certificate for an instance that nobody declared.
     let pki = rig.cluster.lab.pki_dir();
@@ -116,8 +116,7 @@ async fn a_wrong_configuration_names_what_is_wrong_and_who_is_nobody_is_told_so(
         text.replace(&of(&me), &of("pg9")).replace(&mine, "instance = \"pg9\"")
     });
     let stranger = Stranger::start(&undeclared);
-    stranger.says("pg9").await;
-    stranger.says("declared").await;
+    stranger.says(&format!("instance \\\"{SERVICE}/pg9\\\" does not exist")).await;
     drop(stranger);
     assert!(rig.postgres(standby).is_empty(), "PostgreSQL of a stranger runs");
 
@@ -143,13 +142,32 @@ async fn data_of_another_cluster_neither_leads_nor_is_followed() {
     let out = command.arg("-D").arg(&data).current_dir("/").output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 
+    let foreign = system(&rig, &data);
+    assert_ne!(foreign, system(&rig, &kept));
+
     regent_lab::databases::start_agent(&mut rig.cluster.lab, standby).unwrap();
-    until("a word about the data", async || {
-        let log = rig.log(standby);
-        log.contains("system") || rig.seen(standby).await.is_standby()
-    })
-    .await;
-    eprintln!("{}", rig.log(standby));
-    let _ = copy_dir;
+    until("the agent to have tried", async || rig.log(standby).matches("StartStandby").count() > 1)
+        .await;
+    // Not once while the application writes on.
+    for _ in 0..20 {
+        let seen = rig.seen(standby).await;
+        assert!(!seen.healthy && !seen.open, "{seen:?}");
+        load.progress(20).await;
+    }
+    assert_eq!(system(&rig, &data), foreign, "what a person put there is not wiped");
+
+    rig.kill_host(standby);
+    rig.host_gone(standby).await;
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&kept, &data).unwrap();
     untouched(rig, load, primary).await;
+}
+
+/// The cluster that a data directory belongs to.
+fn system(rig: &Rig, data: &Path) -> String {
+    let bin = &rig.cluster.lab.databases.as_ref().unwrap().bin_dir;
+    let out = Command::new(bin.join("pg_controldata")).env("LC_ALL", "C").arg(data).output();
+    let said = String::from_utf8(out.unwrap().stdout).unwrap();
+    let line = said.lines().find(|line| line.starts_with("Database system identifier"));
+    line.expect("it names its cluster").to_owned()
 }
