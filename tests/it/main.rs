@@ -8,6 +8,7 @@
 mod clients;
 mod cluster;
 mod cut_off;
+mod database;
 mod drain;
 mod elections;
 mod follow;

@@ -25,6 +25,8 @@ impl Look<'_> {
             finding = self.unpromoted(finding);
         } else if finding.verdict == Named::PrimaryStopped {
             finding = self.stopped(finding);
+        } else if finding.verdict == Named::Healthy {
+            finding = self.lapsed(finding);
         }
         if finding.verdict.calls_for_failover() {
             return self.failover(finding);
@@ -45,6 +47,17 @@ impl Look<'_> {
             return Finding { verdict: Named::PrimaryStalled, why };
         }
         Finding { verdict: Named::Healthy, why: finding.why }
+    }
+
+    /// Where a lapse proves something it is final (E2): an agent that came back under another session
+    /// reports, and may serve nothing until somebody is granted anew.
+    fn lapsed(&self, finding: Finding) -> Finding {
+        let counts = self.role.lapse_counts(self.spec.policy.mode);
+        if !counts || self.role.lease.is_some() || self.role.lapsed.is_none() {
+            return finding;
+        }
+        let why = "its agent reports, but its lease has lapsed".to_owned();
+        Finding { verdict: Named::PrimaryStalled, why }
     }
 
     /// Somebody stopped it in order: time to bring it back, then a failover (E5).

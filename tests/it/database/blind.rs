@@ -1,0 +1,70 @@
+//! All coordinators are gone at once: what the primary may go on doing is a matter of its mode.
+
+use std::time::{Duration, Instant};
+
+use regent_core::spec::Mode;
+use regent_lab::process::Fault;
+
+use super::load::Load;
+use super::rig::{Rig, TTL};
+use crate::cluster::until;
+
+/// Several times as long as a lease.
+const HOLD: Duration = Duration::from_secs(10);
+
+fn kill_coordinators(rig: &Rig) {
+    for node in &rig.cluster.lab.nodes {
+        rig.cluster.signal(node.id, Fault::Kill);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_coordinators_a_quorum_primary_goes_on_for_as_long_as_its_standbys_confirm() {
+    let mut rig = Rig::up("blind-quorum", Mode::Quorum).await;
+    let primary = rig.redundant().await;
+    let (epoch, postmaster) = (rig.role().await.epoch, rig.postmaster(primary).await);
+    let load = Load::start(&rig).await;
+
+    let fault = Instant::now();
+    kill_coordinators(&rig);
+    // The time itself is what is tried: rows must flow through all of it.
+    let mut last = fault;
+    until("rows through all of the outage", async || {
+        last = load.writer.ledger().last_ack().map_or(last, |ack| ack.done);
+        last >= fault + HOLD
+    })
+    .await;
+    assert_eq!(rig.heal().await, primary);
+    load.progress(100).await;
+    let back = Instant::now();
+
+    assert_eq!(rig.role().await.epoch, epoch, "nobody was promoted");
+    assert_eq!(rig.postmaster(primary).await, postmaster, "it was not even started again");
+    let ledger = load.all_kept(&rig).await;
+    let gap = ledger.longest_gap(fault, back).length();
+    assert!(gap <= Duration::from_secs(1), "{gap:?}: {:?}", ledger.errors());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_coordinators_a_lease_primary_stops_within_its_ttl_and_nobody_is_promoted() {
+    let mut rig = Rig::up("blind-lease", Mode::Lease).await;
+    let primary = rig.redundant().await;
+    let load = Load::start(&rig).await;
+
+    let fault = Instant::now();
+    kill_coordinators(&rig);
+    // The time itself is what is tried: nobody may take rows at the end of it.
+    tokio::time::sleep(HOLD).await;
+    let last = load.writer.ledger().last_ack().unwrap().done;
+    assert!(last < fault + TTL, "rows for {:?} after the last coordinator", last - fault);
+    let seen = rig.view().await;
+    assert!(seen.primary().is_none(), "{seen:?}");
+    for (at, one) in seen.instances.iter().enumerate().filter(|(at, _)| *at != primary) {
+        assert_eq!(one.role, "standby", "{} at {at}", one.id);
+    }
+    let back = Instant::now();
+    rig.heal().await;
+    load.resumed(back, None).await;
+    load.progress(100).await;
+    load.all_kept(&rig).await;
+}

@@ -1,0 +1,237 @@
+//! A lab with databases for one test; ended with everything of it when dropped, also on a panic.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use regent_core::id::{InstanceName, ServiceName};
+use regent_core::spec::Mode;
+use regent_lab::databases::{
+    DatabasesView, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, owned, view,
+    wait_redundant,
+};
+use regent_lab::process::{Fault, Process};
+use regent_lab::writer::Access;
+use regent_lab::{Connections, Lab, Plan, Profile};
+use regent_rpc::client::Client;
+use regent_rpc::convert::common::Freshness;
+use regent_rpc::pb::v1;
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::cluster::{Cluster, PATIENCE, REGENT, Scratch, until};
+
+/// The primary's lease in all these labs: what bounds every wait for a lapse.
+pub const TTL: Duration = Duration::from_secs(3);
+
+/// Three PostgreSQL servers, three agents, three nodes: more than one such lab at a time, and two
+/// cores are busy enough that a deadline of the protocol passes by itself.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+/// The lab. Its parts are dropped in this order: nodes and files, then the turn of the next test.
+pub struct Rig {
+    pub cluster: Cluster,
+    pub access: Access,
+    operator: Client,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// What an operation in lease mode says that it loses at most.
+pub fn bound(operation: &v1::Operation) -> Duration {
+    Duration::from_millis(operation.loss.unwrap().ms.expect("it names a bound"))
+}
+
+impl Rig {
+    /// Three nodes, three instances: one open primary from which both others stream.
+    pub async fn up(what: &str, mode: Mode) -> Self {
+        let turn = ONE_AT_A_TIME.lock().await;
+        let scratch = Scratch::new(what);
+        let plan = Plan {
+            dir: scratch.path().join("lab"),
+            binary: REGENT.into(),
+            nodes: 3,
+            profile: Profile::Lan,
+        };
+        let wanted = Wanted { instances: 3, mode, ttl: TTL, keep: false };
+        let (lab, _) = regent_lab::up_with(&plan, &wanted, &|_| {})
+            .await
+            .unwrap_or_else(|error| panic!("lab up: {error}"));
+        let connections = Connections::new(&lab, &lab.certificates().admin).unwrap();
+        let access = lab.databases.as_ref().unwrap().access();
+        let cluster = Cluster { lab, connections, scratch };
+        let operator = cluster.client("operator");
+        Self { cluster, access, operator, _turn: turn }
+    }
+
+    pub fn service() -> ServiceName {
+        ServiceName::parse(SERVICE).unwrap()
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.cluster.lab.dir
+    }
+
+    pub fn instances(&self) -> &[LabInstance] {
+        &self.cluster.lab.databases.as_ref().unwrap().instances
+    }
+
+    pub async fn view(&self) -> DatabasesView {
+        view(&self.cluster.lab).await.unwrap()
+    }
+
+    pub async fn seen(&self, at: usize) -> InstanceView {
+        self.view().await.instances.swap_remove(at)
+    }
+
+    /// Waits until one is primary and the others stream from it; which one that is.
+    pub async fn redundant(&self) -> usize {
+        let seen = wait_redundant(&self.cluster.lab, REDUNDANT, &|_| {})
+            .await
+            .unwrap_or_else(|error| panic!("not redundant: {error}"));
+        self.at(&seen.primary().unwrap().id)
+    }
+
+    /// Starts what is dead, thaws what is frozen, and waits as [`Rig::redundant`] does.
+    pub async fn heal(&mut self) -> usize {
+        let healed = regent_lab::heal(self.dir()).await;
+        let (lab, seen, _) = healed.unwrap_or_else(|error| panic!("heal: {error}"));
+        self.cluster.lab = lab;
+        self.at(&seen.databases.unwrap().primary().unwrap().id)
+    }
+
+    /// The place of an instance in every list.
+    pub fn at(&self, id: &str) -> usize {
+        self.instances().iter().position(|one| one.id == id).unwrap()
+    }
+
+    pub fn name(&self, at: usize) -> InstanceName {
+        InstanceName::parse(&self.instances()[at].id).unwrap()
+    }
+
+    /// Every process of an instance that lives: agent, fencer, PostgreSQL.
+    pub fn processes(&self, at: usize) -> Vec<Process> {
+        owned::by(&self.cluster.lab, &self.instances()[at])
+    }
+
+    /// PostgreSQL's processes of an instance.
+    pub fn postgres(&self, at: usize) -> Vec<Process> {
+        let is_postgres = |process: &Process| {
+            let program = std::fs::read_link(format!("/proc/{}/exe", process.pid));
+            program.is_ok_and(|program| program.ends_with("postgres"))
+        };
+        self.processes(at).into_iter().filter(is_postgres).collect()
+    }
+
+    /// The first process of PostgreSQL, which its agent knows.
+    pub async fn postmaster(&self, at: usize) -> Process {
+        let pid = self.seen(at).await.postmaster_pid.expect("the agent has told its pid");
+        owned::if_of(&self.cluster.lab, &self.instances()[at], pid).expect("it lives")
+    }
+
+    /// SIGKILL to the first process of PostgreSQL.
+    pub async fn kill_postmaster(&self, at: usize) {
+        assert!(self.postmaster(at).await.signal(Fault::Kill).unwrap());
+    }
+
+    /// SIGKILL to all that is of an instance, as when its host loses power.
+    pub fn kill_host(&self, at: usize) {
+        let signalled = regent_lab::databases::signal_host(
+            &self.cluster.lab,
+            &self.instances()[at],
+            Fault::Kill,
+        );
+        assert!(signalled.unwrap() > 0, "no process was there");
+    }
+
+    /// Waits until no process of an instance is left.
+    pub async fn host_gone(&self, at: usize) {
+        until("the end of all its processes", async || self.processes(at).is_empty()).await;
+    }
+
+    /// Everything that was decided about the service, oldest first.
+    pub async fn operations(&self) -> Vec<v1::Operation> {
+        let service = Self::service();
+        let all = self.operator.list_operations(Some(&service), Freshness::Linearizable).await;
+        let mut all = all.unwrap().operations;
+        all.sort_by_key(|one| one.id);
+        all
+    }
+
+    /// The newest decision, once it is over.
+    pub async fn finished(&self) -> v1::Operation {
+        let mut newest = None;
+        until("the end of the role change", async || {
+            newest = self.operations().await.pop().filter(|one| one.over);
+            newest.is_some()
+        })
+        .await;
+        newest.unwrap()
+    }
+
+    /// What the coordinators hold about the service.
+    pub async fn role(&self) -> v1::Role {
+        let service = Self::service();
+        let roles = self.operator.list_roles(Some(&service), Freshness::Linearizable).await;
+        roles.unwrap().roles.swap_remove(0)
+    }
+
+    /// Questions that nobody has answered.
+    pub async fn questions(&self) -> Vec<v1::Operation> {
+        let service = Self::service();
+        let read = Freshness::Linearizable;
+        self.operator.list_approvals(Some(&service), false, read).await.unwrap().operations
+    }
+
+    pub fn operator(&self) -> &Client {
+        &self.operator
+    }
+
+    /// What an agent has written into its log.
+    pub fn log(&self, at: usize) -> String {
+        std::fs::read_to_string(self.instances()[at].log()).unwrap_or_default()
+    }
+
+    /// What made the test fail, as far as the lab knows.
+    fn tell(&self) {
+        for instance in self.instances() {
+            let text = std::fs::read_to_string(instance.log()).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            let from = lines.len().saturating_sub(25);
+            eprintln!("--- agent of {} ---\n{}", instance.id, lines[from..].join("\n"));
+        }
+        for args in [&["operations", "show", SERVICE][..], &["explain", SERVICE]] {
+            let out = self.cluster.verb(args);
+            let (said, why) = (&out.stdout, &out.stderr);
+            eprintln!("--- {args:?} ---\n{}", String::from_utf8_lossy(said));
+            eprintln!("{}", String::from_utf8_lossy(why));
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
+        // What was started since by name of the lab's directory is in its file alone.
+        if let Ok(newest) = Lab::open(self.dir()) {
+            self.cluster.lab = newest;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        // Agents first: they must not see the others go, and act on it. Then again and again: what
+        // a fencer leaves is not gone with it.
+        for instance in self.instances() {
+            let _ = regent_lab::databases::signal_agent(instance, Fault::Kill);
+        }
+        for at in 0..self.instances().len() {
+            loop {
+                let left = self.processes(at);
+                if left.is_empty() || Instant::now() >= deadline {
+                    break;
+                }
+                for process in left {
+                    let _ = process.signal(Fault::Kill);
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Agents that must be refused: a mistyped file, an instance nobody declared, another's
+//! certificate, data of another cluster. The primary and its rows take no notice.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use regent_core::authz::Role;
+use regent_core::spec::Mode;
+use regent_lab::databases::SERVICE;
+
+use super::load::Load;
+use super::rig::Rig;
+use crate::cluster::{REGENT, until};
+
+/// An agent started beside the lab's; killed when dropped, and what it started with it.
+struct Stranger {
+    process: Child,
+    log: PathBuf,
+}
+
+impl Stranger {
+    fn start(config: &Path) -> Self {
+        let log = config.with_extension("log");
+        let out = std::fs::File::create(&log).unwrap();
+        let process = Command::new(REGENT)
+            .args(["agent", "--config", config.to_str().unwrap()])
+            .env_remove("REGENT_CONFIG")
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        Self { process, log }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    async fn says(&self, what: &str) {
+        until(&format!("{what:?} in the agent's log"), async || self.said().contains(what)).await;
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the stranger ---\n{}", self.said());
+        }
+    }
+}
+
+/// The configuration of a standby whose own agent is dead, changed.
+fn changed(rig: &Rig, at: usize, name: &str, change: impl Fn(&str) -> String) -> PathBuf {
+    let instance = &rig.instances()[at];
+    let text = std::fs::read_to_string(instance.config()).unwrap();
+    let changed = change(&text);
+    assert_ne!(changed, text, "nothing was changed");
+    let path = instance.dir.join(format!("{name}.toml"));
+    std::fs::write(&path, changed).unwrap();
+    path
+}
+
+fn run(config: &Path) -> Output {
+    Command::new(REGENT).args(["agent", "--config", config.to_str().unwrap()]).output().unwrap()
+}
+
+/// Nothing of the standby runs; the others go on.
+async fn without_a_standby(what: &str) -> (Rig, Load, usize, usize) {
+    let rig = Rig::up(what, Mode::Quorum).await;
+    let primary = rig.redundant().await;
+    let load = Load::start(&rig).await;
+    let standby = (primary + 1) % 3;
+    rig.kill_host(standby);
+    rig.host_gone(standby).await;
+    load.progress(100).await;
+    (rig, load, primary, standby)
+}
+
+/// As before: the same primary, and with the right agent all is well.
+async fn untouched(mut rig: Rig, load: Load, primary: usize) {
+    load.progress(100).await;
+    assert_eq!(rig.heal().await, primary);
+    load.progress(100).await;
+    load.all_kept(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_configuration_names_what_is_wrong_and_who_is_nobody_is_told_so() {
+    let (rig, load, primary, standby) = without_a_standby("strange-agent").await;
+    let me = rig.instances()[standby].id.clone();
+    let other = rig.instances()[(standby + 1) % 3].id.clone();
+
+    let typo = changed(&rig, standby, "typo", |text| text.replace("state_dir", "state_dri"));
+    let out = run(&typo);
+    let why = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(2), "{why}");
+    assert!(why.contains("typo.toml") && why.contains("state_dri"), "{why}");
+
+    // The files of another instance: what it is, its certificate says.
+    let of = |id: &str| format!("agent-{SERVICE}+{id}.");
+    let stolen = changed(&rig, standby, "stolen", |text| text.replace(&of(&me), &of(&other)));
+    let stranger = Stranger::start(&stolen);
+    stranger.says(&format!("{SERVICE}/{other}")).await;
+    drop(stranger);
+    assert!(rig.postgres(standby).is_empty(), "PostgreSQL of a stranger runs");
+
+    // A good certificate for an instance that nobody declared.
+    let pki = rig.cluster.lab.pki_dir();
+    let request = regent_rpc::pki::Request::new(Role::Agent, format!("{SERVICE}/pg9"));
+    regent_rpc::pki::issue(&pki, &request).unwrap();
+    let undeclared = changed(&rig, standby, "undeclared", |text| {
+        let mine = format!("instance = \"{me}\"");
+        text.replace(&of(&me), &of("pg9")).replace(&mine, "instance = \"pg9\"")
+    });
+    let stranger = Stranger::start(&undeclared);
+    stranger.says(&format!("instance \\\"{SERVICE}/pg9\\\" does not exist")).await;
+    drop(stranger);
+    assert!(rig.postgres(standby).is_empty(), "PostgreSQL of a stranger runs");
+
+    untouched(rig, load, primary).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn data_of_another_cluster_neither_leads_nor_is_followed() {
+    let (mut rig, load, primary, standby) = without_a_standby("strange-data").await;
+    let data = rig.instances()[standby].data_dir();
+    let kept = data.with_file_name("kept");
+    std::fs::rename(&data, &kept).unwrap();
+    let databases = rig.cluster.lab.databases.clone().unwrap();
+    let initdb = databases.bin_dir.join("initdb");
+    let mut command = match &databases.run_as {
+        Some(owner) => {
+            let mut command = Command::new("runuser");
+            command.args(["-u", owner, "--"]).arg(initdb);
+            command
+        }
+        None => Command::new(initdb),
+    };
+    let out = command.arg("-D").arg(&data).current_dir("/").output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+
+    let foreign = system(&rig, &data);
+    assert_ne!(foreign, system(&rig, &kept));
+
+    regent_lab::databases::start_agent(&mut rig.cluster.lab, standby).unwrap();
+    until("the agent to have tried", async || rig.log(standby).matches("StartStandby").count() > 1)
+        .await;
+    // Not once while the application writes on.
+    for _ in 0..20 {
+        let seen = rig.seen(standby).await;
+        assert!(!seen.healthy && !seen.open, "{seen:?}");
+        load.progress(20).await;
+    }
+    assert_eq!(system(&rig, &data), foreign, "what a person put there is not wiped");
+
+    rig.kill_host(standby);
+    rig.host_gone(standby).await;
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&kept, &data).unwrap();
+    untouched(rig, load, primary).await;
+}
+
+/// The cluster that a data directory belongs to.
+fn system(rig: &Rig, data: &Path) -> String {
+    let bin = &rig.cluster.lab.databases.as_ref().unwrap().bin_dir;
+    let out = Command::new(bin.join("pg_controldata")).env("LC_ALL", "C").arg(data).output();
+    let said = String::from_utf8(out.unwrap().stdout).unwrap();
+    let line = said.lines().find(|line| line.starts_with("Database system identifier"));
+    line.expect("it names its cluster").to_owned()
+}
