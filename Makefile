@@ -3,10 +3,11 @@
 .PHONY: demo test verify fix setup long bench clean
 
 # The main job, shown: a database loses its primary's host, another takes over, no row is lost.
+DEMO_BUILD ?= cargo build --locked --bin regent
 demo:
 	scripts/need-rust
 	scripts/need-postgres
-	cargo build --locked --bin regent
+	$(DEMO_BUILD)
 	target/debug/regent demo
 
 # Everything a newcomer should see green: unit, property, crash-state, end-to-end, simulation.

@@ -26,6 +26,7 @@ mod sights;
 mod start;
 mod status;
 mod steps;
+mod words;
 
 pub use config::{AgentConfig, ConfigError};
 pub use init::{InitError, InitOptions, init};

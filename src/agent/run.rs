@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use regent_core::agent::notebook::Taken;
 use regent_core::agent::{Right, Step, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
-use regent_core::role::{AgentStart, Armed, DataIdentity, Order, Position, Receipt};
+use regent_core::role::{AgentStart, Armed, DataIdentity, Order};
 use regent_core::spec::Policy;
 use regent_core::time::{Micros, Reading};
 use regent_engine as engine;
@@ -27,6 +27,7 @@ use crate::link::Heard;
 use crate::local::{Local, Told};
 use crate::notes::Notes;
 use crate::sights::Sights;
+use crate::start::StartError;
 use crate::status::{Published, Status};
 use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
 
@@ -34,8 +35,6 @@ use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
 const TICK: Duration = Duration::from_millis(20);
 /// How long shutting clients out may take before the fencer ends everything.
 const CLOSE_LEAD: Micros = Micros::from_ms(400);
-/// An ask without an answer is asked again after this long.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// What the tasks beside the loop report.
 pub enum Report {
@@ -76,6 +75,10 @@ pub struct Agent {
     pub(crate) right: Right,
     pub(crate) arms: u64,
     pub(crate) armed_until: Option<Reading>,
+    /// The renewal acknowledged last when the database ended by itself.
+    pub(crate) crashed_at: Option<RenewalNumber>,
+    /// The agent ends: its fencer is gone.
+    pub(crate) is_over: bool,
     pub(crate) busy: Option<(Step, JoinHandle<()>)>,
     pub(crate) not_before: Option<Instant>,
     pub(crate) asked: BTreeMap<&'static str, (Ask, Instant)>,
@@ -86,23 +89,29 @@ pub struct Agent {
 
 impl Agent {
     /// Runs until told to end. What runs goes on running under the fencer.
+    ///
+    /// # Errors
+    /// [`StartError::FencerGone`].
     pub async fn run(
         mut self,
         mut heard: mpsc::Receiver<Heard>,
         mut news: mpsc::UnboundedReceiver<News>,
         mut done: mpsc::UnboundedReceiver<Report>,
         stop: impl Future<Output = ()>,
-    ) {
+    ) -> Result<(), StartError> {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         tokio::pin!(stop);
         loop {
             tokio::select! {
-                () = &mut stop => return,
+                () = &mut stop => return Ok(()),
                 Some(heard) = heard.recv() => self.hear(heard),
                 Some(news) = news.recv() => self.news(news),
                 Some(report) = done.recv() => self.report(report),
                 _ = ticks.tick() => {}
+            }
+            if self.is_over {
+                return Err(StartError::FencerGone);
             }
             self.turn();
         }
@@ -114,6 +123,7 @@ impl Agent {
                 let start = self.start(&session);
                 if self.session.as_ref().map(SessionLease::id) != Some(session.id()) {
                     self.mark = Revision(0);
+                    self.crashed_at = None;
                 }
                 self.session = Some(session);
                 let _ = answer.send(start);
@@ -184,6 +194,13 @@ impl Agent {
             Outcome::Refused(refused) => {
                 if number == HELLO {
                     self.told.accepted &= refused.transient;
+                    if refused.rule == "instance_quarantined" && self.local.running {
+                        // B: what forgot its promises neither streams nor acknowledges.
+                        self.interrupt();
+                        if self.busy.is_none() {
+                            self.spawn(Step::Kill);
+                        }
+                    }
                 }
                 tracing::warn!(rule = refused.rule, why = refused.why, number, "refused");
             }
@@ -282,14 +299,16 @@ impl Agent {
                     self.local.ended(proven, in_order);
                     // E4: only a renewal of after the crash starts it again.
                     self.right = Right::default();
+                    let known = self.session.as_ref().and_then(SessionLease::deadline);
+                    self.crashed_at = known.map(|deadline| deadline.number);
                     self.reported = None;
                 }
             }
             News::Lost => {
                 tracing::error!("the fencer is gone, and everything under it");
-                // That its words do not arrive any more does not prove that what it ran has ended.
-                self.local.ended(false, false);
-                self.reported = None;
+                // Whatever is said from here on would be a guess: a new start of the agent finds
+                // out what became of it (E2).
+                self.is_over = true;
             }
         }
     }
@@ -376,6 +395,9 @@ impl Agent {
             .as_ref()
             .is_some_and(|session| self.mark.0 > 0 && session.is_held(self.mark));
         let deadline = self.session.as_ref().and_then(SessionLease::deadline);
+        // E4: after a crash only a renewal that was acknowledged later counts.
+        let newer = deadline.is_some_and(|deadline| Some(deadline.number) > self.crashed_at);
+        let held = held && newer;
         self.right.lease = deadline.filter(|_| held).map(|deadline| deadline.until);
         let set = self.local.in_force;
         let latched = !self.notes.book.may_hold();
@@ -503,85 +525,5 @@ impl Agent {
             let _ = reports.send(Report::Done(doing, outcome));
         });
         self.busy = Some((step, task));
-    }
-
-    fn send_receipt(&mut self) {
-        let Some(pledge) = self.notes.book.pledge.clone() else { return };
-        let receipt = Receipt {
-            instance: self.tools.me.clone(),
-            fence: pledge.fence,
-            proof: pledge.proof,
-            position: pledge.position,
-            boot: self.notes.book.boot,
-            nonce: self.nonce,
-            generation: self.local.generation,
-            is_proven: pledge.is_proven,
-        };
-        self.ask("receipt", Ask::Receipt(Box::new(receipt)));
-    }
-
-    /// Asks once, and again only after a while: an answer changes the world.
-    fn ask(&mut self, what: &'static str, ask: Ask) {
-        let Some(sender) = &self.sender else { return };
-        let again = self
-            .asked
-            .get(what)
-            .is_none_or(|(asked, at)| *asked != ask || at.elapsed() >= ASK_AGAIN);
-        if !again {
-            return;
-        }
-        self.asks += 1;
-        if sender.ask(self.asks, ask.clone()).is_err() {
-            self.sender = None;
-            return;
-        }
-        self.asked.insert(what, (ask, Instant::now()));
-    }
-
-    /// An observation, when it is time or something happened.
-    fn say(&mut self) {
-        let Some(sender) = &self.sender else { return };
-        if self.reported.is_some_and(|at| at.elapsed() < self.report_every) {
-            return;
-        }
-        let mut seen = self.local.observation(&self.told, &self.notes.book);
-        seen.sights = self.sights.now();
-        if sender.observe(seen).is_err() {
-            self.sender = None;
-        }
-        self.reported = Some(Instant::now());
-    }
-
-    fn publish(&mut self) {
-        let run = self.local.run();
-        let now = Published {
-            service: self.tools.me.to_string(),
-            run: run.as_str(),
-            open: self.local.open && self.told.may_serve,
-            answers: self.local.seen.is_some() && self.local.probe.is_answered(),
-            epoch: self.notes.book.led.to_string(),
-            streams: self
-                .local
-                .seen
-                .as_ref()
-                .and_then(|(seen, _)| seen.receiver.as_ref())
-                .is_some_and(|receiver| receiver.status == "streaming"),
-            lag_bytes: self.local.seen.as_ref().map_or(0, |(seen, _)| seen.replay_lag_bytes()),
-            position: self.local.position().as_ref().map(Position::to_string).unwrap_or_default(),
-            doing: self.local.doing.clone(),
-            problem: self.local.problem.clone(),
-            attached: self.sender.is_some(),
-            armed: self.guard.is_armed(),
-            is_sync: false,
-        };
-        let mut published = self.published.lock();
-        if *published != now {
-            *published = now;
-            let text = published.clone();
-            drop(published);
-            self.status.write(&text, &self.guard);
-            // What changed is told at once.
-            self.reported = None;
-        }
     }
 }

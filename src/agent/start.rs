@@ -42,6 +42,9 @@ pub enum StartError {
     /// The certificates or the addresses of the nodes.
     #[error("{0}")]
     Client(String),
+    /// The fencer ended, and what it guarded with it: start the agent again.
+    #[error("the fencer is gone; a new start of the agent finds out what became of PostgreSQL")]
+    FencerGone,
     /// The port for health checks.
     #[error("cannot listen on {address}")]
     Http {
@@ -161,6 +164,8 @@ pub async fn run(
         sender: None,
         right: Right::default(),
         armed_until: None,
+        crashed_at: None,
+        is_over: false,
         busy: None,
         not_before: None,
         asked: std::collections::BTreeMap::new(),
@@ -169,9 +174,9 @@ pub async fn run(
         last_said: String::new(),
     };
     tracing::info!(service = %config.service, instance = %config.instance, "the agent runs");
-    agent.run(heard, news, done, stop).await;
+    let ended = agent.run(heard, news, done, stop).await;
     tasks.abort_all();
-    Ok(())
+    ended
 }
 
 /// What a former start of the agent left running is taken over (E2): the fencer never stopped.
@@ -186,9 +191,8 @@ async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Eng
     }
     local.started();
     if let Ok(seen) = engine.observe(Duration::from_secs(1)).await {
-        let was_open = !seen.in_recovery;
+        // Whether clients may connect is not asked: letting them in again does no harm.
         local.observed(seen);
-        local.open = was_open;
     }
     tracing::info!(led = %notes.book.led, "took over what runs under the fencer");
 }

@@ -14,7 +14,7 @@ use parking_lot::RwLock;
 use regent_core::authz::Principal;
 use regent_core::command::{Command, Request};
 use regent_core::id::{InstanceName, NodeId, Nonce, Revision, ServiceName, SessionId};
-use regent_core::reply::Reply;
+use regent_core::reply::{Rejection, Reply};
 use regent_core::role::AgentStart;
 use regent_core::state::State;
 use regent_rpc::clock::Clock;
@@ -344,6 +344,18 @@ fn outcome_of(ask: &Ask, reply: &Reply, agent: &Agent, state: &State) -> Outcome
     let incarnation = state.incarnation();
     if let Reply::StartAccepted { boot, mark, revision } = reply {
         return Outcome::Accepted { boot: *boot, mark: *mark, at: (incarnation, *revision) };
+    }
+    if let Reply::StartQuarantined { why, .. } = reply {
+        let refused = Rejection::InstanceQuarantined {
+            instance: agent.instance.to_string(),
+            why: why.clone(),
+        };
+        return Outcome::Refused(RefusedAsk {
+            rule: refused.rule().to_owned(),
+            why: refused.to_string(),
+            unknown: false,
+            transient: false,
+        });
     }
     // The same start said again changes nothing; what it was answered with is in its row.
     let role = state.roles().get(&agent.service);

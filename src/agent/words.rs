@@ -1,0 +1,94 @@
+//! What the agent says: receipts and other asks, observations, and what others on the host may read.
+
+use std::time::{Duration, Instant};
+
+use regent_core::role::{Position, Receipt};
+use regent_rpc::convert::agent::Ask;
+
+use crate::run::Agent;
+use crate::status::Published;
+
+/// An ask without an answer is asked again after this long.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+impl Agent {
+    pub(crate) fn send_receipt(&mut self) {
+        let Some(pledge) = self.notes.book.pledge.clone() else { return };
+        let receipt = Receipt {
+            instance: self.tools.me.clone(),
+            fence: pledge.fence,
+            proof: pledge.proof,
+            position: pledge.position,
+            boot: self.notes.book.boot,
+            nonce: self.nonce,
+            generation: self.local.generation,
+            is_proven: pledge.is_proven,
+        };
+        self.ask("receipt", Ask::Receipt(Box::new(receipt)));
+    }
+
+    /// Asks once, and again only after a while: an answer changes the world.
+    pub(crate) fn ask(&mut self, what: &'static str, ask: Ask) {
+        let Some(sender) = &self.sender else { return };
+        let again = self
+            .asked
+            .get(what)
+            .is_none_or(|(asked, at)| *asked != ask || at.elapsed() >= ASK_AGAIN);
+        if !again {
+            return;
+        }
+        self.asks += 1;
+        if sender.ask(self.asks, ask.clone()).is_err() {
+            self.sender = None;
+            return;
+        }
+        self.asked.insert(what, (ask, Instant::now()));
+    }
+
+    /// An observation, when it is time or something happened.
+    pub(crate) fn say(&mut self) {
+        let Some(sender) = &self.sender else { return };
+        if self.reported.is_some_and(|at| at.elapsed() < self.report_every) {
+            return;
+        }
+        let mut seen = self.local.observation(&self.told, &self.notes.book);
+        seen.sights = self.sights.now();
+        if sender.observe(seen).is_err() {
+            self.sender = None;
+        }
+        self.reported = Some(Instant::now());
+    }
+
+    pub(crate) fn publish(&mut self) {
+        let run = self.local.run();
+        let now = Published {
+            service: self.tools.me.to_string(),
+            run: run.as_str(),
+            open: self.local.open && self.told.may_serve,
+            answers: self.local.seen.is_some() && self.local.probe.is_answered(),
+            epoch: self.notes.book.led.to_string(),
+            streams: self
+                .local
+                .seen
+                .as_ref()
+                .and_then(|(seen, _)| seen.receiver.as_ref())
+                .is_some_and(|receiver| receiver.status == "streaming"),
+            lag_bytes: self.local.seen.as_ref().map_or(0, |(seen, _)| seen.replay_lag_bytes()),
+            position: self.local.position().as_ref().map(Position::to_string).unwrap_or_default(),
+            doing: self.local.doing.clone(),
+            problem: self.local.problem.clone(),
+            attached: self.sender.is_some(),
+            armed: self.guard.is_armed(),
+            is_sync: false,
+        };
+        let mut published = self.published.lock();
+        if *published != now {
+            *published = now;
+            let text = published.clone();
+            drop(published);
+            self.status.write(&text, &self.guard);
+            // What changed is told at once.
+            self.reported = None;
+        }
+    }
+}
