@@ -4,9 +4,9 @@
 //! state and log, the data directory and Regent's passwords. The lab starts agents and nothing
 //! else: what runs PostgreSQL is the agent, and its fencer.
 //!
-//! - [`ground`]: what this machine must have. [`file`]: the agent's configuration.
-//! - [`make`]: up and heal. [`end`]: nothing is left. [`owned`]: which processes are an instance's.
-//! - [`look`]: how they are now, asked of the agents ([`http`]) and of the primary itself.
+//! - `ground`: what this machine must have. `file`: the agent's configuration.
+//! - `make`: up and heal. `end`: nothing is left. `owned`: which processes are an instance's.
+//! - `look`: how they are now, asked of the agents (`http`) and of the primary itself.
 
 pub mod end;
 pub mod file;

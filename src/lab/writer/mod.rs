@@ -5,7 +5,7 @@
 //! - [`steady`]: one connection, a row every few milliseconds, as an application would; measures how
 //!   long nobody could write. [`prober`]: fresh connections to every host at once; catches a second
 //!   primary.
-//! - [`ledger`]: what became of each row. [`verify`]: what is in the table in the end.
+//! - `ledger`: what became of each row. `verify`: what is in the table in the end.
 //!
 //! A commit that came back with a warning was not confirmed by a standby ("canceling wait for
 //! synchronous replication"): it counts as unknown, never as acknowledged.
