@@ -89,9 +89,9 @@ fn a_silent_agent_is_dead_only_if_more_than_half_of_all_observers_miss_it() {
         (vec![("b", observer(Some(900), None, false), 0)], Gone),
         (vec![("b", observer(Some(500), None, false), 400)], Gone),
         // Tried and not answered weighs more.
-        (vec![("b", observer(Some(10), Some(400), false), 0)], Gone),
-        (vec![("b", observer(None, Some(399), false), 0)], Replicates),
-        (vec![("b", observer(None, Some(200), false), 200)], Gone),
+        (vec![("b", observer(Some(10), Some(600), false), 0)], Gone),
+        (vec![("b", observer(None, Some(599), false), 0)], Replicates),
+        (vec![("b", observer(None, Some(400), false), 200)], Gone),
         (vec![("b", down, 0)], Gone),
     ];
     for (heard, want) in rows {
