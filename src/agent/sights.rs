@@ -1,5 +1,5 @@
 //! What this host sees of the other instances by trying to reach them: a connection to the
-//! database's port, opened and closed. Evidence for the verdict about a silent primary.
+//! database's port, opened, answered and closed. Evidence for the verdict about a silent primary.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use regent_core::id::InstanceName;
 use regent_core::role::observe::Sight;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -80,6 +81,15 @@ impl Drop for Sights {
     }
 }
 
+/// PostgreSQL's own first word: it says whether it speaks TLS. A connection alone proves nothing:
+/// the kernel of a host whose processes are frozen accepts it for them.
+async fn answer(address: &str) -> std::io::Result<()> {
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(&SSL_REQUEST).await?;
+    stream.read_u8().await.map(drop)
+}
+
 async fn look(
     seen: Arc<Mutex<BTreeMap<InstanceName, Seen>>>,
     name: InstanceName,
@@ -89,10 +99,10 @@ async fn look(
 ) {
     loop {
         let tried = Instant::now();
-        let outcome = tokio::time::timeout(ANSWER_WITHIN, TcpStream::connect(&address)).await;
+        let outcome = tokio::time::timeout(ANSWER_WITHIN, answer(&address)).await;
         let before = seen.lock().get(&name).and_then(|seen| seen.answered);
         let (answered, refused) = match outcome {
-            Ok(Ok(_)) => (Some(Instant::now()), false),
+            Ok(Ok(())) => (Some(Instant::now()), false),
             Ok(Err(error)) => (before, error.kind() == ErrorKind::ConnectionRefused),
             Err(_) => (before, false),
         };
