@@ -137,16 +137,33 @@ impl Guard {
         self.ask(move |fencer| fencer.arm(&arm).map(drop)).await
     }
 
-    /// No deadline: clients are shut out, or people have paused the service.
-    ///
-    /// # Errors
-    /// [`GuardError`].
-    pub async fn disarm(&self) -> Result<(), GuardError> {
-        self.ask(move |fencer| {
+    /// A later deadline, without waiting for the answer. What is posted is done in the order of the
+    /// calls: a deadline never overtakes a disarming that came before it, nor the other way round.
+    pub fn post_arm(&self, arm: Arm) {
+        self.post("take a later deadline", move |fencer| fencer.arm(&arm).map(drop));
+    }
+
+    /// No deadline: clients are shut out. Posted, as [`Self::post_arm`].
+    pub fn disarm(&self) {
+        self.post("give up its deadline", |fencer| {
             let pause = fencer.status()?.lease.pause;
             fencer.disarm(pause).map(drop)
-        })
-        .await
+        });
+    }
+
+    fn post(
+        &self,
+        what: &'static str,
+        ask: impl FnOnce(&mut Fencer) -> Result<(), ClientError> + Send + 'static,
+    ) {
+        let job = move |fencer: &mut Fencer| match ask(fencer) {
+            Ok(()) => {}
+            // No heartbeat: what it guards must not outlive that (E1).
+            Err(ClientError::Silent(_)) => drop(end(fencer)),
+            Err(error) => tracing::warn!(%error, "the fencer did not {what}"),
+        };
+        // Without the thread there is no agent any more.
+        let _ = self.jobs.send(Box::new(job));
     }
 
     /// Asks whether it is there: the heartbeat.
@@ -157,17 +174,18 @@ impl Guard {
         self.ask(Fencer::status).await
     }
 
-    /// Starts the program. The last receipt is acknowledged: the caller has heard of the end.
+    /// Starts the program. The last receipt is acknowledged, and its number given back: an end with
+    /// a higher one is that of this run.
     ///
     /// # Errors
     /// [`GuardError`].
-    pub async fn start(&self, mut command: StartCommand) -> Result<(), GuardError> {
+    pub async fn start(&self, mut command: StartCommand) -> Result<u64, GuardError> {
         self.ask(move |fencer| {
             let status = fencer.status()?;
             command.acknowledges = status.receipt.map_or(0, |receipt| receipt.sequence);
             match fencer.start(&command) {
-                Err(ClientError::Refused(Refusal::Running)) => Ok(()),
-                other => other.map(drop),
+                Err(ClientError::Refused(Refusal::Running)) => Ok(command.acknowledges),
+                other => other.map(|_| command.acknowledges),
             }
         })
         .await

@@ -67,6 +67,8 @@ pub struct Local {
     pub stopped_in_order: bool,
     /// The last end of everything is proven.
     pub proven: bool,
+    /// The receipt of the newest end that was heard of.
+    pub last_end: u64,
     /// What the agent does now, and what keeps it from it.
     pub doing: String,
     /// What went wrong last.
@@ -101,6 +103,7 @@ impl Local {
             shut_down: false,
             stopped_in_order: false,
             proven: false,
+            last_end: 0,
             doing: String::new(),
             problem: String::new(),
         }
@@ -155,8 +158,12 @@ impl Local {
         self.end = None;
     }
 
-    /// A run began.
-    pub fn started(&mut self) {
+    /// A run began, after the end with this receipt. One that ended before its start was told
+    /// stays ended: nobody would say so again.
+    pub fn started(&mut self, after: u64) {
+        if self.last_end > after {
+            return;
+        }
         self.ended(false, false);
         self.running = true;
     }
@@ -366,4 +373,24 @@ fn tampered(seen: &engine::Observation) -> String {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_run_that_ended_before_its_start_was_told_stays_ended() {
+        let mut local = Local::new("pg1".parse().unwrap());
+        local.started(0);
+        assert_eq!(local.run(), Run::Starting);
+        // It ends at once, and word of that comes first.
+        local.last_end = 4;
+        local.ended(true, false);
+        local.started(3);
+        assert_eq!(local.run(), Run::Down);
+        local.started(4);
+        assert_eq!(local.run(), Run::Starting, "the next run");
+    }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Right, Step, next};
+use regent_core::agent::{Right, Step, may_stay_shut, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::{AgentStart, Armed, DataIdentity, Order};
 use regent_core::spec::Policy;
@@ -174,7 +174,8 @@ impl Agent {
     fn answered(&mut self, number: u64, outcome: Outcome) {
         match outcome {
             Outcome::Accepted { boot, mark, .. } => {
-                let noted = self.notes.change(|book| book.boot = boot);
+                let nonce = self.nonce;
+                let noted = self.notes.change(|book| book.accepted(nonce, boot));
                 if let Err(error) = noted {
                     tracing::error!(%error, "the notebook cannot be written");
                     return;
@@ -189,7 +190,7 @@ impl Agent {
                     let position = pledge.position.filter(|_| pledge.proof == proof);
                     self.told.committed = Some((fence, proof, position));
                 }
-                self.asked.retain(|_, (_, at)| *at > Instant::now());
+                self.asked.clear();
             }
             Outcome::Refused(refused) => {
                 if number == HELLO {
@@ -288,8 +289,9 @@ impl Agent {
             News::Stopped { sequence, .. } if self.guard.has_started_since(sequence) => {
                 tracing::debug!(sequence, "told late of an end before the last start");
             }
-            News::Stopped { proven, in_order, fired, .. } => {
+            News::Stopped { proven, in_order, fired, sequence } => {
                 tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
+                self.local.last_end = sequence;
                 // An end that a step brought about is told by the step.
                 let asked = self
                     .busy
@@ -358,10 +360,11 @@ impl Agent {
                 tracing::info!(?step, "done");
                 change(&mut self.local);
                 self.local.problem.clear();
-                if matches!(step, Step::Close) {
+                let may_hold = self.notes.book.may_hold();
+                let stays = self.policy().is_some_and(|policy| may_stay_shut(policy, may_hold));
+                if matches!(step, Step::Close) && stays {
                     self.armed_until = None;
-                    let guard = self.guard.clone();
-                    tokio::spawn(async move { guard.disarm().await });
+                    self.guard.disarm();
                 }
             }
             Err(error) => {
@@ -374,7 +377,7 @@ impl Agent {
                 }
                 let starts = matches!(step, Step::StartStandby(_) | Step::StartPrimary);
                 if starts && !self.local.running && self.guard.is_running() {
-                    self.local.started();
+                    self.local.started(self.local.last_end);
                 }
                 self.not_before = Some(Instant::now() + TRY_AGAIN);
             }
@@ -431,12 +434,7 @@ impl Agent {
         if primary && later {
             self.armed_until = Some(until);
             let arm = self.next_arm(until);
-            let guard = self.guard.clone();
-            tokio::spawn(async move {
-                if let Err(error) = guard.arm(arm).await {
-                    tracing::warn!(%error, "the fencer did not take a later deadline");
-                }
-            });
+            self.guard.post_arm(arm);
         }
     }
 

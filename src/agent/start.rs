@@ -82,13 +82,8 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let mut notes = Notes::open(&config.state_dir).map_err(StartError::Notes)?;
-    let nonce = Nonce(rand::random_range(1..=u64::MAX));
-    notes
-        .change(|book| {
-            book.starts += 1;
-            book.attempt = nonce;
-        })
-        .map_err(StartError::Notes)?;
+    let fresh = Nonce(rand::random_range(1..=u64::MAX));
+    let nonce = notes.change(|book| book.begin(fresh)).map_err(StartError::Notes)?;
     let (news_tx, news) = mpsc::unbounded_channel();
     let options = GuardOptions {
         program,
@@ -189,7 +184,7 @@ async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Eng
         });
         return;
     }
-    local.started();
+    local.started(0);
     if let Ok(seen) = engine.observe(Duration::from_secs(1)).await {
         // Whether clients may connect is not asked: letting them in again does no harm.
         local.observed(seen);

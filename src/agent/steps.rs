@@ -216,7 +216,7 @@ impl Tools {
         MemberName::parse(name.as_str()).map_err(failed("naming an instance"))
     }
 
-    async fn start(&self, start: &StartAs, bound: Bound) -> Result<(), StepError> {
+    async fn start(&self, start: &StartAs, bound: Bound) -> Result<u64, StepError> {
         let doing = "starting";
         let command = self.engine.prepare_start(start).await.map_err(failed(doing))?;
         let words = |word: std::ffi::OsString| word.into();
@@ -229,17 +229,18 @@ impl Tools {
             bound,
             acknowledges: 0,
         };
-        self.guard.start(command).await.map_err(failed(doing))?;
-        self.engine.after_start().await.map_err(failed(doing))
+        let after = self.guard.start(command).await.map_err(failed(doing))?;
+        self.engine.after_start().await.map_err(failed(doing))?;
+        Ok(after)
     }
 
     async fn start_standby(&self, upstream: Option<&InstanceName>) -> Result<Change, StepError> {
         let start =
             StartAs::Standby { upstream: upstream.map(|name| self.upstream(name)).transpose()? };
-        self.start(&start, Bound::Unbound).await?;
+        let after = self.start(&start, Bound::Unbound).await?;
         let upstream = upstream.cloned();
         Ok(Box::new(move |local| {
-            local.started();
+            local.started(after);
             local.data = Data::Present(OnDisk::Standby(upstream));
         }))
     }
@@ -249,9 +250,9 @@ impl Tools {
         let arm = arm.ok_or(StepError { doing, why: "there is no deadline".to_owned() })?;
         // Names that nobody matches until the set is confirmed: nothing is acknowledged meanwhile.
         let start = StartAs::Primary { names: SyncNames::Blocked };
-        self.start(&start, Bound::Until(arm)).await?;
-        Ok(Box::new(|local| {
-            local.started();
+        let after = self.start(&start, Bound::Until(arm)).await?;
+        Ok(Box::new(move |local| {
+            local.started(after);
             local.data = Data::Present(OnDisk::Primary);
         }))
     }

@@ -18,6 +18,6 @@ pub(crate) mod tests;
 pub mod world;
 
 pub use notebook::{Notebook, Pledge};
-pub use right::Right;
+pub use right::{Right, may_stay_shut};
 pub use step::{Step, next};
 pub use world::{Data, OnDisk, World};

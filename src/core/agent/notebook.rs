@@ -16,6 +16,9 @@ pub struct Notebook {
     pub disk: u64,
     /// The start whose acceptance was asked for last; written before it is asked.
     pub attempt: Nonce,
+    /// The attempt that `boot` was the answer to.
+    #[serde(default)]
+    pub confirmed: Nonce,
     /// The directive in force here: the highest ever taken.
     pub directive: Option<Directive>,
     /// What was promised under it.
@@ -58,6 +61,22 @@ pub enum Taken {
 }
 
 impl Notebook {
+    /// A start of the agent: the nonce to present, which is `fresh` unless the attempt before was
+    /// never answered. The log may have accepted that one, and one behind under another nonce would
+    /// be an old disk (docs/adr/0010). To be written before it is presented.
+    pub fn begin(&mut self, fresh: Nonce) -> Nonce {
+        self.starts += 1;
+        if self.attempt == self.confirmed || self.attempt == Nonce::default() {
+            self.attempt = fresh;
+        }
+        self.attempt
+    }
+
+    /// The log has accepted the start of this nonce.
+    pub fn accepted(&mut self, nonce: Nonce, boot: u64) {
+        (self.boot, self.confirmed) = (boot, nonce);
+    }
+
     /// The number of the directive in force.
     pub fn seen(&self) -> DirectiveNumber {
         self.directive.as_ref().map(Directive::number).unwrap_or_default()

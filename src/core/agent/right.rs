@@ -17,6 +17,14 @@ pub struct Right {
     pub certificate: Option<(Reading, Revision)>,
 }
 
+/// Whether a primary that is shut to clients may run without a deadline (F): only where a session
+/// that slipped through while it was shut is never answered, because its commits wait for standbys.
+/// In lease mode, or after a set that waits for nobody, such a session would be acknowledged after
+/// the next epoch began (S1): there the fencer's deadline stands.
+pub fn may_stay_shut(policy: &Policy, may_hold: bool) -> bool {
+    policy.mode == Mode::Quorum && policy.on_coordinator_loss == CoordinatorLoss::Hold && may_hold
+}
+
 impl Right {
     /// A synchronous commit, begun at `sent`, returned under the set. Older ones change nothing.
     pub fn certified(&mut self, sent: Reading, set: Revision) {

@@ -3,7 +3,7 @@
 
 use super::notebook::Taken;
 use super::*;
-use crate::id::{Epoch, InstanceName, Revision};
+use crate::id::{Epoch, InstanceName, Nonce, Revision};
 use crate::lease::Rules;
 use crate::role::observe::Run;
 use crate::role::{Directive, Lsn, Order, Position, Proof, SyncSet};
@@ -276,6 +276,27 @@ fn without_a_right_clients_are_shut_out_and_come_back_with_it() {
     assert_eq!(next(&lead(), &world), Step::Close);
     let closed = World { open: false, ..primary() };
     assert_eq!(next(&lead(), &closed), Step::Open);
+}
+
+#[test]
+fn a_shut_primary_runs_without_a_deadline_only_where_its_commits_wait_for_standbys() {
+    let quorum = Policy::default_for(Mode::Quorum);
+    assert!(may_stay_shut(&quorum, true));
+    assert!(!may_stay_shut(&quorum, false), "a set that waits for nobody, or a fence");
+    assert!(!may_stay_shut(&Policy::default_for(Mode::Lease), true), "S1");
+    let stop = Policy { on_coordinator_loss: crate::spec::CoordinatorLoss::Stop, ..quorum };
+    assert!(!may_stay_shut(&stop, true));
+}
+
+#[test]
+fn an_attempt_whose_answer_was_lost_is_made_again_under_its_nonce() {
+    let mut book = Notebook::default();
+    assert_eq!(book.begin(Nonce(7)), Nonce(7));
+    // The agent dies before it has noted the answer: the log may have accepted this very start.
+    assert_eq!(book.begin(Nonce(8)), Nonce(7));
+    book.accepted(Nonce(7), 1);
+    assert_eq!(book.begin(Nonce(9)), Nonce(9), "a start that was accepted is over");
+    assert_eq!((book.boot, book.starts), (1, 3));
 }
 
 #[test]
