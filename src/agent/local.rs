@@ -279,6 +279,7 @@ impl Local {
             written: self.written,
             open: self.open,
             diverged: self.diverged,
+            timeline: told.timeline,
             promoted: told.promoted,
             covered: told.covered,
             committed: told.committed,
@@ -335,6 +336,8 @@ pub struct Told {
     pub may_serve: bool,
     /// The lease is confirmed and held.
     pub holds_lease: bool,
+    /// The first timeline that a promotion may begin; 0: nobody has said.
+    pub timeline: u32,
     /// The epoch whose promotion the log knows of.
     pub promoted: Epoch,
     /// The set the log knows to be covered.

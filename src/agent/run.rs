@@ -242,6 +242,7 @@ impl Agent {
             Ok(Taken::Same) => {}
         }
         self.take_mark(told.mark);
+        self.told.timeline = told.timeline;
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = self.told.covered
@@ -509,7 +510,7 @@ impl Agent {
             _ => {}
         }
         let arm = match step {
-            Step::StartPrimary | Step::Promote => {
+            Step::StartPrimary | Step::Promote(_) => {
                 let Some(until) = self.right.lease else { return };
                 self.armed_until = Some(until);
                 Some(self.next_arm(until))

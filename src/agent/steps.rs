@@ -11,7 +11,7 @@ use regent_core::id::{Epoch, InstanceName};
 use regent_core::role::{Position, SyncSet};
 use regent_core::spec::InstanceSpec;
 use regent_engine::{
-    Engine, HistoryFile, MemberName, Postmaster, Source, StartAs, SyncNames, Upstream,
+    Engine, HistoryFile, MemberName, Postmaster, RebuildError, Source, StartAs, SyncNames, Upstream,
 };
 use regent_fencer::Arm;
 use regent_fencer::wire::{Bound, Notice, StartCommand, StopMode, Target};
@@ -118,7 +118,7 @@ impl Tools {
             Step::EnsureSlots => self.ensure_slots().await,
             Step::SetNames(set) => self.set_names(set).await,
             Step::StartPrimary => self.start_primary(arm).await,
-            Step::Promote => self.promote(arm).await,
+            Step::Promote(timeline) => self.promote(timeline, arm).await,
             Step::WriteEpoch(epoch) => self.write_epoch(*epoch).await,
             Step::Open => self.open().await,
             Step::Close => self.close().await,
@@ -287,7 +287,14 @@ impl Tools {
             Err(error) => {
                 let found = self.engine.check().await.map_err(failed(doing))?;
                 tracing::warn!(%error, "the rewind failed");
-                return Ok(Box::new(move |local| local.discovered(&found)));
+                let never = matches!(error, RebuildError::CannotRewind(_));
+                return Ok(Box::new(move |local| {
+                    local.discovered(&found);
+                    if never {
+                        // A clone keeps the directory aside.
+                        local.data = Data::Broken;
+                    }
+                }));
             }
         };
         tracing::info!(
@@ -357,11 +364,11 @@ impl Tools {
         Ok(Box::new(|local| local.has_slots = true))
     }
 
-    async fn promote(&self, arm: Option<Arm>) -> Result<Change, StepError> {
+    async fn promote(&self, timeline: u32, arm: Option<Arm>) -> Result<Change, StepError> {
         let doing = "promoting";
         let arm = arm.ok_or(StepError { doing, why: "there is no deadline".to_owned() })?;
         self.guard.arm(arm).await.map_err(failed(doing))?;
-        let switch = self.engine.promote(COMMIT).await.map_err(failed(doing))?;
+        let switch = self.engine.promote(timeline, COMMIT).await.map_err(failed(doing))?;
         tracing::info!(timeline = switch.timeline, at = %switch.at, "promoted");
         Ok(Box::new(move |local| {
             local.data = Data::Present(OnDisk::Primary);

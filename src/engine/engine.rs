@@ -82,17 +82,13 @@ pub trait Engine: Send + Sync {
     /// Anything but an acknowledged commit.
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<Duration, CommitError>;
 
-    /// Leaves recovery. Clients must be closed and the names set before.
+    /// Leaves recovery. Clients must be closed and the names set before. Its timeline will be
+    /// `timeline` or a later one: lower ones may be another instance's.
     ///
     /// # Errors
-    /// When it is not in recovery, clients are open, or it is not out in time.
-    async fn promote(&self, within: Duration) -> Result<Switch, ChangeError>;
-
-    /// Puts the histories of other timelines in place, so that a promotion takes none of theirs.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    async fn install_history(&self, files: &[HistoryFile]) -> Result<(), DiskError>;
+    /// When it is not in recovery, clients are open, it is not out in time, or `timeline` was begun
+    /// here before.
+    async fn promote(&self, timeline: u32, within: Duration) -> Result<Switch, ChangeError>;
 
     /// The histories that this instance knows.
     ///

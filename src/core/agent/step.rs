@@ -47,8 +47,8 @@ pub enum Step {
     SetNames(SyncSet),
     /// Start as a primary, closed to clients (E4).
     StartPrimary,
-    /// End recovery.
-    Promote,
+    /// End recovery, and begin this timeline or a later one.
+    Promote(u32),
     /// The first transaction of the epoch.
     WriteEpoch(Epoch),
     /// See that the names are in force, by a transaction begun after that.
@@ -109,7 +109,8 @@ fn lead(notebook: &Notebook, world: &World, epoch: Epoch, set: &SyncSet) -> Step
         (_, Run::Standby) if !world.answers => Step::Rest,
         (_, Run::Standby) => match names_missing(world, set) {
             Some(step) => step,
-            None => Step::Promote,
+            None if world.timeline == 0 => Step::Stuck("no timeline was set aside for it"),
+            None => Step::Promote(world.timeline),
         },
     }
 }

@@ -46,6 +46,7 @@ pub(crate) fn standby() -> World {
         written: epoch(2),
         open: false,
         diverged: None,
+        timeline: 2,
         promoted: Epoch::NONE,
         covered: None,
         committed: None,
@@ -118,7 +119,7 @@ pub(crate) fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
         Step::NoteLead(epoch) => notebook.led = *epoch,
         Step::EnsureSlots => world.has_slots = true,
         Step::SetNames(set) => world.names = Some(set.revision),
-        Step::StartPrimary | Step::Promote => {
+        Step::StartPrimary | Step::Promote(_) => {
             (world.run, world.answers) = (Run::Primary, true);
             world.data = Data::Present(OnDisk::Primary);
             world.open = false;

@@ -224,13 +224,8 @@ impl Engine for Postgres {
         self.epoch.run(&self.options, &statement, after(within)).await
     }
 
-    async fn promote(&self, within: Duration) -> Result<Switch, ChangeError> {
-        standby::promote(self, after(within)).await
-    }
-
-    async fn install_history(&self, files: &[HistoryFile]) -> Result<(), DiskError> {
-        let files = files.to_vec();
-        self.disk(move |o, p| history::install(&o.data_dir, &files, p.owner)).await
+    async fn promote(&self, timeline: u32, within: Duration) -> Result<Switch, ChangeError> {
+        standby::promote(self, timeline, after(within)).await
     }
 
     async fn read_history(&self) -> Result<Vec<HistoryFile>, DiskError> {

@@ -189,9 +189,9 @@ pub(super) async fn follow(
 }
 
 /// Leaves recovery.
-pub(super) async fn promote(pg: &Postgres, by: Instant) -> Result<Switch, ChangeError> {
+pub(super) async fn promote(pg: &Postgres, least: u32, by: Instant) -> Result<Switch, ChangeError> {
     let (closed, detached) = pg
-        .disk(|options, programs| {
+        .disk(move |options, programs| {
             let managed = Managed::load(&options.data_dir, programs.owner)?;
             let detached = managed.get(managed::CONNINFO).is_empty();
             Ok((hba::is_closed(options)?, detached))
@@ -208,6 +208,11 @@ pub(super) async fn promote(pg: &Postgres, by: Instant) -> Result<Switch, Change
     if !get::<bool>(&link.row("read the state", in_recovery, by).await?, "in_recovery")? {
         return Err(ChangeError::NotInRecovery);
     }
+    pg.disk(move |o, p| {
+        let own = wal::newest_timeline(&o.data_dir, 1)?;
+        history::reserve(&o.data_dir, own, least, p.owner)
+    })
+    .await?;
     // Not pg_promote's own wait: it looks ten times a second only.
     link.row("promote", "SELECT pg_promote(false)", by).await?;
     loop {
