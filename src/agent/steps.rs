@@ -118,7 +118,7 @@ impl Tools {
             Step::EnsureSlots => self.ensure_slots().await,
             Step::SetNames(set) => self.set_names(set).await,
             Step::StartPrimary => self.start_primary(arm).await,
-            Step::Promote(timeline) => self.promote(timeline, arm).await,
+            Step::Promote(timeline) => self.promote(*timeline, arm).await,
             Step::WriteEpoch(epoch) => self.write_epoch(*epoch).await,
             Step::Open => self.open().await,
             Step::Close => self.close().await,
