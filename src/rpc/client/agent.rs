@@ -9,6 +9,7 @@ use std::time::Duration;
 use regent_core::command::Request;
 use regent_core::role::observe::Observation;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -26,6 +27,11 @@ use crate::pb::v1::agent_service_client::AgentServiceClient;
 /// Messages waiting for the connection: an agent has a few asks under way and five observations a
 /// second. A full queue is a dead stream.
 const QUEUE: usize = 64;
+
+/// A node that is cut off from the others still talks to its agents, and nobody else hears of it.
+/// Renewals leave such a node within a third of a second; the stream follows them after this long:
+/// not in the middle of an election, which makes renewals change their node too.
+const APART: Duration = Duration::from_secs(3);
 
 /// The lane of an agent's asks: one stream after the other uses it, and a stream does its asks one
 /// after the other.
@@ -68,6 +74,8 @@ pub struct AgentReceiver {
     at: usize,
     endpoint: String,
     answers: Streaming<v1::CoordinatorMessage>,
+    /// Since when renewals are committed through another node.
+    apart_since: Option<Instant>,
 }
 
 impl AgentStream {
@@ -92,7 +100,8 @@ impl AgentStream {
         let status = match attached {
             Ok(Ok(answers)) => {
                 let (endpoint, answers) = (node.address.clone(), answers.into_inner());
-                let receiver = AgentReceiver { client: client.clone(), at, endpoint, answers };
+                let (client, apart_since) = (client.clone(), None);
+                let receiver = AgentReceiver { client, at, endpoint, answers, apart_since };
                 return Ok(Self { sender, receiver });
             }
             Ok(Err(status)) => status,
@@ -114,6 +123,18 @@ fn api(channel: Channel) -> AgentServiceClient<Channel> {
 fn failed(status: Status, endpoint: &str) -> CallError {
     let refused = Refused::from_status(&status);
     CallError { status, refused, endpoint: endpoint.to_owned(), attempts: 1 }
+}
+
+/// Returns once renewals have been committed through another node than `at` for [`APART`].
+async fn apart(client: &Client, at: usize, since: &mut Option<Instant>) {
+    loop {
+        if !client.inner.nodes.renews_elsewhere(at) {
+            *since = None;
+        } else if since.get_or_insert_with(Instant::now).elapsed() >= APART {
+            return;
+        }
+        tokio::time::sleep(APART / 8).await;
+    }
 }
 
 impl AgentSender {
@@ -156,7 +177,15 @@ impl AgentReceiver {
     /// # Errors
     /// [`CallError`]: the stream broke, or the node said what this version does not understand.
     pub async fn next(&mut self) -> Result<Option<FromCoordinator>, CallError> {
-        let status = match self.answers.message().await {
+        let message = tokio::select! {
+            message = self.answers.message() => message,
+            () = apart(&self.client, self.at, &mut self.apart_since) => {
+                self.client.inner.nodes.go_where_renewed();
+                let why = "renewals are committed through another node, and not through this one";
+                return Err(failed(Status::unavailable(why), &self.endpoint));
+            }
+        };
+        let status = match message {
             Ok(Some(message)) => match coordinator_in(message) {
                 Ok(message) => return Ok(Some(message)),
                 Err(invalid) => invalid.into(),

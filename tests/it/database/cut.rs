@@ -242,6 +242,60 @@ async fn while_the_nodes_cannot_reach_each_other_writes_go_on() {
     assert!(gap <= Duration::from_secs(1), "{gap:?}: {:?}", ledger.errors());
 }
 
+/// Which node an agent spoke to last, as the nodes' logs have it.
+fn attached(rig: &Rig, at: usize) -> u64 {
+    let field = format!("instance={}", rig.name(at));
+    let mut newest = (String::new(), 0);
+    for node in &rig.cluster.lab.nodes {
+        let log = std::fs::read_to_string(&node.log).unwrap_or_default();
+        let mine = |line: &&str| line.contains("an agent is attached") && line.contains(&field);
+        // Lines begin with their time, which is in order as text.
+        let last = log.lines().filter(mine).next_back().unwrap_or_default();
+        newest = newest.max((last.to_owned(), node.id));
+    }
+    newest.1
+}
+
+/// Cuts the node of a standby's agent from `who`, which leaves `stays` in reach; how long the agent
+/// needs until it speaks to another node.
+async fn leaves(rig: &Rig, stays: impl Fn(&str) -> bool) -> Duration {
+    let primary = rig.redundant().await;
+    let load = Load::start(rig).await;
+    let standby = (primary + 1) % 3;
+    let node = attached(rig, standby);
+    let name = format!("node-{node}");
+    let machines = network(rig).machines.iter().map(|one| one.name.as_str());
+    let kept: Vec<&str> = machines.filter(|machine| stays(machine)).collect();
+    let fault = cut(rig, &name, &kept);
+    until("the agent at another node", async || attached(rig, standby) != node).await;
+    let took = fault.elapsed();
+    network(rig).mend().unwrap();
+    rig.cluster.ready().await;
+    assert_eq!(rig.redundant().await, primary, "nobody was replaced");
+    load.all_kept(rig).await;
+    took
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_leaves_a_node_whose_packets_stop_within_two_seconds() {
+    if !can_cut() {
+        return;
+    }
+    let rig = Rig::up_on_network("silent-node", Mode::Quorum).await;
+    let took = leaves(&rig, |_| false).await;
+    assert!(took < Duration::from_millis(2_500), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_leaves_a_node_that_the_other_nodes_cannot_be_reached_from() {
+    if !can_cut() {
+        return;
+    }
+    let rig = Rig::up_on_network("lone-node", Mode::Quorum).await;
+    let took = leaves(&rig, |machine| machine.starts_with("pg")).await;
+    assert!(took < SOON, "{took:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lab_that_was_killed_leaves_a_network_that_down_finds_and_removes() {
     if !can_cut() {
