@@ -358,8 +358,8 @@ pub struct Healed {
     pub instances: Revived,
 }
 
-/// Mends cut links, starts dead nodes and agents, thaws what is frozen, and waits until all nodes follow one leader
-/// and every standby streams from the primary.
+/// Mends cut links, starts dead nodes and agents, thaws what is frozen, and waits until all nodes
+/// follow one leader and every standby streams from the primary.
 ///
 /// # Errors
 /// [`LabError`].

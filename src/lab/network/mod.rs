@@ -11,7 +11,7 @@
 //!
 //! A killed process still says goodbye: its kernel sends FIN or RST for it. A machine that lost its
 //! power or its cable says nothing. Cuts are drops on the switch, below both ends, so neither kernel
-//! knows ([`cut`]).
+//! knows ([`Network::cut`]).
 //!
 //! Nothing leaves: no namespace has a route but its own /24, and the switch has no port to anywhere
 //! but the machines and the caller. Whatever is made has the lab's id in its name, and that id is in

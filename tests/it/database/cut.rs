@@ -250,7 +250,7 @@ fn attached(rig: &Rig, at: usize) -> u64 {
         let log = std::fs::read_to_string(&node.log).unwrap_or_default();
         let mine = |line: &&str| line.contains("an agent is attached") && line.contains(&field);
         // Lines begin with their time, which is in order as text.
-        let last = log.lines().filter(mine).next_back().unwrap_or_default();
+        let last = log.lines().rfind(mine).unwrap_or_default();
         newest = newest.max((last.to_owned(), node.id));
     }
     newest.1
