@@ -31,6 +31,8 @@ pub struct Local {
     pub running: bool,
     /// Asked to stop, not gone yet.
     pub stopping: bool,
+    /// Its postmaster crashed, and what is left of it is being ended.
+    pub crashed: bool,
     /// A rewind or a clone is under way.
     pub rebuilding: bool,
     /// The last observation of this run, and when.
@@ -85,6 +87,7 @@ impl Local {
             generation: 0,
             running: false,
             stopping: false,
+            crashed: false,
             rebuilding: false,
             seen: None,
             probe: Probe::Unknown,
@@ -148,6 +151,7 @@ impl Local {
     /// Everything of this run is over.
     pub fn ended(&mut self, proven: bool, in_order: bool) {
         (self.running, self.stopping, self.open) = (false, false, false);
+        self.crashed = false;
         (self.seen, self.failing, self.canary) = (None, None, None);
         (self.names, self.in_force, self.replayed) = (None, None, None);
         (self.probe, self.streamless) = (Probe::Unknown, None);
@@ -297,7 +301,8 @@ impl Local {
             _ => Epoch::NONE,
         };
         Observation {
-            run,
+            // That it is dead is news at once; that nothing is left of it is a receipt's to say.
+            run: if self.crashed && run == Run::Primary { Run::Down } else { run },
             stopped_in_order: run == Run::Down && self.stopped_in_order,
             position: self.position(),
             replay_lag_bytes: seen.map_or(0, engine::Observation::replay_lag_bytes),

@@ -76,7 +76,8 @@ pub trait Engine: Send + Sync {
     /// Anything but an acknowledged commit.
     async fn canary(&self, within: Duration) -> Result<Duration, CommitError>;
 
-    /// Writes the epoch into the WAL, by a synchronous commit.
+    /// Writes the epoch into the WAL, by a synchronous commit under the names that are on disk: in a
+    /// session of a server that has read them.
     ///
     /// # Errors
     /// Anything but an acknowledged commit.
@@ -140,7 +141,8 @@ pub trait Engine: Send + Sync {
     -> Result<(), ChangeError>;
 
     /// Puts a set in force and returns once no other can acknowledge a commit and a transaction
-    /// begun after that has returned (on a standby: once new sessions see it).
+    /// begun after that has returned (on a standby: once they are on disk, and the server was told
+    /// to read them; [`Engine::write_epoch`] sees that it did).
     ///
     /// # Errors
     /// When that is not certain in time; what is on disk stays.
