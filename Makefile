@@ -7,6 +7,7 @@ DEMO_BUILD ?= cargo build --locked --bin regent
 demo:
 	scripts/need-rust
 	scripts/need-postgres
+	scripts/need-haproxy
 	$(DEMO_BUILD)
 	target/debug/regent demo
 

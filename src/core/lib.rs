@@ -16,6 +16,7 @@
 //! - [`role`]: the words of a role change: positions, sets, directives, receipts, observations.
 //! - [`decide`]: what the leader proposes by itself: the expiry of leases (C4, C8), role changes.
 //! - [`agent`]: the sidecar of an instance: the next step, as a function of what it knows.
+//! - [`route`]: where clients are sent: configurations for those who route.
 //!
 //! # Invariants kept here (numbers of DESIGN.md, section 4)
 //!
@@ -33,6 +34,7 @@ pub mod lease;
 pub mod limits;
 pub mod reply;
 pub mod role;
+pub mod route;
 pub mod spec;
 pub mod state;
 pub mod time;

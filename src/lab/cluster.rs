@@ -358,8 +358,8 @@ pub struct Healed {
     pub instances: Revived,
 }
 
-/// Mends cut links, starts dead nodes and agents, thaws what is frozen, and waits until all nodes
-/// follow one leader and every standby streams from the primary.
+/// Mends cut links, starts dead nodes, agents and HAProxy, thaws what is frozen, and waits until all
+/// nodes follow one leader and every standby streams from the primary.
 ///
 /// # Errors
 /// [`LabError`].
@@ -386,6 +386,7 @@ pub async fn heal(dir: &Path) -> Result<(Lab, View, Healed), LabError> {
     if lab.databases.is_some() {
         healed.instances = databases::revive(&mut lab)?;
         databases::wait_redundant(&lab, databases::REDUNDANT, &|_| {}).await?;
+        healed.instances.started_haproxy = databases::proxy::revive(&mut lab).await?;
     }
     let view = view(&lab, &connections).await;
     Ok((lab, view, healed))

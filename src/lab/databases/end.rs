@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{DatabaseError, LabInstance, owned, system};
+use super::{DatabaseError, LabInstance, owned, proxy, system};
 use crate::layout::Lab;
 use crate::process::{Fault, Process};
 
@@ -11,14 +11,15 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
-/// Ends everything of all instances; says how many agents there were. Nothing is removed.
+/// Ends HAProxy and everything of all instances; says how many agents and proxies there were. Nothing is removed.
 ///
 /// # Errors
 /// A process could not be ended.
 pub async fn end(lab: &Lab) -> Result<usize, DatabaseError> {
     let Some(databases) = &lab.databases else { return Ok(0) };
     let agents = databases.instances.iter().map(end_agent);
-    let mut count = 0;
+    // Before the databases: it would tell its log of each.
+    let mut count = usize::from(proxy::end(databases).await?);
     for ended in futures::future::join_all(agents).await {
         count += usize::from(ended?);
     }

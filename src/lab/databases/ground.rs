@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{Uid, User};
 
-use super::Wanted;
+use super::{Front, Wanted, proxy};
 
 /// What the agents call; all of them come with the server's package.
 const PROGRAMS: [&str; 5] = ["postgres", "initdb", "pg_ctl", "pg_basebackup", "pg_rewind"];
@@ -24,6 +24,8 @@ pub struct Ground {
     pub bin_dir: PathBuf,
     /// Who runs them and owns their files; `None`: whoever runs this.
     pub owner: Option<Owner>,
+    /// HAProxy's program; `None`: none is wanted, or none is there.
+    pub haproxy: Option<PathBuf>,
 }
 
 /// A user of the system.
@@ -43,6 +45,9 @@ pub enum GroundError {
     /// No PostgreSQL.
     #[error("PostgreSQL {LEAST_VERSION} or newer was found neither on PATH nor in {DEBIAN}")]
     NoPostgres,
+    /// No HAProxy, and it is required.
+    #[error("HAProxy was found neither on PATH nor in /usr/sbin")]
+    NoHaproxy,
     /// Root, and nobody to run PostgreSQL as.
     #[error("PostgreSQL does not run as root, and there is no user {OWNER:?}")]
     NoOwner,
@@ -61,16 +66,21 @@ impl Ground {
     ///
     /// # Errors
     /// [`GroundError`].
-    pub fn survey(_wanted: &Wanted) -> Result<Self, GroundError> {
+    pub fn survey(wanted: &Wanted) -> Result<Self, GroundError> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let on_path: Vec<PathBuf> = std::env::split_paths(&path).collect();
         let bin_dir = programs(&on_path, Path::new(DEBIAN)).ok_or(GroundError::NoPostgres)?;
+        let haproxy = match wanted.haproxy {
+            Front::Off => None,
+            Front::Auto => proxy::program(),
+            Front::Require => Some(proxy::program().ok_or(GroundError::NoHaproxy)?),
+        };
         if !Uid::effective().is_root() {
-            return Ok(Self { bin_dir, owner: None });
+            return Ok(Self { bin_dir, owner: None, haproxy });
         }
         let user = User::from_name(OWNER).ok().flatten().ok_or(GroundError::NoOwner)?;
         let owner = Owner { name: user.name, uid: user.uid.as_raw(), gid: user.gid.as_raw() };
-        Ok(Self { bin_dir, owner: Some(owner) })
+        Ok(Self { bin_dir, owner: Some(owner), haproxy })
     }
 
     /// Whether PostgreSQL's user can get to `dir` (which exists).

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use regent_core::spec::Mode;
 
-use super::{Databases, LabInstance, http, owned};
+use super::{Databases, LabInstance, Proxy, ProxyView, http, owned};
 use crate::layout::Lab;
 use crate::process::Life;
 use crate::writer::Access;
@@ -32,8 +32,8 @@ pub struct DatabasesView {
     pub password: String,
     /// Its database.
     pub dbname: String,
-    /// The lab runs no HAProxy yet.
-    pub haproxy: Option<Value>,
+    /// HAProxy in front of them; `None`: clients name every instance.
+    pub haproxy: Option<ProxyView>,
 }
 
 /// What the lab declares of its service; the rest are the mode's defaults.
@@ -121,7 +121,14 @@ impl Databases {
             password: self.password.clone(),
             dbname: self.dbname.clone(),
             from: None,
+            via: None,
         }
+    }
+
+    /// How its clients log in through HAProxy's write port; `None`: the lab has no HAProxy.
+    pub fn through_haproxy(&self) -> Option<Access> {
+        let write = &self.haproxy.as_ref()?.write;
+        Some(Access { via: Some((write.host.clone(), write.port)), ..self.access() })
     }
 
     /// The instance with this name.
@@ -169,7 +176,7 @@ pub async fn view(lab: &Lab) -> Option<DatabasesView> {
         user: databases.user.clone(),
         password: databases.password.clone(),
         dbname: databases.dbname.clone(),
-        haproxy: None,
+        haproxy: databases.haproxy.as_ref().map(Proxy::view),
     })
 }
 
@@ -237,11 +244,11 @@ pub async fn redundant(lab: &Lab) -> Result<DatabasesView, String> {
         .filter(|one| !one.healthy)
         .map(|one| {
             let role = if one.role.is_empty() { "silent" } else { &one.role };
-            format!("{} is {role}, not ready", one.id)
+            format!("{} is {role}", one.id)
         })
         .collect();
     if !states.is_empty() {
-        return Err(states.join(", "));
+        return Err(format!("not ready: {}", states.join(", ")));
     }
     let Some(primary) = seen.primary() else {
         return Err("not exactly one of them is primary".to_owned());

@@ -21,8 +21,8 @@ use serde::Serialize;
 use super::ground::Owner;
 use super::look::redundant;
 use super::{
-    APP, DatabaseError, Databases, DatabasesView, Ground, HOST, LabInstance, SERVICE, Wanted, file,
-    instance_dir, owned, system,
+    APP, DatabaseError, Databases, DatabasesView, Ground, HOST, LabInstance, Proxy, SERVICE,
+    Wanted, file, instance_dir, owned, proxy, system,
 };
 use crate::layout::Lab;
 use crate::network::{self, Machine};
@@ -73,7 +73,9 @@ pub async fn make(
         start_agent(lab, at)?;
     }
     say(format!("{} agents started; the standbys are copied", databases.instances.len()));
-    wait_redundant(lab, REDUNDANT, say).await.map(|_| ())
+    wait_redundant(lab, REDUNDANT, say).await?;
+    // Last: while the copies are made it would only ask in vain.
+    proxy::start(lab).await
 }
 
 fn size(wanted: &Wanted) -> DatabaseError {
@@ -88,7 +90,8 @@ fn plan(lab: &Lab, wanted: &Wanted, ground: &Ground) -> Result<Databases, Databa
         return Err(size(wanted));
     }
     let count = usize::try_from(wanted.instances).map_err(|_| size(wanted))?;
-    let found = ports::free(2 * count).ok_or(DatabaseError::Ports)?;
+    let found = ports::free(2 * count + 2).ok_or(DatabaseError::Ports)?;
+    let (front, found) = found.split_at(2);
     let instances = found.chunks_exact(2).zip(b'a'..).enumerate().map(|(at, (ports, zone))| {
         let id = format!("pg{}", at + 1);
         LabInstance {
@@ -111,6 +114,10 @@ fn plan(lab: &Lab, wanted: &Wanted, ground: &Ground) -> Result<Databases, Databa
         bin_dir: ground.bin_dir.clone(),
         run_as: ground.owner.as_ref().map(|owner| owner.name.clone()),
         instances: instances.collect(),
+        haproxy: ground
+            .haproxy
+            .clone()
+            .map(|program| Proxy::new(program, &lab.dir, [front[0], front[1]])),
     })
 }
 
@@ -316,6 +323,8 @@ pub struct Revived {
     pub started_agents: Vec<String>,
     /// Instances with frozen processes that were thawed.
     pub thawed_instances: Vec<String>,
+    /// HAProxy was dead and was started.
+    pub started_haproxy: bool,
 }
 
 /// Thaws what is frozen and starts dead agents; PostgreSQL is theirs to start. Does not wait.
@@ -396,6 +405,7 @@ pub async fn wait_redundant(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::databases::Front;
     use crate::databases::tests::lab;
     use regent_core::spec::Mode;
     use regent_core::timing::Timing;
@@ -410,12 +420,22 @@ mod tests {
     };
 
     fn wanted(mode: Mode, instances: u64) -> Wanted {
-        Wanted { instances, mode, ttl: Duration::from_secs(3), keep: false }
+        Wanted {
+            instances,
+            mode,
+            ttl: Duration::from_secs(3),
+            haproxy: Front::Require,
+            keep: false,
+        }
+    }
+
+    fn ground() -> Ground {
+        Ground { bin_dir: "/pg".into(), owner: None, haproxy: Some("/usr/sbin/haproxy".into()) }
     }
 
     #[test]
     fn every_lab_that_can_be_asked_for_has_a_declaration_that_the_nodes_take() {
-        let ground = Ground { bin_dir: "/pg".into(), owner: None };
+        let ground = ground();
         for (mode, least) in [(Mode::Quorum, 2), (Mode::Lease, 1)] {
             for count in least..=MOST {
                 let databases = plan(&lab(), &wanted(mode, count), &ground).unwrap();
@@ -432,7 +452,7 @@ mod tests {
 
     #[test]
     fn instances_are_in_zones_of_their_own_and_no_port_is_given_twice() {
-        let ground = Ground { bin_dir: "/pg".into(), owner: None };
+        let ground = ground();
         let databases = plan(&lab(), &wanted(Mode::Quorum, 3), &ground).unwrap();
         let zones: Vec<&str> = databases.instances.iter().map(|one| one.zone.as_str()).collect();
         assert_eq!(zones, ["a", "b", "c"]);
@@ -441,9 +461,11 @@ mod tests {
             .iter()
             .flat_map(|one| [format!("{HOST}:{}", one.port), one.http.clone()])
             .collect();
+        let front = databases.haproxy.unwrap();
+        ports.extend([front.write.to_string(), front.read.to_string()]);
         ports.sort();
         ports.dedup();
-        assert_eq!(ports.len(), 6);
+        assert_eq!(ports.len(), 8);
         assert_eq!(databases.password.len(), PASSWORD_LENGTH);
         assert_ne!(databases.password, password());
     }

@@ -6,6 +6,7 @@
 //!
 //! - `ground`: what this machine must have. `file`: the agent's configuration.
 //! - `make`: up and heal. `end`: nothing is left. `owned`: which processes are an instance's.
+//! - [`proxy`]: HAProxy in front of them.
 //! - `look`: how they are now, asked of the agents (`http`) and of the primary itself.
 
 pub mod end;
@@ -15,6 +16,7 @@ pub mod http;
 pub mod look;
 pub mod make;
 pub mod owned;
+pub mod proxy;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ pub use end::end;
 pub use ground::Ground;
 pub use look::{DatabasesView, InstanceView, view};
 pub use make::{REDUNDANT, Revived, make, revive, start_agent, wait_redundant};
+pub use proxy::{Front, Proxy, ProxyView};
 
 use crate::process::{Fault, Process};
 
@@ -46,6 +49,8 @@ pub struct Wanted {
     pub mode: Mode,
     /// The primary's lease.
     pub ttl: Duration,
+    /// HAProxy in front of them.
+    pub haproxy: Front,
     /// Leave everything as it is when something fails, to look at it.
     pub keep: bool,
 }
@@ -71,6 +76,9 @@ pub struct Databases {
     pub run_as: Option<String>,
     /// The instances.
     pub instances: Vec<LabInstance>,
+    /// HAProxy in front of them; `None`: clients name every instance.
+    #[serde(default)]
+    pub haproxy: Option<Proxy>,
 }
 
 /// One instance and its agent.
@@ -218,6 +226,14 @@ pub enum DatabaseError {
         /// The end of its log.
         last_words: String,
     },
+    /// HAProxy does not lead to the primary.
+    #[error("HAProxy's write port does not lead to the primary ({error}): {last_words}")]
+    Proxy {
+        /// What a client was told.
+        error: String,
+        /// The end of its log.
+        last_words: String,
+    },
     /// They are not well in time.
     #[error("the databases were not a primary with streaming standbys within {within:?}: {state}")]
     NotReady {
@@ -291,6 +307,7 @@ pub(crate) mod tests {
                 bin_dir: "/usr/lib/postgresql/15/bin".into(),
                 run_as: Some("postgres".into()),
                 instances: (1..=3).map(instance).collect(),
+                haproxy: None,
             }),
         }
     }

@@ -25,6 +25,9 @@ pub struct Access {
     pub dbname: String,
     /// From which network namespace; `None`: the caller's.
     pub from: Option<String>,
+    /// Address and port of a proxy's write port, for clients that know no host; those who ask for
+    /// one host go straight to it.
+    pub via: Option<(String, u16)>,
 }
 
 /// Why nobody could be reached, or what the database said.
@@ -52,6 +55,9 @@ pub enum AccessError {
     /// No host takes writes.
     #[error("no host takes writes; the last one: {0}")]
     Nobody(String),
+    /// A proxy led to a server that is none of the hosts.
+    #[error("it is a server that nobody knows")]
+    Stranger,
     /// No such host.
     #[error("there is no such host")]
     NoHost,
@@ -175,6 +181,18 @@ impl Session {
         Ok(row.get(0))
     }
 
+    /// Address and port of the server at the other end of whatever lies between.
+    async fn server(&self, within: Duration) -> Result<(String, u16), AccessError> {
+        let what = "asking which server it is";
+        let sql = "SELECT host(inet_server_addr()), inet_server_port()";
+        let row = tokio::time::timeout(within, self.client.query_one(sql, &[]))
+            .await
+            .map_err(|_| AccessError::Late { what, within })?
+            .map_err(failed(what))?;
+        let port: i32 = row.get(1);
+        Ok((row.get(0), u16::try_from(port).unwrap_or(0)))
+    }
+
     /// Runs statements without parameters.
     ///
     /// # Errors
@@ -217,10 +235,14 @@ impl Access {
     /// [`AccessError`].
     pub async fn host(&self, at: usize, within: Duration) -> Result<Session, AccessError> {
         let (host, port) = self.hosts.get(at).ok_or(AccessError::NoHost)?;
+        self.open(host, *port, within).await
+    }
+
+    async fn open(&self, host: &str, port: u16, within: Duration) -> Result<Session, AccessError> {
         let mut config = Config::new();
         config
             .host(host)
-            .port(*port)
+            .port(port)
             .user(&self.user)
             .password(&self.password)
             .dbname(&self.dbname)
@@ -253,7 +275,30 @@ impl Access {
         soon(both, within).await
     }
 
-    /// Tries every host once, beginning with `first`; the session and which host it is.
+    /// Logs in to whichever server the proxy leads to, if it takes writes; which host that is.
+    async fn writable_via(
+        &self,
+        (host, port): &(String, u16),
+        within: Duration,
+    ) -> Result<(Session, usize), AccessError> {
+        let what = "connecting through the proxy";
+        let both = async {
+            let session = self.open(host, *port, within).await?;
+            if !session.takes_writes(within).await? {
+                return Err(AccessError::ReadOnly);
+            }
+            let at = session.server(within).await?;
+            let at = self.hosts.iter().position(|one| *one == at).ok_or(AccessError::Stranger)?;
+            Ok((session, at))
+        };
+        match tokio::time::timeout(within, both).await {
+            Ok(result) => result,
+            Err(_) => Err(AccessError::Late { what, within }),
+        }
+    }
+
+    /// Through the proxy, where there is one; else tries every host once, beginning with `first`.
+    /// The session and which host it is.
     ///
     /// # Errors
     /// What the last host said.
@@ -262,6 +307,9 @@ impl Access {
         pace: Pace,
         first: usize,
     ) -> Result<(Session, usize), AccessError> {
+        if let Some(via) = &self.via {
+            return self.writable_via(via, pace.connect).await;
+        }
         let count = self.hosts.len();
         let mut last = AccessError::NoHost;
         for step in 0..count {

@@ -10,7 +10,7 @@ use regent_core::spec::Mode;
 
 use super::ledger::Fate;
 use super::{Access, Pace, Prober, Table, Writer, verify};
-use crate::databases::{Ground, Wanted};
+use crate::databases::{Front, Ground, Wanted};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -24,8 +24,13 @@ struct Server {
 
 impl Server {
     fn new(what: &str) -> Self {
-        let wanted =
-            Wanted { instances: 1, mode: Mode::Lease, ttl: Duration::from_secs(3), keep: false };
+        let wanted = Wanted {
+            instances: 1,
+            mode: Mode::Lease,
+            ttl: Duration::from_secs(3),
+            haproxy: Front::Off,
+            keep: false,
+        };
         let ground = Ground::survey(&wanted).expect("PostgreSQL: scripts/setup installs it");
         let dir = std::env::temp_dir().join(format!("regent-writer-{}-{what}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
@@ -94,7 +99,8 @@ impl Server {
         // Nobody listens on port 1: a host that is gone.
         let hosts = vec![("127.0.0.1".to_owned(), 1), ("127.0.0.1".to_owned(), self.port)];
         let (user, dbname) = ("app".to_owned(), "postgres".to_owned());
-        Access { hosts, user, password: String::new(), dbname, from: None }
+        let password = String::new();
+        Access { hosts, user, password, dbname, from: None, via: None }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use regent_core::id::{InstanceName, ServiceName};
 use regent_core::spec::Mode;
 use regent_lab::databases::{
-    DatabasesView, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, owned, view,
+    DatabasesView, Front, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, owned, view,
     wait_redundant,
 };
 use regent_lab::process::{Fault, Process};
@@ -42,15 +42,20 @@ pub fn bound(operation: &v1::Operation) -> Duration {
 impl Rig {
     /// Three nodes, three instances: one open primary from which both others stream.
     pub async fn up(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, false).await
+        Self::make(what, mode, false, Front::Off).await
     }
 
     /// The same, each on a machine of its own whose links can be cut.
     pub async fn up_on_network(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, true).await
+        Self::make(what, mode, true, Front::Off).await
     }
 
-    async fn make(what: &str, mode: Mode, network: bool) -> Self {
+    /// The same on one machine, with HAProxy in front.
+    pub async fn up_behind_haproxy(what: &str, mode: Mode) -> Self {
+        Self::make(what, mode, false, Front::Require).await
+    }
+
+    async fn make(what: &str, mode: Mode, network: bool, haproxy: Front) -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         let scratch = Scratch::new(what);
         let plan = Plan {
@@ -60,7 +65,7 @@ impl Rig {
             profile: Profile::Lan,
             network,
         };
-        let wanted = Wanted { instances: 3, mode, ttl: TTL, keep: false };
+        let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy, keep: false };
         let (lab, _) = regent_lab::up_with(&plan, &wanted, &|_| {})
             .await
             .unwrap_or_else(|error| panic!("lab up: {error}"));
@@ -224,6 +229,10 @@ impl Drop for Rig {
         // What was started since by name of the lab's directory is in its file alone.
         if let Ok(newest) = Lab::open(self.dir()) {
             self.cluster.lab = newest;
+        }
+        let haproxy = self.cluster.lab.databases.as_ref().and_then(|all| all.haproxy.as_ref());
+        if let Some(process) = haproxy.and_then(|one| one.process.as_ref()) {
+            let _ = process.signal(Fault::Kill);
         }
         let deadline = Instant::now() + PATIENCE;
         // Agents first: they must not see the others go, and act on it. Then again and again: what

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use regent_core::spec::Mode;
 use regent_lab::databases::{
-    Databases, DatabasesView, REDUNDANT, Wanted, http, signal_host, wait_redundant,
+    Databases, DatabasesView, Front, REDUNDANT, Wanted, http, signal_host, wait_redundant,
 };
 use regent_lab::process::Fault;
 use regent_lab::writer::{Fate, Ledger, Pace, Table, Verdict, Writer, verify};
@@ -109,7 +109,8 @@ async fn set_up(dir: &Path, timeline: &Arc<Timeline>) -> Outcome<Scene> {
         network: false,
     };
     let ttl = Duration::from_secs(3);
-    let wanted = Wanted { instances: 3, mode: Mode::Quorum, ttl, keep: false };
+    let wanted =
+        Wanted { instances: 3, mode: Mode::Quorum, ttl, haproxy: Front::Auto, keep: false };
     let say = |step: String| timeline.say(step);
     let (lab, view) = regent_lab::up_with(&plan, &wanted, &say)
         .await

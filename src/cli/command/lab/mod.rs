@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use regent_core::spec::Mode;
 use regent_lab::databases::ground::GroundError;
-use regent_lab::databases::{DatabaseError, Wanted};
+use regent_lab::databases::{DatabaseError, Front, Wanted};
 use regent_lab::network::NetworkError;
 use regent_lab::{Connections, Lab, LabError, Plan, Profile};
 use serde_json::json;
@@ -21,6 +21,10 @@ use crate::error::{CliError, Context as _, Outcome};
 use crate::render::progress;
 pub use operator::Operator;
 use show::{as_json, as_text};
+
+/// What a lab says that could have had more; without this line nobody would know.
+pub const NO_HAPROXY: &str = "no HAProxy is installed, so clients name every instance; \
+     to have it: sudo apt-get install haproxy";
 
 /// The verbs.
 #[derive(Debug, clap::Subcommand)]
@@ -36,8 +40,8 @@ Examples:
 
 -o json prints one object: nodes (id, zone, grpc, http, pid), service, policy, instances (id, zone,
 role, healthy, host, port, data_dir, agent_pid, fencer_pid, postmaster_pid), user, password, dbname,
-haproxy, certificates, dir. PostgreSQL 13 or newer must be installed; for root there must be a user
-`postgres` to run it.
+haproxy (write, read, pid; null without it), certificates, dir. PostgreSQL 13 or newer must be
+installed; for root there must be a user `postgres` to run it.
 ")]
     Up(Up),
     /// Show what runs: processes, roles, leader, primary
@@ -87,6 +91,9 @@ pub struct Up {
     #[arg(long, default_value = "3s", conflicts_with = "nodes_only",
           value_parser = crate::duration::parse)]
     pub ttl: Duration,
+    /// A write port and a read port in front of the databases, by HAProxy
+    #[arg(long, value_enum, default_value_t, conflicts_with = "nodes_only")]
+    pub haproxy: FrontName,
     /// When the databases cannot be made, leave what there is, to look at it
     #[arg(long, conflicts_with = "nodes_only")]
     pub keep: bool,
@@ -135,6 +142,28 @@ impl From<ModeName> for Mode {
         match name {
             ModeName::Quorum => Self::Quorum,
             ModeName::Lease => Self::Lease,
+        }
+    }
+}
+
+/// Whether HAProxy is put in front of the databases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum FrontName {
+    /// Where it is installed; a lab without it says so
+    #[default]
+    Auto,
+    /// Always: no lab without it
+    Require,
+    /// Never
+    Off,
+}
+
+impl From<FrontName> for Front {
+    fn from(name: FrontName) -> Self {
+        match name {
+            FrontName::Auto => Self::Auto,
+            FrontName::Require => Self::Require,
+            FrontName::Off => Self::Off,
         }
     }
 }
@@ -197,6 +226,7 @@ async fn up(context: &Context, args: Up) -> Outcome {
             instances: args.instances,
             mode: args.mode.into(),
             ttl: args.ttl,
+            haproxy: args.haproxy.into(),
             keep: args.keep,
         };
         // One line that changes on a terminal, a line for each step elsewhere.
@@ -205,7 +235,12 @@ async fn up(context: &Context, args: Up) -> Outcome {
             true => turning.say(&step),
             false => context.out.note(&step),
         };
-        regent_lab::up_with(&plan, &wanted, &say).await.map_err(failed)?
+        let made = regent_lab::up_with(&plan, &wanted, &say).await.map_err(failed)?;
+        let front = made.1.databases.as_ref().and_then(|all| all.haproxy.as_ref());
+        if front.is_none() && wanted.haproxy == Front::Auto {
+            context.out.note(NO_HAPROXY);
+        }
+        made
     };
     context.out.value(
         || as_json(&view),
@@ -231,9 +266,17 @@ async fn status(context: &Context, args: Dir) -> Outcome {
 async fn exec(context: &Context, args: Exec) -> Outcome {
     let lab = open(&args.dir)?;
     let words = std::iter::once("regent".to_owned()).chain(args.verb);
-    let cli = Cli::try_parse_from(words).map_err(|error| {
-        CliError::usage("cannot run this verb").because(error.to_string().trim().to_owned())
-    })?;
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        // Help and version are answers; clap knows.
+        Err(answer) if !answer.use_stderr() => {
+            return answer.print().or_internal(|| "cannot print the help".to_owned());
+        }
+        Err(error) => {
+            let why = error.to_string().trim().to_owned();
+            return Err(CliError::usage("cannot run this verb").because(why));
+        }
+    };
     let identity = Identity::pair(args.identity, &lab);
     let given = cli.globals;
     // The lab's settings, all of them: an environment variable meant for another cluster must not
@@ -278,6 +321,7 @@ async fn heal(context: &Context, args: Dir) -> Outcome {
             value["started"] = json!(healed.started);
             value["thawed"] = json!(healed.thawed);
             value["started_agents"] = json!(healed.instances.started_agents);
+            value["started_haproxy"] = json!(healed.instances.started_haproxy);
             value["thawed_instances"] = json!(healed.instances.thawed_instances);
             value
         },
@@ -287,9 +331,13 @@ async fn heal(context: &Context, args: Dir) -> Outcome {
                 let all = [nodes, instances.to_vec()].concat();
                 if all.is_empty() { "none".to_owned() } else { all.join(", ") }
             };
+            let mut started = healed.instances.started_agents.clone();
+            if healed.instances.started_haproxy {
+                started.push("haproxy".to_owned());
+            }
             format!(
                 "started: {}; thawed: {}\n{}",
-                list(nodes(&healed.started), &healed.instances.started_agents),
+                list(nodes(&healed.started), &started),
                 list(nodes(&healed.thawed), &healed.instances.thawed_instances),
                 as_text(&view)
             )
@@ -382,13 +430,17 @@ const fn database_hint(error: &DatabaseError) -> &'static str {
         DatabaseError::Ground(GroundError::NoPostgres) => {
             "install it (Debian, Ubuntu: sudo apt-get install postgresql), or add --nodes-only"
         }
+        DatabaseError::Ground(GroundError::NoHaproxy) => {
+            "install it (Debian, Ubuntu: sudo apt-get install haproxy), or leave --haproxy out"
+        }
         DatabaseError::Ground(GroundError::NoOwner) => {
             "install PostgreSQL's package, which makes it, or run the lab as an ordinary user"
         }
         DatabaseError::Ground(GroundError::Closed { .. }) => {
             "choose a directory that everybody may pass, below /tmp for one, or chmod o+x that one"
         }
-        DatabaseError::Init { .. }
+        DatabaseError::Proxy { .. }
+        | DatabaseError::Init { .. }
         | DatabaseError::Died { .. }
         | DatabaseError::NotReady { .. } => {
             "`regent lab up --keep` leaves the agents' logs (<dir>/pg1/agent.log) to be read"
@@ -448,6 +500,14 @@ mod tests {
         let error = from_lab("cannot make the lab", error);
         assert_eq!(error.kind.exit_code(), 2);
         assert!(error.to_string().contains("apt-get install postgresql"), "{error}");
+    }
+
+    #[test]
+    fn a_lab_that_requires_haproxy_says_the_one_command_that_installs_it() {
+        let error = LabError::Database(DatabaseError::Ground(GroundError::NoHaproxy));
+        let error = from_lab("cannot make the lab", error);
+        assert_eq!(error.kind.exit_code(), 2);
+        assert!(error.to_string().contains("apt-get install haproxy"), "{error}");
     }
 
     #[tokio::test]

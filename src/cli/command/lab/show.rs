@@ -82,20 +82,39 @@ fn databases_text(view: &DatabasesView) -> String {
             pid(one.postmaster_pid),
         ]);
     }
-    let hosts: Vec<&str> = view.instances.iter().map(|one| one.host.as_str()).collect();
-    let ports: Vec<String> = view.instances.iter().map(|one| one.port.to_string()).collect();
     let primary = match view.primary() {
         Some(primary) => format!("{} is primary", primary.id),
         None => "nobody is primary".to_owned(),
     };
     format!(
-        "\n{table}{primary} of {}, mode {}, ttl {}\n\npsql \"postgresql://{}:{}@/{}?host={}&port={}\
-         &target_session_attrs=read-write\"\n",
+        "\n{table}{primary} of {}, mode {}, ttl {}\n\n{}",
         view.service,
         view.policy.mode,
         duration::human(view.policy.ttl_ms),
-        view.user,
-        view.password,
+        ways(view),
+    )
+}
+
+/// How clients come in: every way, with what is at its end.
+fn ways(view: &DatabasesView) -> String {
+    let login = format!("postgresql://{}:{}@", view.user, view.password);
+    let hosts: Vec<&str> = view.instances.iter().map(|one| one.host.as_str()).collect();
+    let ports: Vec<String> = view.instances.iter().map(|one| one.port.to_string()).collect();
+    let mut text = String::new();
+    if let Some(front) = &view.haproxy {
+        let how = match (front.life, front.pid) {
+            (Life::Running, Some(pid)) => format!("pid {pid}"),
+            (Life::Frozen, Some(pid)) => format!("pid {pid}, FROZEN"),
+            _ => "DEAD".to_owned(),
+        };
+        text = format!(
+            "to the primary, through HAProxy ({how}):\n  psql \"{login}{}/{}\"\n\
+             without it:\n",
+            front.write, view.dbname,
+        );
+    }
+    format!(
+        "{text}  psql \"{login}/{}?host={}&port={}&target_session_attrs=read-write\"\n",
         view.dbname,
         hosts.join(","),
         ports.join(","),

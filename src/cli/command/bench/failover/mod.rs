@@ -2,9 +2,9 @@
 //! and again; how long no row was acknowledged, and whether an acknowledged one was lost.
 //!
 //! The client is the lab's own steady writer: a row each 5 ms over one connection, to whichever
-//! host takes writes, deadlines of one second. The gap of a run is the longest time between two
-//! acknowledgements from the fault until all standbys stream again, so a second silence while the
-//! old primary comes back counts too.
+//! host takes writes, deadlines of one second; or through the lab's HAProxy. The gap of a run is the
+//! longest time between two acknowledgements from the fault until all standbys stream again, so a
+//! second silence while the old primary comes back counts too.
 //!
 //! Where packets are dropped the steady writer measures its own deadlines (`steady_gap_ms`); the gap
 //! is then that of a prober, which opens fresh connections to every host each 20 ms. What clients
@@ -17,6 +17,8 @@ mod side;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use regent_lab::databases::Databases;
+use regent_lab::writer::Access;
 use serde_json::{Map, Value, json};
 
 use super::report::{Report, latencies, note};
@@ -49,9 +51,47 @@ pub struct Args {
     /// How often
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
+    /// Which way the client comes in
+    #[arg(long, value_enum, default_value_t)]
+    pub through: Through,
     /// How long a fault that can be taken back lasts (freeze, coordinators, cuts)
     #[arg(long, default_value = "5s", value_parser = crate::duration::parse)]
     pub hold: Duration,
+}
+
+/// How the client finds the primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Through {
+    /// It knows every instance, and tries one after the other
+    #[default]
+    Hosts,
+    /// It knows the lab's HAProxy alone
+    Haproxy,
+}
+
+impl Through {
+    /// As on the command line.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hosts => "hosts",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    /// How such a client logs in.
+    ///
+    /// # Errors
+    /// The lab has no HAProxy.
+    pub fn access(self, databases: &Databases) -> Outcome<Access> {
+        match self {
+            Self::Hosts => Ok(databases.access()),
+            Self::Haproxy => databases.through_haproxy().ok_or_else(|| {
+                CliError::usage("cannot go through HAProxy")
+                    .because("the lab has none")
+                    .hint("make one with it: `regent lab up --dir D --haproxy require`")
+            }),
+        }
+    }
 }
 
 /// Runs it.
@@ -62,6 +102,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
             .because(format!("the lab in {} has no databases", args.dir.display()))
             .hint("make one without --nodes-only, or measure its nodes: `regent bench leader`"));
     };
+    args.through.access(&databases)?;
     args.fault.check(&opened, databases.instances.len())?;
     let bar = progress::count(context.out, "runs", args.runs as u64);
     let mut runs = Vec::new();
@@ -78,6 +119,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     let failed = runs.iter().filter(|run| !run.resumed).count() as u64;
     let mut extra = Map::new();
     extra.insert("fault".into(), json!(args.fault.as_str()));
+    extra.insert("through".into(), json!(args.through.as_str()));
     extra.insert("mode".into(), json!(databases.policy().mode));
     extra.insert("ttl_ms".into(), json!(databases.ttl_ms));
     extra.insert("runs".into(), json!(args.runs));

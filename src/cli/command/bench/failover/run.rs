@@ -102,7 +102,7 @@ pub async fn once(lab: &mut Lab, args: &Args) -> Outcome<Run> {
     let operator = Operator::of(lab)?;
     let before = operator.newest().await.map_or(0, |one| one.id);
 
-    let access = databases.access();
+    let access = args.through.access(&databases)?;
     let table = Table::fresh("bench");
     table.create(&access, LONGEST).await.or_internal(|| "cannot make a table".to_owned())?;
     let writer = Writer::start(access.clone(), table.clone(), Pace::STEADY);
