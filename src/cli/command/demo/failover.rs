@@ -10,13 +10,14 @@ use regent_lab::databases::{
     Databases, DatabasesView, Front, REDUNDANT, Wanted, http, signal_host, wait_redundant,
 };
 use regent_lab::process::Fault;
-use regent_lab::writer::{Fate, Ledger, Pace, Table, Verdict, Writer, verify};
+use regent_lab::writer::{Access, Ledger, Pace, Table, Writer, verify};
 use regent_lab::{Lab, Plan, Profile};
 use regent_rpc::pb::v1;
 use tokio::task::JoinSet;
 
+use super::report::{Report, Told};
 use super::timeline::Timeline;
-use crate::command::lab::{Operator, from_lab, own_binary};
+use crate::command::lab::{NO_HAPROXY, Operator, from_lab, own_binary};
 use crate::error::{CliError, Context as _, Outcome};
 
 /// Nothing in the demo takes longer, but for the start and the way back.
@@ -32,7 +33,7 @@ const ANSWER: Duration = Duration::from_millis(500);
 
 /// The kill: both clocks, for what is measured here and what the nodes wrote down.
 #[derive(Clone, Copy)]
-struct Kill {
+pub(super) struct Kill {
     at: Instant,
     wall: SystemTime,
 }
@@ -44,7 +45,7 @@ impl Kill {
     }
 
     /// The same, for an instant of the machine's wall clock; negative: before the kill.
-    fn wall_ms(&self, at_ms: u64) -> i128 {
+    pub(super) fn wall_ms(&self, at_ms: u64) -> i128 {
         let kill = self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         i128::from(at_ms) - i128::try_from(kill).unwrap_or_default()
     }
@@ -56,13 +57,15 @@ struct Scene {
     databases: Databases,
     table: Table,
     operator: Operator,
+    /// How the client comes in, and in which words.
+    access: Access,
+    way: &'static str,
 }
 
 /// Shows it.
 pub async fn show(dir: &Path, timeline: &Arc<Timeline>) -> Outcome {
     let scene = set_up(dir, timeline).await?;
-    let access = scene.databases.access();
-    let writer = Writer::start(access.clone(), scene.table.clone(), Pace::STEADY);
+    let writer = Writer::start(scene.access.clone(), scene.table.clone(), Pace::STEADY);
     let begun = Instant::now();
     if writer.acked_since(begun, PATIENCE).await.is_none() {
         return Err(
@@ -71,7 +74,7 @@ pub async fn show(dir: &Path, timeline: &Arc<Timeline>) -> Outcome {
     }
     tokio::time::sleep(CALM).await;
     let rows = writer.ledger().summary().acked;
-    timeline.say(format!("a client writes a row each 5 ms; {rows} are acknowledged"));
+    timeline.say(format!("a client writes a row each 5 ms {}; {rows} are acknowledged", scene.way));
 
     let (kill, old) = kill_primary(&scene, timeline).await?;
     let watch = Watch::start(&scene, old, kill, timeline);
@@ -82,21 +85,39 @@ pub async fn show(dir: &Path, timeline: &Arc<Timeline>) -> Outcome {
             .because(troubles(&writer.ledger())));
     };
     let id = |at: usize| scene.databases.instances[at].id.clone();
-    timeline.at(at, format!("{} acknowledges the first row, {} ms later", id(new), kill.ms(at)));
+    let later = kill.ms(at);
+    timeline.at(at, format!("{} acknowledges the first row, {later} ms after the kill", id(new)));
     timeline.claim("another instance took over", new != old);
     tokio::time::sleep(SETTLED).await;
     drop(watch);
 
-    let back = rejoin(dir, &scene, old, timeline).await?;
+    let rejoined = rejoin(dir, &scene, old, timeline).await?;
+    let ended = Instant::now();
     let ledger = writer.stop().await;
-    let verdict = verify(&access, &scene.table, &ledger, PATIENCE)
+    let verdict = verify(&scene.access, &scene.table, &ledger, PATIENCE)
         .await
         .or_internal(|| "cannot read the rows back".to_owned())?;
-    match scene.operator.newest().await {
-        Some(operation) => tell_operation(&operation, kill, timeline),
-        None => timeline.say("the nodes tell of no role change"),
-    }
-    report(&ledger, &verdict, kill, back, timeline);
+    let operation = scene.operator.newest().await;
+    let operation = operation.filter(|one| is_after(one, kill));
+    let report = Report {
+        way: scene.way,
+        old: id(old),
+        new: id(new),
+        first_write_ms: kill.ms(at),
+        rejoined_ms: rejoined.as_millis(),
+        pause_ms: ledger.longest_gap(kill.at, ended).length().as_millis(),
+        operation: operation.map(|one| Told::of(&one, kill)),
+        rows: ledger.summary(),
+        unknown_and_there: verdict.unknown_and_there,
+        lost: verdict.lost.len(),
+    };
+    timeline.report(report.to_json(), &report.to_string());
+    timeline.claim("the old primary was proven out before another was granted", report.is_proven());
+    timeline.claim("no acknowledged row is lost", verdict.lost.is_empty() && report.rows.acked > 0);
+    timeline.claim(
+        "no row is there twice, and none that was refused",
+        verdict.twice.is_empty() && verdict.refused_but_there.is_empty(),
+    );
     Ok(())
 }
 
@@ -123,11 +144,17 @@ async fn set_up(dir: &Path, timeline: &Arc<Timeline>) -> Outcome<Scene> {
         databases.service,
         databases.instances.len() - 1
     ));
+    let (access, way) = match databases.through_haproxy() {
+        Some(access) => (access, "through HAProxy"),
+        None => {
+            timeline.say(NO_HAPROXY);
+            (databases.access(), "to whichever host takes it")
+        }
+    };
     let table = Table::fresh("demo");
-    let access = databases.access();
     table.create(&access, PATIENCE).await.or_internal(|| "cannot make a table".to_owned())?;
     let operator = Operator::of(&lab)?;
-    Ok(Scene { lab, databases, table, operator })
+    Ok(Scene { lab, databases, table, operator, access, way })
 }
 
 /// Which one was primary; nothing of it is left.
@@ -144,12 +171,11 @@ async fn kill_primary(scene: &Scene, timeline: &Timeline) -> Outcome<(Kill, usiz
     let kill = Kill { at: Instant::now(), wall: SystemTime::now() };
     let count = signal_host(&scene.lab, &all[at], Fault::Kill)
         .map_err(|error| from_lab("cannot kill the primary", error.into()))?;
-    timeline.at(
-        kill.at,
-        format!(
-            "the host of {primary} dies: SIGKILL to PostgreSQL, fencer, agent ({count} processes)"
-        ),
-    );
+    if count == 0 {
+        return Err(CliError::internal(format!("no process of {primary} was there")));
+    }
+    let what = format!("the host of {primary} dies: SIGKILL to agent, fencer, PostgreSQL");
+    timeline.at(kill.at, what);
     Ok((kill, at))
 }
 
@@ -194,13 +220,26 @@ async fn watch_nodes(operator: Operator, kill: Kill, timeline: Arc<Timeline>) {
     operator
         .watch(|operation| {
             // One of before the kill is how the lab came to its first primary.
-            let ours = operation.history.first().is_some_and(|one| kill.wall_ms(one.at_ms) >= 0);
+            let ours = is_after(&operation, kill);
             for began in operation.history.iter().skip(told).filter(|_| ours) {
-                timeline.say(format!("the nodes: {}, {}", operation.kind, began.phase));
+                timeline.say(phase_text(&operation, &began.phase));
                 told += 1;
             }
         })
         .await;
+}
+
+/// A phase in the words of somebody who never heard of it.
+fn phase_text(operation: &v1::Operation, phase: &str) -> String {
+    let from = &operation.from;
+    match phase {
+        "fence" => {
+            format!("detected: {}; {from} is fenced: standbys let go of it", operation.verdict)
+        }
+        "promote" => format!("{from} is proven out: {} may be primary", operation.to),
+        "repair" => format!("{} is promoted, and verified", operation.to),
+        other => format!("the {} is in phase {other}", operation.kind),
+    }
 }
 
 /// When another host acknowledged a row that was sent after the kill, and which.
@@ -235,41 +274,9 @@ async fn rejoin(dir: &Path, scene: &Scene, old: usize, timeline: &Timeline) -> O
     Ok(took)
 }
 
-/// What the nodes wrote down: what they saw, when, and which proofs the new right rests on.
-fn tell_operation(operation: &v1::Operation, kill: Kill, timeline: &Timeline) {
-    let because = if operation.verdict.is_empty() { &operation.kind } else { &operation.verdict };
-    timeline.say(format!("detected: {because}; {} -> {}", operation.from, operation.to));
-    timeline.say(format!("the old primary is out: {}", operation.out));
-    timeline.say(format!("the new primary is complete: {}", operation.complete));
-    let phases: Vec<String> = operation
-        .history
-        .iter()
-        .map(|began| format!("{} {} ms", began.phase, kill.wall_ms(began.at_ms)))
-        .collect();
-    timeline.say(format!("after the kill: {}", phases.join(", ")));
-}
-
-fn report(ledger: &Ledger, verdict: &Verdict, kill: Kill, back: Duration, timeline: &Timeline) {
-    let gap = ledger.longest_gap(kill.at, Instant::now());
-    let rows = ledger.summary();
-    timeline.say(format!(
-        "nobody could write for {} ms; the old primary was back after {} ms",
-        gap.length().as_millis(),
-        back.as_millis()
-    ));
-    timeline.say(format!(
-        "rows acknowledged {}, of those lost {}; refused {}; of {} nobody was told, {} are there",
-        rows.acked,
-        verdict.lost.len(),
-        rows.failed,
-        ledger.ids(Fate::Unknown).len(),
-        verdict.unknown_and_there
-    ));
-    timeline.claim("no acknowledged row is lost", verdict.lost.is_empty() && rows.acked > 0);
-    timeline.claim(
-        "no row is there twice, and none that was refused",
-        verdict.twice.is_empty() && verdict.refused_but_there.is_empty(),
-    );
+/// Whether a role change began after the kill.
+fn is_after(operation: &v1::Operation, kill: Kill) -> bool {
+    operation.history.first().is_some_and(|one| kill.wall_ms(one.at_ms) >= 0)
 }
 
 fn troubles(ledger: &Ledger) -> String {

@@ -4,6 +4,7 @@
 mod candidate;
 mod elections;
 mod failover;
+mod report;
 mod timeline;
 
 use std::path::{Path, PathBuf};
@@ -19,8 +20,9 @@ use timeline::Timeline;
 /// Options of `demo`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Makes a lab of three nodes and three PostgreSQL instances, lets a client write into it, kills the
-primary's host, and shows what happens until the old primary is back as a standby.
+Makes a lab of three nodes and three PostgreSQL instances, lets a client write into it (through
+HAProxy where that is installed), kills the primary's host, and shows what happens until the old
+primary is back as a standby.
 Everything runs on this machine, in a temporary directory, and is gone afterwards.
 Exit code 0 means that everything was as claimed: no acknowledged row was lost.
 ")]

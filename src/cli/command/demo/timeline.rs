@@ -19,6 +19,7 @@ pub struct Timeline {
 struct Kept {
     lines: Vec<Value>,
     claims: Vec<(&'static str, bool)>,
+    report: Value,
 }
 
 impl Timeline {
@@ -53,6 +54,12 @@ impl Timeline {
         self.kept().claims.push((what, holds));
     }
 
+    /// What it comes to: `text` for people, `value` for programs.
+    pub fn report(&self, value: Value, text: &str) {
+        self.print(text);
+        self.kept().report = value;
+    }
+
     /// Prints everything as one value, for programs.
     pub fn finish(&self) {
         if !self.out.is_json() {
@@ -64,7 +71,7 @@ impl Timeline {
             .iter()
             .map(|(what, holds)| json!({ "claim": what, "holds": holds }))
             .collect();
-        let value = json!({ "timeline": kept.lines, "claims": claims });
+        let value = json!({ "timeline": kept.lines, "report": kept.report, "claims": claims });
         self.out.value(|| value, String::new);
     }
 
