@@ -5,6 +5,8 @@
 //! - [`death`]: processes end, also several at once. [`freeze`]: they stop and stay.
 //!   [`handover`]: an operator asks. [`blind`]: the coordinators are gone. [`alone`]: the agent is.
 //! - [`cut`]: packets are dropped, on a network of the lab's own.
+//! - [`proxy`]: HAProxy stands between.
+//! - [`degraded`]: no standby is left.
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
 
 mod alone;
@@ -12,9 +14,11 @@ mod asks;
 mod blind;
 mod cut;
 mod death;
+mod degraded;
 mod freeze;
 mod hand;
 mod handover;
 mod load;
+mod proxy;
 mod rig;
 mod strange;
