@@ -36,12 +36,17 @@ pub struct Switchover {
 #[command(after_help = "\
 Examples:
   regent failover orders --reason fire --yes
+  regent failover orders --to orders-b --reason fire --yes
 
+The one named by --to is waited for and taken before the others, if nothing is lost by that.
 Takes over a switchover that is open. For a primary that is well, use `regent switchover`.
 ")]
 pub struct Failover {
     /// The service
     pub service: String,
+    /// Who is to be primary, if it can be; without it: whoever is best
+    #[arg(long, value_name = "INSTANCE", default_value = "", hide_default_value = true)]
+    pub to: String,
     /// Why; goes into the audit chain
     #[arg(long)]
     pub reason: String,
@@ -130,7 +135,7 @@ pub async fn failover(context: &Context, args: Failover) -> Outcome {
     let request = v1::FailoverRequest {
         request: cluster.request(),
         service: args.service.clone(),
-        to: String::new(),
+        to: args.to,
         reason: args.reason,
         seen: None,
     };

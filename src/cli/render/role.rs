@@ -187,7 +187,15 @@ pub fn instance(view: &v1::InstanceView) -> Value {
 pub fn note(role: &v1::Role) -> String {
     let mut notes = Vec::new();
     if !role.holder.is_empty() && !role.holder_live {
-        notes.push("its lease is not known to live".to_owned());
+        // PROTOCOL.md F: unfenced, and with standbys to acknowledge, it goes on by certificates.
+        let standbys = role.set.as_ref().filter(|set| set.k > 0 && role.fence.is_none());
+        notes.push(match standbys {
+            Some(set) => format!(
+                "HELD: no lease of it is known to live; it goes on while {} acknowledge",
+                set_text(Some(set))
+            ),
+            None => "its lease is not known to live".to_owned(),
+        });
     }
     if role.unprotected {
         notes.push("UNPROTECTED: commits wait for nobody".to_owned());
@@ -252,6 +260,9 @@ pub fn operation_text(row: &v1::Operation) -> String {
     head.pair("by", &row.by);
     head.pair("reason", &row.reason);
     head.pair("verdict", &row.verdict);
+    if !row.wanted.is_empty() {
+        head.pair("wanted", &row.wanted);
+    }
     head.pair("primary", format!("{} -> {}", or_dash(&row.from), or_dash(&row.to)));
     head.pair("epoch", row.epoch.as_ref().map(text::epoch).unwrap_or_default());
     head.pair("old one is out", &row.out);

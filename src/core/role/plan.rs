@@ -13,6 +13,9 @@ pub enum FenceKind {
     Failover {
         /// What was seen, in one word: the verdict's name, or `operator`.
         verdict: String,
+        /// Who people wish for; `None`: whoever is best. A wish, no proof: COMPLETE is judged all the
+        /// same.
+        to: Option<InstanceName>,
     },
     /// Planned: the holder checkpoints, stops fast and resigns; then the standbys are detached.
     Switchover {
@@ -25,6 +28,13 @@ impl FenceKind {
     /// Whether the holder is asked to resign.
     pub const fn is_planned(&self) -> bool {
         matches!(self, Self::Switchover { .. })
+    }
+
+    /// Who is wished for.
+    pub const fn wanted(&self) -> Option<&InstanceName> {
+        match self {
+            Self::Failover { to, .. } | Self::Switchover { to } => to.as_ref(),
+        }
     }
 
     /// One word for people and metrics.

@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use regent_core::authz::Verb;
 use regent_core::command::Command;
-use regent_core::id::{Epoch, Revision, ServiceName};
+use regent_core::id::{Epoch, InstanceName, Revision, ServiceName};
 use regent_core::role::FenceKind;
 use regent_core::state::State;
 use regent_core::state::role::row::ServiceRole;
@@ -123,6 +123,23 @@ impl OperationHandler {
         }
     }
 
+    /// The log judges what a candidate of a failover must be; that one is there at all, it cannot
+    /// know. And once a fence is open, the wish is whose it is.
+    fn can_be_wished_for(&self, role: &ServiceRole, to: &InstanceName) -> Result<(), Status> {
+        if let Some(open) = role.fence.as_ref().filter(|open| open.kind.wanted() != Some(to)) {
+            let why = format!("operation {} is open, and not for {to}", open.operation);
+            let hint = "leave --to out, or `regent operations abort` it first";
+            return Err(status::refused("fence_open", why, hint));
+        }
+        let row = role.instances.get(to);
+        if row.is_some_and(|row| !self.0.clocks.believed_live(row.session)) {
+            let why = format!("the agent of {to} is not heard: it could not take over");
+            let hint = "start its agent, or leave --to out: the best of the others is promoted";
+            return Err(status::refused("not_free", why, hint));
+        }
+        Ok(())
+    }
+
     /// What a person's role change is refused or begun with: the epoch that must be in force.
     fn seen(role: &ServiceRole, given: Option<v1::Epoch>) -> Epoch {
         given.map_or(role.epoch, epoch_in)
@@ -162,14 +179,16 @@ impl OperationService for OperationHandler {
     ) -> Result<Response<v1::FailoverResponse>, Status> {
         let caller = self.0.admit(&request, Verb::OperationsRun, &request.get_ref().service)?;
         let request = request.into_inner();
-        if !request.to.is_empty() {
-            let problem = "a failover promotes the most complete instance, not a wanted one";
-            let fix = "leave it out, or ask for a switchover";
-            return Err(Invalid::new("to", problem, fix).into());
-        }
+        let to = match request.to.as_str() {
+            "" => None,
+            to => Some(instance_name("to", to)?),
+        };
         let (service, reason) =
             (service_name("service", &request.service)?, reason(&request.reason)?);
         let role = self.role(&service, caller.until).await?;
+        if let Some(to) = &to {
+            self.can_be_wished_for(&role, to)?;
+        }
         let verdict = OPERATOR.to_owned();
         let planned = role.fence.as_ref().filter(|fence| fence.kind.is_planned());
         let (command, operation) = match planned {
@@ -179,7 +198,7 @@ impl OperationService for OperationHandler {
                 (command, Some(open.operation))
             }
             None => {
-                let kind = FenceKind::Failover { verdict };
+                let kind = FenceKind::Failover { verdict, to };
                 let seen = Self::seen(&role, request.seen);
                 (Command::OpenFence { service, kind, seen, reason }, None)
             }

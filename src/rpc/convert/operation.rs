@@ -109,9 +109,9 @@ pub fn instance_view(
 
 /// One operation.
 pub fn operation_out(service: &ServiceName, id: Revision, row: &Operation) -> v1::Operation {
-    let (verdict, wanted) = match &row.kind {
-        FenceKind::Failover { verdict } => (verdict.clone(), String::new()),
-        FenceKind::Switchover { to } => (String::new(), name(to.as_ref())),
+    let verdict = match &row.kind {
+        FenceKind::Failover { verdict, .. } => verdict.clone(),
+        FenceKind::Switchover { .. } => String::new(),
     };
     let history = row.history.iter();
     v1::Operation {
@@ -119,7 +119,7 @@ pub fn operation_out(service: &ServiceName, id: Revision, row: &Operation) -> v1
         id: id.0,
         kind: row.kind.name().to_owned(),
         verdict,
-        wanted,
+        wanted: name(row.kind.wanted()),
         by: row.by.clone(),
         reason: row.reason.clone(),
         from: name(row.from.as_ref()),

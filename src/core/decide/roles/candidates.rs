@@ -71,8 +71,8 @@ impl<'l> Look<'l> {
         }
     }
 
-    /// Recruits of the open fence that may be primary, the best first: who holds most, then the
-    /// holder's zone, then priority, then the name.
+    /// Recruits of the open fence that may be primary, the best first: whom people asked for (at
+    /// whatever distance), who holds most, then the holder's zone, then priority, then the name.
     pub(super) fn candidates(&self, asked: Option<&InstanceName>) -> Vec<Candidate<'l>> {
         let Some(fence) = &self.role.fence else { return Vec::new() };
         let holder = self.role.holder.as_ref();
@@ -82,7 +82,7 @@ impl<'l> Look<'l> {
             .instances
             .iter()
             .filter(|one| one.electable() && Some(&one.name) != holder)
-            .filter(|one| asked.is_some() || self.in_scope(one))
+            .filter(|one| asked == Some(&one.name) || self.in_scope(one))
             .filter_map(|one| {
                 let position = recruited(fence.receipts.get(&one.name)?)?;
                 Some(Candidate { spec: one, position })

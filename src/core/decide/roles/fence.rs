@@ -5,7 +5,7 @@ use super::verdict::{self, Verdict as Named};
 use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::{InstanceName, Revision};
-use crate::role::{CompleteProof, FenceKind, Loss, OutProof, Proof};
+use crate::role::{CompleteProof, Loss, OutProof, Proof};
 use crate::spec::{Mode, OnViolation};
 use crate::state::role::judge::Case;
 use crate::state::role::row::{Approval, Fence};
@@ -17,6 +17,8 @@ const RESIGN_WITHIN: Micros = Micros::from_ms(20_000);
 /// Stragglers are waited for this long when the candidate that was asked for, or a better one, may
 /// be among them.
 const STRAGGLERS: Micros = Micros::from_ms(150);
+/// In a failover nobody takes writes while the candidate that people wish for is waited for.
+const WISH: Micros = Micros::from_ms(3_000);
 /// A watermark was sampled at most this long before a leader heard it: an agent's report and a
 /// relay's batch. Longer ones only make a leader say too little of what an agent had not yet told.
 const SAMPLED_BEFORE: Micros = Micros::from_ms(300);
@@ -78,10 +80,7 @@ impl Look<'_> {
     }
 
     fn unplanned(&self, fence: &Fence, since: Micros) -> Verdict {
-        let asked = match &fence.kind {
-            FenceKind::Switchover { to } => to.as_ref(),
-            FenceKind::Failover { .. } => None,
-        };
+        let asked = fence.kind.wanted();
         let candidates = self.candidates(asked);
         let subject = self.subject(fence, &candidates);
         let mut why_not = Vec::new();
@@ -117,7 +116,11 @@ impl Look<'_> {
                 || fence.receipts.get(&one.name).is_some_and(|it| it.proof >= Proof::Recruited)
                 || !self.is_fresh(&one.name)
         });
-        let patience = if is_asked { STRAGGLERS } else { RESIGN_WITHIN };
+        let patience = match (is_asked, fence.kind.is_planned()) {
+            (true, _) => STRAGGLERS,
+            (false, true) => RESIGN_WITHIN,
+            (false, false) => WISH,
+        };
         !all_here && since < patience
     }
 

@@ -91,7 +91,7 @@ impl Look<'_> {
         let verdict = finding.verdict.as_str().to_owned();
         let command = Command::OpenFence {
             service: self.name.clone(),
-            kind: FenceKind::Failover { verdict },
+            kind: FenceKind::Failover { verdict, to: None },
             seen: self.role.epoch,
             reason: finding.why,
         };

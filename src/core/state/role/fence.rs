@@ -87,15 +87,14 @@ fn not_paused(draft: &Draft<'_>, role: &ServiceRole) -> Result<(), Rejection> {
 
 fn check_kind(spec: &ServiceSpec, role: &ServiceRole, kind: &FenceKind) -> Result<(), Rejection> {
     match kind {
-        FenceKind::Failover { verdict } => check_text("verdict", verdict, MAX_NAME_BYTES),
-        FenceKind::Switchover { to: None } => Ok(()),
-        FenceKind::Switchover { to: Some(to) } => {
-            if role.holder.as_ref() == Some(to) {
-                return Err(rule(RoleRule::NotFree, format!("{to} is the primary already")));
-            }
-            electable(spec, role, to).map_err(|why| rule(RoleRule::NotFree, why))
-        }
+        FenceKind::Failover { verdict, .. } => check_text("verdict", verdict, MAX_NAME_BYTES)?,
+        FenceKind::Switchover { .. } => {}
     }
+    let Some(to) = kind.wanted() else { return Ok(()) };
+    if role.holder.as_ref() == Some(to) {
+        return Err(rule(RoleRule::NotFree, format!("{to} is the primary already")));
+    }
+    electable(spec, role, to).map_err(|why| rule(RoleRule::NotFree, why))
 }
 
 /// An operation whose primary is to be changed again is over.
@@ -205,7 +204,9 @@ pub(super) fn take_over(
         open.taken_over = Some(planned);
         open.fence = fence;
         open.uncut = false;
-        open.kind = FenceKind::Failover { verdict };
+        // People's wish stays; the cluster by itself waits for nobody in particular.
+        let to = open.kind.wanted().filter(|_| draft.by.role != Role::Node).cloned();
+        open.kind = FenceKind::Failover { verdict, to };
     }
     fence_all(&mut role, &holder, fence);
     save(draft, name, role);

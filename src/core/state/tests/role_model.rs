@@ -164,7 +164,7 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
             let kind = if planned {
                 FenceKind::Switchover { to: None }
             } else {
-                FenceKind::Failover { verdict: "gone".into() }
+                FenceKind::Failover { verdict: "gone".into(), to: None }
             };
             let mut seen = role.epoch;
             seen.revision.0 += u64::from(off);

@@ -172,7 +172,10 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
         "first" => Command::GrantFirst { service, candidate: words.next().parse().unwrap() },
         "fence" => {
             let kind = match words.next() {
-                "failover" => FenceKind::Failover { verdict: "primary_gone".into() },
+                "failover" => FenceKind::Failover {
+                    verdict: "primary_gone".into(),
+                    to: words.option("to").parse().ok(),
+                },
                 _ => FenceKind::Switchover { to: words.option("to").parse().ok() },
             };
             Command::OpenFence { service, kind, seen: epoch(words.next()), reason }

@@ -3,7 +3,7 @@
 use super::bench::*;
 use crate::command::Command;
 use crate::reply::Reply;
-use crate::role::{FenceKind, OutProof, Phase, Proof};
+use crate::role::{CompleteProof, FenceKind, OutProof, Phase, Proof};
 use crate::spec::{Mode, OnViolation};
 
 const ALL: [&str; 3] = ["a", "b", "c"];
@@ -13,7 +13,7 @@ fn failing(mode: Mode, violation: OnViolation) -> Bench {
     let mut spec = spec(mode);
     spec.policy.loss_bound.on_violation = violation;
     let mut bench = Bench::established(spec);
-    bench.open_fence(FenceKind::Failover { verdict: "operator".into() });
+    bench.open_fence(FenceKind::Failover { verdict: "operator".into(), to: None });
     bench
 }
 
@@ -133,7 +133,7 @@ fn a_loss_stands_still_once_the_old_primary_is_out_so_that_people_have_time_to_a
     let mut spec = spec(Mode::Lease);
     spec.policy.loss_bound.max_ms = 0;
     let mut bench = Bench::established(spec);
-    bench.open_fence(FenceKind::Failover { verdict: "operator".into() });
+    bench.open_fence(FenceKind::Failover { verdict: "operator".into(), to: None });
     bench.receipt("a", Proof::Stopped, None, true);
     bench.receipt("b", Proof::Recruited, Some(90_000), true);
     bench.receipt("c", Proof::Recruited, Some(90_001), true);
@@ -145,4 +145,56 @@ fn a_loss_stands_still_once_the_old_primary_is_out_so_that_people_have_time_to_a
     answer(&mut bench, true);
     bench.decide_for(&OTHERS, TICK);
     assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+}
+
+fn wished(mode: Mode, to: &str) -> Bench {
+    let mut bench = Bench::established(spec(mode));
+    let to = Some(name(to));
+    bench.open_fence(FenceKind::Failover { verdict: "operator".into(), to });
+    bench.receipt("a", Proof::Stopped, None, true);
+    bench.receipt("b", Proof::Recruited, Some(100_000), true);
+    bench
+}
+
+#[test]
+fn who_is_wished_for_in_a_failover_is_waited_for_and_taken_before_an_equal() {
+    let mut bench = wished(Mode::Lease, "c");
+    bench.decide_for(&OTHERS, 2_000);
+    assert!(bench.proposals().is_empty(), "c is on its way");
+    bench.receipt("c", Proof::Recruited, Some(100_000), true);
+    bench.decide_for(&OTHERS, TICK);
+    assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+}
+
+#[test]
+fn who_is_wished_for_and_does_not_come_is_not_waited_for_long() {
+    let mut bench = wished(Mode::Lease, "c");
+    bench.decide_for(&OTHERS, 4_000);
+    assert_eq!((bench.proposals()[0].as_str(), bench.holder()), ("GrantRole", "b"));
+    // One that is not even heard of, not at all.
+    let mut bench = wished(Mode::Lease, "c");
+    bench.decide_for(&["b"], 1_000);
+    assert_eq!((bench.proposals()[0].as_str(), bench.holder()), ("GrantRole", "b"));
+}
+
+#[test]
+fn a_wish_never_costs_an_acknowledged_row() {
+    let mut bench = wished(Mode::Quorum, "c");
+    bench.receipt("c", Proof::Recruited, Some(90_000), true);
+    bench.decide_for(&OTHERS, TICK);
+    assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "b"));
+    assert_eq!(bench.operation().complete, Some(CompleteProof::Recruits));
+}
+
+#[test]
+fn a_wish_for_whoever_cannot_be_primary_is_refused_and_nothing_is_fenced() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    for (wished, why) in [("a", "a is the primary already"), ("d", "d is not declared")] {
+        let kind = FenceKind::Failover { verdict: "operator".into(), to: Some(name(wished)) };
+        let (seen, reason) = (bench.role().epoch, "a test".to_owned());
+        let reply = bench.apply(Command::OpenFence { service: service(), kind, seen, reason });
+        let Reply::Rejected(refused) = reply else { panic!("{wished}: {reply:?}") };
+        assert!(refused.to_string().contains(why), "{refused}");
+        assert!(bench.role().fence.is_none());
+    }
 }

@@ -68,7 +68,7 @@ fn a_primary_that_stopped_for_nothing_is_granted_again_after_5_s() {
     for who in ["b", "c"] {
         bench.agents.get_mut(who).unwrap().cut = true;
     }
-    bench.open_fence(crate::role::FenceKind::Failover { verdict: "operator".into() });
+    bench.open_fence(crate::role::FenceKind::Failover { verdict: "operator".into(), to: None });
     let before = bench.role().epoch;
     bench.run(4_900);
     assert_eq!((bench.role().epoch, bench.open()), (before, vec![]));
