@@ -105,5 +105,51 @@ async fn a_bad_declaration_names_every_field_with_its_line_and_a_fix_and_sends_n
     assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
     let why = text(&refused);
     assert!(why.contains("policy.ttl_ms") && why.contains("use at least"), "{why}");
+    assert!(why.contains("election + ") && why.contains("clock drift = "), "no sum: {why}");
+    assert_eq!(cluster.json(&["services", "list"])["services"], serde_json::json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_cannot_be_kept_is_refused_with_the_example_that_shows_it() {
+    let cluster = Cluster::up("bad-policy", 1).await;
+    let orders = std::fs::read_to_string(ORDERS).unwrap();
+    let file = cluster.scratch.path().join("orders.toml");
+    let with = |from: &str, to: &str| {
+        assert!(orders.contains(from), "{from}");
+        orders.replace(from, to)
+    };
+    let policy = |line: &str| with("survive = \"zone\"", &format!("survive = \"zone\"\n{line}"));
+    let cases = [
+        // Two of three in one zone: with it go the primary and a member of its set.
+        (
+            with("zone = \"b\"", "zone = \"a\""),
+            "without zone eu/a, the primary pg1",
+            "2 must be reached",
+        ),
+        (with("zone = \"c\", ", ""), "instances[2].locality.zone", "survive = \"zone\" needs it"),
+        (policy("sync_standbys = 3"), "3 acknowledgements from 2 standbys cannot be", "declare 4"),
+        (policy("min_sync_standbys = 2"), "2 is above sync_standbys 1", "lower it"),
+        (
+            policy("max_failover_scope = \"zone\""),
+            "does not survive the loss of a zone",
+            "widen it",
+        ),
+        (
+            with("mode = \"quorum\"", "mode = \"lease\"\non_coordinator_loss = \"hold\""),
+            "policy.on_coordinator_loss",
+            "mode = \"quorum\"",
+        ),
+        // A duration where milliseconds are wanted; a negative one.
+        (with("ttl_ms = 3000", "ttl_ms = \"3s\""), "policy.ttl_ms", "number"),
+        (with("ttl_ms = 3000", "ttl_ms = -3000"), "policy.ttl_ms", "number"),
+        (with("name = \"pg2\"", "name = \"pg1\""), "instances[1].name", "pg1"),
+    ];
+    for (text_of_it, example, fix) in cases {
+        std::fs::write(&file, text_of_it).unwrap();
+        let refused = cluster.verb(&["services", "apply", "-f", file.to_str().unwrap()]);
+        let why = text(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{example}: {why}");
+        assert!(why.contains(example) && why.contains(fix), "{example}, {fix}: {why}");
+    }
     assert_eq!(cluster.json(&["services", "list"])["services"], serde_json::json!([]));
 }

@@ -204,15 +204,6 @@ impl ServiceSpec {
                 "use mode = \"lease\" with engine = \"exec\"",
             );
         }
-        if self.policy.mode == Mode::Lease
-            && self.policy.on_coordinator_loss == CoordinatorLoss::Hold
-        {
-            problems.add(
-                "policy.on_coordinator_loss",
-                "in lease mode \"hold\" needs pledges among agents, which an exec engine cannot give",
-                "use \"stop\"",
-            );
-        }
     }
 
     fn check_sync(&self, problems: &mut Problems) {
@@ -224,6 +215,13 @@ impl ServiceSpec {
                     format!("policy.{field}"),
                     "in lease mode replication is asynchronous: no commit waits for a standby",
                     "leave it out, or use mode = \"quorum\"",
+                );
+            }
+            if self.policy.on_coordinator_loss == CoordinatorLoss::Hold {
+                problems.add(
+                    "policy.on_coordinator_loss",
+                    "in lease mode commits wait for nobody, so none proves that no other has taken over",
+                    "use \"stop\", or mode = \"quorum\"",
                 );
             }
             if on_too_few_sync == TooFewSync::Degrade {
@@ -278,9 +276,8 @@ impl ServiceSpec {
                 problems.add(
                     "policy.ttl_ms",
                     format!(
-                        "{ttl_ms} does not outlast a change of the coordinators' leader, which with \
-                         renewals, reconnecting and fencing takes up to {} (C6)",
-                        timing.need(&ask).total_ms
+                        "{ttl_ms} does not outlast a change of the coordinators' leader (C6): {}",
+                        timing.terms(&ask)
                     ),
                     format!("use at least {}", timing.least_ttl_ms(FENCE_BUDGET_MS)),
                 );

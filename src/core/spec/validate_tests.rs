@@ -266,3 +266,11 @@ fn a_bound_that_promises_less_than_it_seems_is_warned_of() {
     let warned: Vec<_> = spec.warnings().into_iter().map(|one| one.field).collect();
     assert_eq!(warned, ["policy.loss_bound.max_ms", "policy.loss_bound.on_violation"]);
 }
+
+#[test]
+fn in_lease_mode_nothing_can_be_held() {
+    let mut spec = service(Mode::Lease, &["z1", "z2"]);
+    assert_eq!(fields(&spec), [""; 0]);
+    spec.policy.on_coordinator_loss = CoordinatorLoss::Hold;
+    assert_eq!(fields(&spec), ["policy.on_coordinator_loss"]);
+}
