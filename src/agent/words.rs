@@ -65,6 +65,7 @@ impl Agent {
             service: self.tools.me.to_string(),
             run: run.as_str(),
             open: self.local.open && self.told.may_serve,
+            held: self.local.open && self.told.may_serve && !self.told.holds_lease,
             answers: self.local.seen.is_some() && self.local.probe.is_answered(),
             epoch: self.notes.book.led.to_string(),
             streams: self

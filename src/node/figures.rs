@@ -1,6 +1,8 @@
 //! Figures that are read rather than counted: filled in before each scrape, or, where that would
 //! take long, kept by a task of their own.
 
+mod roles;
+
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -41,6 +43,7 @@ fn fill(metrics: &Metrics, shell: &Weak<Shell>) {
     metrics.services.set(gauge(state.services().len() as u64));
     let quarantined = state.services().values().filter(|s| s.quarantine.is_some()).count();
     metrics.services_quarantined.set(gauge(quarantined as u64));
+    roles::fill(metrics, &shell, &state);
     metrics.audit_records.set(gauge(state.audit().head().number));
 }
 

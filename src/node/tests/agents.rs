@@ -18,7 +18,7 @@ use tonic::Code;
 use super::figures::service;
 use super::rig::{PATIENCE, Rig, eventually};
 
-fn hello(instance: &str, session: SessionId) -> Hello {
+pub(super) fn hello(instance: &str, session: SessionId) -> Hello {
     let start = AgentStart {
         session,
         nonce: Nonce(7),

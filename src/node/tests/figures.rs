@@ -8,8 +8,9 @@ use std::time::Duration;
 use regent_core::authz::Role;
 use regent_core::command::Expect;
 use regent_core::id::{ElectionName, Locality, NodeId};
+use regent_core::role::observe::Observation;
 use regent_core::spec::{Engine, InstanceSpec, Mode, Policy, ServiceSpec, TopologyKind};
-use regent_rpc::client::{CampaignOptions, Client, Session, SessionOptions};
+use regent_rpc::client::{AgentStream, CampaignOptions, Client, Session, SessionOptions};
 use regent_rpc::convert::common::{Freshness, From};
 use regent_rpc::convert::election::ObserveScope;
 use regent_rpc::pb::v1;
@@ -110,6 +111,14 @@ async fn every_family_of_a_cluster_in_use_has_moved() {
     let operator = rig.client(Role::Operator);
     operator.put_election(&name, &Locality::default(), Expect::Any).await.unwrap();
     operator.apply_service(&service(), Expect::Any, false).await.unwrap();
+
+    // One instance of three: nobody is primary, and its standby is behind.
+    let agent = rig.client_as(Role::Agent, "orders/a", &[rig.address(follower)]);
+    let of_agent = Session::open(&agent, SessionOptions::default()).await.unwrap();
+    let hello = super::agents::hello("a", of_agent.id());
+    let attached = AgentStream::connect(&agent, hello, PATIENCE).await.unwrap();
+    let behind = Observation { replay_lag_bytes: 7, ..Observation::default() };
+    attached.sender.observe(behind).unwrap();
 
     // Through a follower, so that both ends of forwarding take part.
     let client = rig.client_of(Role::Client, &[rig.address(follower)]);

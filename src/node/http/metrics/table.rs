@@ -143,6 +143,17 @@ metrics! {
     services_quarantined: Gauge = "topology_services_quarantined", "count",
         "Services that stand still after a broken invariant or an unreadable entry";
 
+    roles: Family<Kind, Gauge> = "role_services", "count",
+        "Services whose agents were started, by what the log and this node's clocks say: with_primary, \
+        without_primary, held (no lease is known to live, its standbys may acknowledge), fenced, paused, \
+        unprotected";
+    verdicts: Family<Kind, Gauge> = "role_verdicts", "count",
+        "On the leader: services by what it sees of their primary; NoPrimary, or the verdict's name";
+    agents: Family<Kind, Gauge> = "agent_instances", "count",
+        "On the leader: instances whose agents were started: heard, silent, armed, weak, quarantined";
+    agent_lag: Gauge = "agent_worst_replay_lag", "bytes",
+        "On the leader: most WAL that a standby has received and not replayed";
+
     watchers: Family<Kind, Gauge> = "watch_watchers", "count",
         "Open watches: elections, services";
     watchers_cut_off: Family<Kind, Counter> = "watch_cut_off_watchers", "count",
