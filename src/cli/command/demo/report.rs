@@ -156,7 +156,7 @@ mod tests {
         let text = report().to_string();
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         for line in
-            ["old primary is out     295 ms   its replication", "promoted              never"]
+            ["old primary is out     295 ms   its replication", "promoted                never"]
         {
             assert!(text.contains(line), "{line}: {text}");
         }
