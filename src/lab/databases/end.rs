@@ -11,7 +11,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
-/// Ends HAProxy and everything of all instances; says how many agents and proxies there were. Nothing is removed.
+/// Ends HAProxy and everything of all instances; says how many agents and proxies there were.
+/// Nothing is removed.
 ///
 /// # Errors
 /// A process could not be ended.
