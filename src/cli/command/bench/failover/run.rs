@@ -124,8 +124,10 @@ pub async fn once(lab: &mut Lab, args: &Args) -> Outcome<Run> {
     let elsewhere = args.fault.moves().then_some(old);
     let first = acked(&writer, fault, elsewhere).await;
     // Whoever writes steadily is served again later than whoever asks all the time.
+    // What hangs at its end, at a host that is gone, is no gap.
+    let ended = Instant::now();
     let probes = match prober {
-        Some(prober) => Some((prober.stop().await, Instant::now())),
+        Some(prober) => Some((prober.stop().await, ended)),
         None => None,
     };
     tokio::time::sleep(SETTLED).await;
