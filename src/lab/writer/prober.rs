@@ -12,9 +12,10 @@ use tokio::time::MissedTickBehavior;
 use super::steady::Ready;
 use super::{Access, AccessError, Ledger, Pace, Table};
 
-/// Probes of one host under way at once: a host that swallows everything is asked again and again
-/// while each old question waits for its deadline, but not without end.
-const AT_ONCE: usize = 64;
+/// Probes of one host under way at once: one that swallows everything is asked again while old
+/// questions wait for their deadline; one that is slow is not buried under logins, each of which
+/// costs both sides a password check.
+const AT_ONCE: usize = 8;
 
 /// A prober that runs until it is stopped or dropped.
 pub struct Prober {

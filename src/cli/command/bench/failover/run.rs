@@ -123,11 +123,14 @@ pub async fn once(lab: &mut Lab, args: &Args) -> Outcome<Run> {
         args.fault.is_silent().then(|| Prober::start(access.clone(), probed.clone(), Pace::PROBE));
     let elsewhere = args.fault.moves().then_some(old);
     let first = acked(&writer, fault, elsewhere).await;
-    tokio::time::sleep(SETTLED).await;
+    // Whoever writes steadily is served again later than whoever asks all the time.
+    // What hangs at its end, at a host that is gone, is no gap.
+    let ended = Instant::now();
     let probes = match prober {
-        Some(prober) => Some((prober.stop().await, Instant::now())),
+        Some(prober) => Some((prober.stop().await, ended)),
         None => None,
     };
+    tokio::time::sleep(SETTLED).await;
     let settled = fault + args.fault.lasts(args.hold);
     tokio::time::sleep(settled.saturating_duration_since(Instant::now())).await;
     let mended = Instant::now();
