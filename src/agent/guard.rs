@@ -9,11 +9,13 @@ use std::sync::mpsc as channel;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use regent_core::id::Nonce;
 use regent_fencer::client::await_end;
+use regent_fencer::receipt::{ExitStatus, Proof, Reason};
 use regent_fencer::wire::{Event, Notice, Phase, Refusal, StopMode, Target};
 use regent_fencer::{
-    AgentId, Arm, ClientError, Fencer, LaunchOptions, Options, Protection, Stage, StartCommand,
-    Status,
+    AgentId, Arm, ClientError, Fencer, LaunchOptions, Options, Protection, Receipt, Stage,
+    StartCommand, Status,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -191,14 +193,19 @@ impl Guard {
         .await
     }
 
-    /// Stops it, and ends what is left after `kill_after`. Returns when nothing runs.
+    /// Stops it, and ends what is left after `kill_after`. Returns when nothing runs, with whether
+    /// that is proven.
     ///
     /// # Errors
     /// [`GuardError`].
-    pub async fn stop(&self, mode: StopMode, kill_after: Duration) -> Result<(), GuardError> {
+    pub async fn stop(&self, mode: StopMode, kill_after: Duration) -> Result<bool, GuardError> {
         self.ask(move |fencer| match fencer.stop(mode, kill_after) {
-            Err(ClientError::Refused(Refusal::NotRunning)) => Ok(()),
-            other => other.map(drop),
+            Ok(receipt) => Ok(is_proof(Some(&receipt))),
+            // What ran before ended with the last receipt; without one nobody has seen an end.
+            Err(ClientError::Refused(Refusal::NotRunning)) => {
+                Ok(is_proof(fencer.status()?.receipt.as_ref()))
+            }
+            Err(error) => Err(error),
         })
         .await
     }
@@ -225,6 +232,11 @@ impl Guard {
     /// What it said last.
     pub fn status(&self) -> Status {
         self.status.lock().clone()
+    }
+
+    /// Which run of the fencer this is: it obeys no earlier start of the agent any more (E2).
+    pub fn run(&self) -> Nonce {
+        self.status.lock().fencer
     }
 
     /// Its pid on the host.
@@ -315,14 +327,51 @@ fn listen(fencer: &Fencer, news: mpsc::UnboundedSender<News>) -> Result<(), Guar
         .map_err(|source| ClientError::Step { step: "thread of the fencer's news", source }.into())
 }
 
+/// Whether an end is proven: the receipt's word, whatever the fencer could have done.
+pub fn is_proof(receipt: Option<&Receipt>) -> bool {
+    receipt.is_some_and(|receipt| receipt.proof == Proof::Namespace)
+}
+
 /// What a receipt means for the agent.
-pub fn stopped(receipt: &regent_fencer::Receipt) -> News {
-    use regent_fencer::receipt::{ExitStatus, Proof, Reason};
+fn stopped(receipt: &Receipt) -> News {
     News::Stopped {
-        proven: receipt.proof == Proof::Namespace,
+        proven: is_proof(Some(receipt)),
         in_order: receipt.reason == Reason::PostmasterExit
             && receipt.exit == Some(ExitStatus::Code(0)),
         fired: matches!(receipt.reason, Reason::Deadline | Reason::NamespaceKilled),
         sequence: receipt.sequence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regent_core::id::{Epoch, RenewalNumber};
+    use regent_core::time::Reading;
+
+    use super::*;
+
+    #[test]
+    fn an_end_is_as_proven_as_its_receipt_says_and_no_more() {
+        // A fencer that could prove it, and a receipt that does not.
+        let mut receipt = Receipt {
+            sequence: 1,
+            boot_id: String::new(),
+            fencer: Nonce(1),
+            epoch: Epoch::NONE,
+            number: RenewalNumber(0),
+            reason: Reason::Stop(StopMode::Kill),
+            exit: None,
+            protection: Protection::Namespace,
+            proof: Proof::Weak,
+            started_at: None,
+            killed_at: Reading::at_us(1),
+            ended_at: Reading::at_us(2),
+        };
+        assert!(!is_proof(Some(&receipt)));
+        receipt.proof = Proof::EndOfInit;
+        assert!(!is_proof(Some(&receipt)), "the end of that init is yet to be seen");
+        receipt.proof = Proof::Namespace;
+        assert!(is_proof(Some(&receipt)));
+        assert!(!is_proof(None), "nobody saw an end");
     }
 }
