@@ -6,15 +6,20 @@
 //!   [`handover`]: an operator asks. [`blind`]: the coordinators are gone. [`alone`]: the agent is.
 //! - [`cut`]: packets are dropped, on a network of the lab's own.
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
+//! - [`fencer`]: the fencer ends or stops. [`rebuilt`]: a directory of no use is copied anew.
+//! - [`tamper`]: commits wait for less than they should.
 
 mod alone;
 mod asks;
 mod blind;
 mod cut;
 mod death;
+mod fencer;
 mod freeze;
 mod hand;
 mod handover;
 mod load;
+mod rebuilt;
 mod rig;
 mod strange;
+mod tamper;
