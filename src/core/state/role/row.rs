@@ -227,7 +227,7 @@ impl ServiceRole {
     pub fn newest_timeline(&self) -> u32 {
         let receipts = self.fence.iter().flat_map(|fence| fence.receipts.values());
         let told = receipts.filter_map(|receipt| receipt.position);
-        let starts = self.instances.values().filter_map(|row| row.data).map(|data| data.position);
+        let starts = self.instances.values().filter_map(|row| row.data?.position);
         told.chain(starts).map(|position| position.timeline).fold(self.timeline, u32::max)
     }
 
