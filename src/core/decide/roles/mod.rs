@@ -201,7 +201,9 @@ impl Look<'_> {
         let fresh = fact.filter(|fact| verdict::is_fresh(fact, now));
         match fresh.map(|fact| fact.observation.run) {
             Some(Run::Primary | Run::Down) => self.memory.between = None,
-            Some(_) => drop(self.memory.between.get_or_insert(now)),
+            Some(_) => {
+                self.memory.between.get_or_insert(now);
+            }
             // Who is silent says nothing about that.
             None => {}
         }
