@@ -9,13 +9,14 @@ use std::sync::mpsc as channel;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use regent_core::id::Nonce;
 use regent_core::time::Reading;
 use regent_fencer::client::await_end;
-use regent_fencer::receipt::ExitStatus;
+use regent_fencer::receipt::{ExitStatus, Proof, Reason};
 use regent_fencer::wire::{Event, Notice, Phase, Refusal, StopMode, Target};
 use regent_fencer::{
-    AgentId, Arm, ClientError, Fencer, LaunchOptions, Options, Protection, Stage, StartCommand,
-    Status,
+    AgentId, Arm, ClientError, Fencer, LaunchOptions, Options, Protection, Receipt, Stage,
+    StartCommand, Status,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -207,27 +208,35 @@ impl Guard {
         .await
     }
 
-    /// Stops it, and ends what is left after `kill_after`. Returns when nothing runs.
+    /// Stops it, and ends what is left after `kill_after`. Returns when nothing runs, with whether
+    /// that is proven.
     ///
     /// # Errors
     /// [`GuardError`].
-    pub async fn stop(&self, mode: StopMode, kill_after: Duration) -> Result<(), GuardError> {
+    pub async fn stop(&self, mode: StopMode, kill_after: Duration) -> Result<bool, GuardError> {
         let sequence = |status: &Status| status.receipt.as_ref().map_or(0, |it| it.sequence);
-        let before = sequence(&self.look().await?);
+        let first = self.look().await?;
+        let before = sequence(&first);
         match self.ask(move |fencer| fencer.request_stop(mode, kill_after)).await {
-            Err(GuardError::Client(ClientError::Refused(Refusal::NotRunning))) => return Ok(()),
+            // What ran before ended with the last receipt; without one nobody has seen an end.
+            Err(GuardError::Client(ClientError::Refused(Refusal::NotRunning))) => {
+                return Ok(is_proof(self.look().await?.receipt.as_ref()));
+            }
             other => drop(other?),
         }
         // In small questions: deadlines and signals must get through however long it takes.
         let within = kill_after + STOPPED_WITHIN;
         let until = Instant::now() + within;
-        while sequence(&self.look().await?) <= before {
+        loop {
+            let now = self.look().await?;
+            if sequence(&now) > before {
+                return Ok(is_proof(now.receipt.as_ref()));
+            }
             if Instant::now() > until {
                 return self.ask(move |_| Err(ClientError::Silent(within))).await;
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        Ok(())
     }
 
     /// A signal to the postmaster or one of its processes.
@@ -258,6 +267,11 @@ impl Guard {
     /// What it said last.
     pub fn status(&self) -> Status {
         self.status.lock().clone()
+    }
+
+    /// Which run of the fencer this is: it obeys no earlier start of the agent any more (E2).
+    pub fn run(&self) -> Nonce {
+        self.status.lock().fencer
     }
 
     /// Its pid on the host.
@@ -356,14 +370,51 @@ fn listen(fencer: &Fencer, news: mpsc::UnboundedSender<News>) -> Result<(), Guar
         .map_err(|source| ClientError::Step { step: "thread of the fencer's news", source }.into())
 }
 
+/// Whether an end is proven: the receipt's word, whatever the fencer could have done.
+pub fn is_proof(receipt: Option<&Receipt>) -> bool {
+    receipt.is_some_and(|receipt| receipt.proof == Proof::Namespace)
+}
+
 /// What a receipt means for the agent.
-pub fn stopped(receipt: &regent_fencer::Receipt) -> News {
-    use regent_fencer::receipt::{Proof, Reason};
+fn stopped(receipt: &Receipt) -> News {
     News::Stopped {
-        proven: receipt.proof == Proof::Namespace,
+        proven: is_proof(Some(receipt)),
         in_order: receipt.reason == Reason::PostmasterExit
             && receipt.exit == Some(ExitStatus::Code(0)),
         fired: matches!(receipt.reason, Reason::Deadline | Reason::NamespaceKilled),
         sequence: receipt.sequence,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use regent_core::id::{Epoch, RenewalNumber};
+    use regent_core::time::Reading;
+
+    use super::*;
+
+    #[test]
+    fn an_end_is_as_proven_as_its_receipt_says_and_no_more() {
+        // A fencer that could prove it, and a receipt that does not.
+        let mut receipt = Receipt {
+            sequence: 1,
+            boot_id: String::new(),
+            fencer: Nonce(1),
+            epoch: Epoch::NONE,
+            number: RenewalNumber(0),
+            reason: Reason::Stop(StopMode::Kill),
+            exit: None,
+            protection: Protection::Namespace,
+            proof: Proof::Weak,
+            started_at: None,
+            killed_at: Reading::at_us(1),
+            ended_at: Reading::at_us(2),
+        };
+        assert!(!is_proof(Some(&receipt)));
+        receipt.proof = Proof::EndOfInit;
+        assert!(!is_proof(Some(&receipt)), "the end of that init is yet to be seen");
+        receipt.proof = Proof::Namespace;
+        assert!(is_proof(Some(&receipt)));
+        assert!(!is_proof(None), "nobody saw an end");
     }
 }

@@ -6,7 +6,10 @@ use std::time::Duration;
 use regent_core::id::{InstanceName, ServiceName};
 use regent_core::role::AgentStart;
 use regent_core::spec::Policy;
-use regent_rpc::client::{AgentSender, AgentStream, Client, Session, SessionLease, SessionOptions};
+use regent_rpc::client::{
+    AgentSender, AgentStream, CallError, CallErrorKind, Client, Session, SessionLease,
+    SessionOptions,
+};
 use regent_rpc::convert::agent::{Ask, FromCoordinator, HELLO, Hello, Instruction, Outcome};
 use regent_rpc::convert::common::Freshness;
 use regent_rpc::convert::topology::service_in;
@@ -18,6 +21,9 @@ const CONNECT_WITHIN: Duration = Duration::from_millis(700);
 const POLICY_AGE_MS: u64 = 5_000;
 /// Between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Between two attempts of a start that is refused again and again: what is wrong waits for people,
+/// or for the session of another agent to end.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Number of the ask with which a new session of the same start is announced.
 const RESTART: u64 = u64::MAX;
@@ -54,6 +60,7 @@ pub struct Speaker {
 /// Keeps a session and a stream until nobody listens any more.
 pub async fn run(client: Client, speaker: Speaker, heard: mpsc::Sender<Heard>) {
     let mut session: Option<(Session, u64)> = None;
+    let mut pause = PAUSE;
     while !heard.is_closed() {
         let wanted = match policy(&client, &speaker).await {
             Ok(policy) => policy.ttl_ms,
@@ -78,10 +85,42 @@ pub async fn run(client: Client, speaker: Speaker, heard: mpsc::Sender<Heard>) {
             }
         }
         let Some((open, ttl)) = &mut session else { continue };
-        if let Err(why) = attach(&client, &speaker, open, *ttl, &heard).await {
-            let _ = heard.send(Heard::Detached(why)).await;
+        let mut refused = false;
+        if let Err(broke) = attach(&client, &speaker, open, *ttl, &heard).await {
+            refused = broke.refused;
+            let _ = heard.send(Heard::Detached(broke.why)).await;
         }
-        tokio::time::sleep(PAUSE).await;
+        // Agents that were refused together do not come back together.
+        let jitter = pause.mul_f64(rand::random_range(0.0..0.25));
+        tokio::time::sleep(if refused { pause + jitter } else { PAUSE }).await;
+        pause = next_pause(pause, refused);
+    }
+}
+
+/// Longer after each refusal in a row, short after anything else: a node that is gone is no reason to
+/// keep the others waiting.
+fn next_pause(pause: Duration, refused: bool) -> Duration {
+    if refused { (pause * 2).min(LONGEST_PAUSE) } else { PAUSE }
+}
+
+/// Why a stream ended.
+struct Broke {
+    why: String,
+    /// A node said no, and would again.
+    refused: bool,
+}
+
+impl From<String> for Broke {
+    fn from(why: String) -> Self {
+        Self { why, refused: false }
+    }
+}
+
+impl From<CallError> for Broke {
+    fn from(error: CallError) -> Self {
+        use CallErrorKind::{Invalid, NotAllowed, NotFound, Refused};
+        let refused = matches!(error.kind(), Refused | NotAllowed | NotFound | Invalid);
+        Self { why: error.to_string(), refused }
     }
 }
 
@@ -110,7 +149,7 @@ async fn attach(
     session: &mut Session,
     ttl_ms: u64,
     heard: &mpsc::Sender<Heard>,
-) -> Result<(), String> {
+) -> Result<(), Broke> {
     let (tx, rx) = oneshot::channel();
     if heard.send(Heard::Session(session.hold(), tx)).await.is_err() {
         return Ok(());
@@ -119,7 +158,7 @@ async fn attach(
     let hello =
         Hello { service: speaker.service.clone(), instance: speaker.instance.clone(), start };
     let stream = AgentStream::connect(client, hello, CONNECT_WITHIN).await;
-    let mut stream = stream.map_err(|error| error.to_string())?;
+    let mut stream = stream?;
     if heard.send(Heard::Attached(stream.sender.clone())).await.is_err() {
         return Ok(());
     }
@@ -129,18 +168,22 @@ async fn attach(
             message = stream.receiver.next() => {
                 let told = match message {
                     Ok(Some(FromCoordinator::Answer(number, outcome))) => {
-                        let refused = matches!(&outcome, Outcome::Refused(_));
+                        let refused = match &outcome {
+                            Outcome::Refused(refused) if number == HELLO => Some(refused.transient),
+                            _ => None,
+                        };
                         let told = heard.send(Heard::Answer(number, outcome)).await;
-                        if number == HELLO && refused {
-                            return Err("the node did not accept this start".to_owned());
+                        if let Some(transient) = refused {
+                            let why = "the node did not accept this start".to_owned();
+                            return Err(Broke { why, refused: !transient });
                         }
                         told
                     }
                     Ok(Some(FromCoordinator::Instruction(told))) => {
                         heard.send(Heard::Instruction(told)).await
                     }
-                    Ok(None) => return Err("the node ended the stream".to_owned()),
-                    Err(error) => return Err(error.to_string()),
+                    Ok(None) => return Err("the node ended the stream".to_owned().into()),
+                    Err(error) => return Err(error.into()),
                 };
                 if told.is_err() {
                     return Ok(());
@@ -165,5 +208,21 @@ async fn attach(
                 asked.map_err(|error| error.to_string())?;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_again_and_again_asks_more_and_more_rarely() {
+        let mut pauses = vec![PAUSE];
+        for _ in 0..10 {
+            pauses.push(next_pause(pauses[pauses.len() - 1], true));
+        }
+        assert!(pauses.windows(2).all(|two| two[0] < two[1] || two[1] == LONGEST_PAUSE));
+        assert_eq!(pauses[10], LONGEST_PAUSE);
+        assert_eq!(next_pause(LONGEST_PAUSE, false), PAUSE, "one that was heard begins anew");
     }
 }

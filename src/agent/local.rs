@@ -17,6 +17,12 @@ const ANSWERS_WITHIN: Duration = Duration::from_millis(1_500);
 /// many times what a reconnection takes.
 const STARVED_AFTER: Duration = Duration::from_secs(4);
 
+/// One that still does not stream after this long is compared with its upstream once more.
+const COMPARE_AGAIN: Duration = Duration::from_secs(30);
+
+/// A look at the names is at most this old when it is heard of.
+const STRANGE_AFTER: Duration = Duration::from_millis(500);
+
 /// Everything local.
 #[derive(Debug)]
 pub struct Local {
@@ -49,6 +55,8 @@ pub struct Local {
     pub names: Option<Revision>,
     /// Those names, as PostgreSQL shows them.
     pub names_text: String,
+    /// Since when PostgreSQL shows others, that nobody was told to set.
+    pub strange_names: Option<Instant>,
     /// The set that is in force everywhere.
     pub in_force: Option<Revision>,
     /// Clients may connect.
@@ -96,6 +104,7 @@ impl Local {
             has_slots: false,
             names: None,
             names_text: String::new(),
+            strange_names: None,
             in_force: None,
             open: false,
             written: Epoch::NONE,
@@ -182,11 +191,33 @@ impl Local {
         let wants = matches!(self.data, Data::Present(OnDisk::Standby(Some(_))));
         let streams = seen.receiver.as_ref().is_some_and(|it| it.status == "streaming");
         if seen.in_recovery && wants && !streams {
-            self.streamless.get_or_insert_with(Instant::now);
+            let since = *self.streamless.get_or_insert_with(Instant::now);
+            if since.elapsed() >= COMPARE_AGAIN {
+                // What was found then is not so any more: the WAL it needs may be gone.
+                self.diverged = None;
+            }
         } else {
             self.streamless = None;
         }
         self.seen = Some((seen, Instant::now()));
+    }
+
+    /// Names that somebody changed by hand are in force no more, and are to be set again. Not at the
+    /// first sight of them: a look may be older than the last change of ours.
+    pub fn judge_names(&mut self) {
+        if self.in_force.is_none() || self.run() != Run::Primary || self.has_its_names() {
+            self.strange_names = None;
+            return;
+        }
+        let since = *self.strange_names.get_or_insert_with(Instant::now);
+        if since.elapsed() >= STRANGE_AFTER {
+            let found = self.seen.as_ref().map_or("", |(seen, _)| seen.sync_names.as_str());
+            tracing::warn!(
+                found,
+                "the names were changed by hand: the committed ones are put back"
+            );
+            (self.names, self.in_force, self.strange_names) = (None, None, None);
+        }
     }
 
     /// Whether the names that PostgreSQL shows are those of the set in force.

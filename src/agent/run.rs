@@ -30,6 +30,7 @@ use crate::sights::Sights;
 use crate::start::StartError;
 use crate::status::{Published, Status};
 use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
+use crate::words::Refusals;
 
 /// The loop looks at clocks at least this often.
 const TICK: Duration = Duration::from_millis(20);
@@ -37,6 +38,10 @@ const TICK: Duration = Duration::from_millis(20);
 const MAX_STEPS: usize = 4;
 /// How long shutting clients out may take before the fencer ends everything.
 const CLOSE_LEAD: Micros = Micros::from_ms(400);
+
+/// A step that has failed this many times in a row is tried at longer intervals.
+const HOPEFUL: u32 = 50;
+const TRY_LATER: Duration = Duration::from_secs(2);
 
 /// What the tasks beside the loop report.
 pub enum Report {
@@ -48,6 +53,8 @@ pub enum Report {
     Canary(Reading, Option<Revision>, bool),
     /// A step is over.
     Done(Step, Result<Change, StepError>),
+    /// What lies on disk after a step that was aborted or failed.
+    Inspected(engine::Discovery),
 }
 
 /// Everything the loop owns.
@@ -82,6 +89,14 @@ pub struct Agent {
     /// The agent ends: its fencer is gone.
     pub(crate) is_over: bool,
     pub(crate) busy: Option<(Step, JoinHandle<()>)>,
+    /// Nothing is begun before it is known what lies on disk.
+    pub(crate) inspects: bool,
+    /// Failures in a row of the step that is tried.
+    pub(crate) failures: u32,
+    /// The coordinators were told where the WAL ends, if there is any.
+    pub(crate) said_end: bool,
+    /// Starts that were refused in a row.
+    pub(crate) refused: Refusals,
     pub(crate) not_before: Option<Instant>,
     pub(crate) asked: BTreeMap<&'static str, (Ask, Instant)>,
     pub(crate) asks: u64,
@@ -149,19 +164,20 @@ impl Agent {
     }
 
     /// What the coordinators must know before they accept this start.
-    fn start(&self, session: &SessionLease) -> AgentStart {
+    pub(crate) fn start(&mut self, session: &SessionLease) -> AgentStart {
         let book = &self.notes.book;
         let present = matches!(self.local.data, regent_core::agent::Data::Present(_));
         let data = present.then(|| DataIdentity {
             system: self.local.system,
             generation: self.local.generation,
             epoch: book.led.max(self.local.written),
-            position: self.local.position().unwrap_or_default(),
+            position: self.local.position(),
             out_of_recovery: matches!(
                 self.local.data,
                 regent_core::agent::Data::Present(regent_core::agent::OnDisk::Primary)
             ),
         });
+        self.said_end = data.is_none_or(|data| data.position.is_some());
         let fencer = if self.guard.is_armed() { Armed::Armed } else { Armed::Weak };
         AgentStart {
             session: session.id(),
@@ -171,6 +187,7 @@ impl Agent {
             seen: book.seen(),
             data,
             fencer,
+            run: self.guard.run(),
         }
     }
 
@@ -184,6 +201,7 @@ impl Agent {
                     return;
                 }
                 self.told.accepted = boot > 0;
+                self.refused = Refusals::default();
                 self.take_mark(mark);
             }
             Outcome::Committed { receipt, .. } => {
@@ -206,7 +224,14 @@ impl Agent {
                         }
                     }
                 }
-                tracing::warn!(rule = refused.rule, why = refused.why, number, "refused");
+                if number != HELLO {
+                    self.said_end = false;
+                    tracing::warn!(rule = refused.rule, why = refused.why, number, "refused");
+                } else if self.refused.is_worth_a_line(&refused.why) {
+                    let times = self.refused.times;
+                    let (rule, why) = (refused.rule, refused.why);
+                    tracing::warn!(rule, why, times, "this start of the agent is refused");
+                }
             }
         }
     }
@@ -240,6 +265,7 @@ impl Agent {
                 self.local.replayed = None;
                 self.told.committed = None;
                 self.not_before = None;
+                self.failures = 0;
                 self.interrupt();
             }
             Ok(Taken::Same) => {}
@@ -283,7 +309,20 @@ impl Agent {
             tracing::info!(?step, "interrupted by a new directive");
             task.abort();
             self.local.rebuilding = false;
+            if matches!(step, Step::Clone(_) | Step::Rewind(_)) {
+                self.inspect();
+            }
         }
+    }
+
+    /// A directory that was left half done is no database: it is looked at before anything is made
+    /// of it, and before anything is said of it.
+    fn inspect(&mut self) {
+        self.inspects = true;
+        let (tools, reports) = (self.tools.clone(), self.reports.clone());
+        tokio::spawn(async move {
+            let _ = reports.send(Report::Inspected(tools.inspect().await));
+        });
     }
 
     fn news(&mut self, news: News) {
@@ -330,6 +369,9 @@ impl Agent {
                 if self.local.running {
                     let streamed = self.local.streams();
                     self.local.observed(seen);
+                    if self.busy.is_none() {
+                        self.local.judge_names();
+                    }
                     if streamed && !self.local.streams() {
                         // The primary may be gone: what is seen of it is news for everybody.
                         self.sights.hurry();
@@ -353,6 +395,12 @@ impl Agent {
                 }
             }
             Report::Done(step, outcome) => self.done(&step, outcome),
+            Report::Inspected(found) => {
+                self.inspects = false;
+                if !self.local.running {
+                    self.local.discovered(&found);
+                }
+            }
         }
     }
 
@@ -361,14 +409,16 @@ impl Agent {
             return;
         }
         self.busy = None;
+        self.local.strange_names = None;
         self.local.rebuilding = false;
         self.local.stopping = false;
         self.local.doing.clear();
         match outcome {
             Ok(change) => {
                 tracing::info!(?step, "done");
-                change(&mut self.local);
+                self.failures = 0;
                 self.local.problem.clear();
+                change(&mut self.local);
                 let may_hold = self.notes.book.may_hold();
                 let stays = self.policy().is_some_and(|policy| may_stay_shut(policy, may_hold));
                 if matches!(step, Step::Close) && stays {
@@ -377,8 +427,14 @@ impl Agent {
                 }
             }
             Err(error) => {
-                tracing::warn!(?step, %error, "failed");
-                self.local.problem = error.to_string();
+                let problem = error.to_string();
+                if problem == self.local.problem {
+                    tracing::debug!(?step, %error, "failed again");
+                } else {
+                    tracing::warn!(?step, %error, "failed");
+                }
+                self.local.problem = problem;
+                self.failures = self.failures.saturating_add(1);
                 // It may have been done all the same, or half: the disk may name an upstream, and
                 // the database may run. A receipt that says otherwise would be false.
                 if matches!(step, Step::Follow(_) | Step::StartStandby(_)) {
@@ -388,7 +444,11 @@ impl Agent {
                 if starts && !self.local.running && self.guard.is_running() {
                     self.local.started(self.local.last_end);
                 }
-                self.not_before = Some(Instant::now() + TRY_AGAIN);
+                if !self.local.running && !matches!(step, Step::Kill | Step::ShutDown) {
+                    self.inspect();
+                }
+                let pause = if self.failures > HOPEFUL { TRY_LATER } else { TRY_AGAIN };
+                self.not_before = Some(Instant::now() + pause);
             }
         }
         self.look.notify_one();
@@ -459,7 +519,8 @@ impl Agent {
         self.told.upstream_answers = answers;
         // What only the notebook had to be asked for is over at once: what follows it does not wait.
         for _ in 0..MAX_STEPS {
-            if self.busy.is_some() || self.not_before.is_some_and(|at| Instant::now() < at) {
+            let free = self.busy.is_none() && !self.inspects;
+            if !free || self.not_before.is_some_and(|at| Instant::now() < at) {
                 break;
             }
             let world = self.local.world(&self.told);
@@ -477,6 +538,7 @@ impl Agent {
         if self.sights.has_news() {
             self.reported = None;
         }
+        self.say_end();
         self.say();
         self.publish();
     }

@@ -24,6 +24,7 @@ use crate::senses;
 use crate::sights::Sights;
 use crate::status::{Published, Status};
 use crate::steps::Tools;
+use crate::words::Refusals;
 
 /// Messages from the coordinators that wait for the loop: a handful are ever under way.
 const HEARD: usize = 64;
@@ -150,6 +151,7 @@ pub async fn run(
             declared: Vec::new(),
             log: postgres.data_dir.with_extension("log"),
             dir: postgres.data_dir.parent().map(Into::into).unwrap_or_else(|| "/".into()),
+            turn: Arc::default(),
         },
         arms: guard.status().lease.number.0,
         guard,
@@ -174,6 +176,10 @@ pub async fn run(
         crashed_at: None,
         is_over: false,
         busy: None,
+        inspects: false,
+        failures: 0,
+        said_end: true,
+        refused: Refusals::default(),
         not_before: None,
         asked: std::collections::BTreeMap::new(),
         asks: 0,
@@ -191,9 +197,7 @@ async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Eng
     if !guard.is_running() {
         let receipt = guard.status().receipt;
         // Without a receipt nobody has seen an end: what ran was started by somebody else.
-        local.proven = receipt.is_some_and(|it| {
-            matches!(crate::guard::stopped(&it), crate::guard::News::Stopped { proven: true, .. })
-        });
+        local.proven = crate::guard::is_proof(receipt.as_ref());
         return;
     }
     local.started(0);

@@ -11,7 +11,8 @@ use regent_core::id::{Epoch, InstanceName};
 use regent_core::role::{Position, SyncSet};
 use regent_core::spec::InstanceSpec;
 use regent_engine::{
-    Engine, HistoryFile, MemberName, Postmaster, RebuildError, Source, StartAs, SyncNames, Upstream,
+    Discovery, Engine, HistoryFile, MemberName, Postmaster, RebuildError, Relation, Source,
+    StartAs, SyncNames, Upstream,
 };
 use regent_fencer::Arm;
 use regent_fencer::wire::{Bound, Notice, StartCommand, StopMode, Target};
@@ -63,6 +64,8 @@ pub struct Tools {
     pub log: std::path::PathBuf,
     /// The directory PostgreSQL starts in.
     pub dir: std::path::PathBuf,
+    /// Held by the step that is being done. One that is aborted holds it until it has let go.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[async_trait::async_trait]
@@ -96,6 +99,15 @@ fn failed<E: std::error::Error>(doing: &'static str) -> impl FnOnce(E) -> StepEr
     }
 }
 
+/// Data of another cluster is nobody's copy: it is neither started nor rewound nor replaced.
+fn other_cluster(doing: &'static str, of: &InstanceName, found: u64, wanted: u64) -> StepError {
+    let why = format!(
+        "the data directory is of database system {found}, {of} is of {wanted}: nothing of it is \
+         started or changed; move it away to have {of} cloned"
+    );
+    StepError { doing, why }
+}
+
 fn nothing() -> Change {
     Box::new(|_| {})
 }
@@ -106,6 +118,21 @@ impl Tools {
     /// # Errors
     /// [`StepError`].
     pub async fn run(&self, step: &Step, arm: Option<Arm>) -> Result<Change, StepError> {
+        let _turn = self.turn.lock().await;
+        if !matches!(step, Step::Kill) {
+            // What an aborted step still writes comes first (S2): an end must not wait for a disk.
+            self.engine.settled().await;
+        }
+        let done = self.take(step, arm).await;
+        if done.is_err() && matches!(step, Step::StartStandby(_) | Step::StartPrimary) {
+            // Whether it runs all the same is asked, not remembered: what the fencer said last may be
+            // older than the end that this start follows.
+            let _ = self.guard.look().await;
+        }
+        done
+    }
+
+    async fn take(&self, step: &Step, arm: Option<Arm>) -> Result<Change, StepError> {
         match step {
             Step::Kill => self.kill().await,
             Step::ShutDown => self.shut_down().await,
@@ -137,9 +164,27 @@ impl Tools {
         }
     }
 
+    /// What lies on disk after a step that may have left it half done; as long as that takes.
+    pub async fn inspect(&self) -> Discovery {
+        drop(self.turn.lock().await);
+        self.engine.settled().await;
+        let mut said = String::new();
+        loop {
+            match self.engine.check().await {
+                Ok(found) => return found,
+                Err(error) if said != error.to_string() => {
+                    said = error.to_string();
+                    tracing::warn!(%error, "what lies on disk cannot be read");
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
     async fn kill(&self) -> Result<Change, StepError> {
-        self.guard.stop(StopMode::Kill, Duration::ZERO).await.map_err(failed("ending all"))?;
-        let proven = self.guard.is_armed();
+        let stopped = self.guard.stop(StopMode::Kill, Duration::ZERO).await;
+        let proven = stopped.map_err(failed("ending all"))?;
         Ok(Box::new(move |local| local.ended(proven, false)))
     }
 
@@ -147,8 +192,8 @@ impl Tools {
         let doing = "shutting down";
         // Clients are sent away by the fast stop; the checkpoint before it makes that short.
         self.engine.checkpoint(SHUTDOWN).await.map_err(failed("checkpoint"))?;
-        self.guard.stop(StopMode::Fast, SHUTDOWN).await.map_err(failed(doing))?;
-        let proven = self.guard.is_armed();
+        let stopped = self.guard.stop(StopMode::Fast, SHUTDOWN).await;
+        let proven = stopped.map_err(failed(doing))?;
         // Where it ended is read while it is closed on disk; neither needs the other.
         let close = StartAs::Standby { upstream: None };
         let (clean, closed) =
@@ -282,28 +327,46 @@ impl Tools {
     async fn compare(&self, name: &InstanceName) -> Result<Change, StepError> {
         let doing = "comparing histories";
         let source = self.source(name)?;
-        let HistoryFile { timeline, text: history } =
-            self.engine.source_history(&source, SOON).await.map_err(failed(doing))?;
-        let diverged = self.engine.needs_rewind(timeline, &history).await.map_err(failed(doing))?;
+        let line = self.engine.source_line(&source, SOON).await.map_err(failed(doing))?;
+        let diverged = match self.engine.compare(&line).await.map_err(failed(doing))? {
+            Relation::Follows => false,
+            Relation::Diverged => true,
+            Relation::WalGone { from } => {
+                let why = format!("{name} has no WAL from {from} on any more: a clone is needed");
+                tracing::warn!(why);
+                return Ok(Box::new(move |local| {
+                    local.data = Data::Broken;
+                    local.problem = why;
+                }));
+            }
+            Relation::OtherCluster { found, wanted } => {
+                return Err(other_cluster(doing, name, found, wanted));
+            }
+        };
         Ok(Box::new(move |local| local.diverged = Some(diverged)))
     }
 
     async fn rewind(&self, name: &InstanceName) -> Result<Change, StepError> {
         let doing = "rewinding";
         let source = self.source(name)?;
-        let HistoryFile { timeline, text: history } =
-            self.engine.source_history(&source, SOON).await.map_err(failed(doing))?;
+        let line = self.engine.source_line(&source, SOON).await.map_err(failed(doing))?;
+        if let Relation::OtherCluster { found, wanted } =
+            self.engine.compare(&line).await.map_err(failed(doing))?
+        {
+            return Err(other_cluster(doing, name, found, wanted));
+        }
+        let HistoryFile { timeline, text: history } = line.history;
         let result = self.engine.rewind(&source, timeline, &history).await;
         let (generation, lost) = match result {
             Ok(done) => done,
             Err(error) => {
                 let found = self.engine.check().await.map_err(failed(doing))?;
                 tracing::warn!(%error, "the rewind failed");
+                // What cannot be rewound now cannot be later either: only a clone helps.
                 let never = matches!(error, RebuildError::CannotRewind(_));
                 return Ok(Box::new(move |local| {
                     local.discovered(&found);
                     if never {
-                        // A clone keeps the directory aside.
                         local.data = Data::Broken;
                     }
                 }));

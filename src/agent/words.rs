@@ -11,6 +11,30 @@ use crate::status::Published;
 /// An ask without an answer is asked again after this long.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
+/// A refusal that lasts is told at once, then once in this time.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+
+/// Refusals of one start in a row.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// How many.
+    pub times: u64,
+    said: Option<(String, Instant)>,
+}
+
+impl Refusals {
+    /// Counts one more; whether people have to be told of it again.
+    pub fn is_worth_a_line(&mut self, why: &str) -> bool {
+        self.times += 1;
+        let known =
+            self.said.as_ref().is_some_and(|(said, at)| said == why && at.elapsed() < TELL_AGAIN);
+        if !known {
+            self.said = Some((why.to_owned(), Instant::now()));
+        }
+        !known
+    }
+}
+
 impl Agent {
     pub(crate) fn send_receipt(&mut self) {
         let Some(pledge) = self.notes.book.pledge.clone() else { return };
@@ -25,6 +49,15 @@ impl Agent {
             is_proven: pledge.is_proven,
         };
         self.ask("receipt", Ask::Receipt(Box::new(receipt)));
+    }
+
+    /// Where the WAL of a database ends that is down is found out after it was accepted.
+    pub(crate) fn say_end(&mut self) {
+        let known = self.told.accepted && !self.said_end && self.local.position().is_some();
+        if let Some(session) = self.session.clone().filter(|_| known) {
+            let start = self.start(&session);
+            self.ask("start", Ask::Start(Box::new(start)));
+        }
     }
 
     /// Asks once, and again only after a while: an answer changes the world.

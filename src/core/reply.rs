@@ -144,6 +144,8 @@ pub enum RoleRule {
     Paused,
     /// The phase does not follow.
     WrongPhase,
+    /// The data directory is of another cluster than the service's.
+    OtherCluster,
 }
 
 impl RoleRule {
@@ -161,6 +163,7 @@ impl RoleRule {
             Self::NotAdopted => "not_adopted",
             Self::Paused => "paused",
             Self::WrongPhase => "wrong_phase",
+            Self::OtherCluster => "other_cluster",
         }
     }
 }

@@ -12,7 +12,8 @@ use regent_core::role::Position;
 
 use crate::error::{ChangeError, CommitError, DiskError, RebuildError, SqlError};
 use crate::facts::{
-    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Observation, Switch,
+    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Observation, Relation,
+    SourceLine, Switch,
 };
 use crate::orders::{Secrets, Source, StartAs, StartCommand, SyncNames, Upstream};
 
@@ -29,6 +30,10 @@ pub trait Postmaster: Send + Sync {
 /// What an agent can do to its database. All of it may be repeated.
 #[async_trait]
 pub trait Engine: Send + Sync {
+    /// Returns when nothing of an operation that was given up (its future dropped) can change the
+    /// disk any more. A disk that hangs makes this wait as long.
+    async fn settled(&self);
+
     /// What lies in the data directory, and whether the programs for it are here.
     ///
     /// # Errors
@@ -192,15 +197,17 @@ pub trait Engine: Send + Sync {
     /// When the control file or the WAL cannot be read.
     async fn wal_end(&self) -> Result<CleanStop, DiskError>;
 
-    /// The timeline that `source`, a primary, writes, and its history.
+    /// What `source`, a primary, writes.
     ///
     /// # Errors
     /// It cannot be reached within `within`, or is no primary yet.
-    async fn source_history(
-        &self,
-        source: &Source,
-        within: Duration,
-    ) -> Result<HistoryFile, SqlError>;
+    async fn source_line(&self, source: &Source, within: Duration) -> Result<SourceLine, SqlError>;
+
+    /// How this directory relates to that line. Only for a server that is down.
+    ///
+    /// # Errors
+    /// When the control file or the WAL cannot be read.
+    async fn compare(&self, source: &SourceLine) -> Result<Relation, DiskError>;
 
     /// Whether this directory has WAL that the timeline `timeline` of the source, with its history,
     /// does not have. Only for a server that is down.

@@ -224,6 +224,38 @@ pub struct HistoryFile {
     pub text: String,
 }
 
+/// What another instance writes, asked of it while it is a primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceLine {
+    /// The same on all instances of a cluster.
+    pub system_identifier: u64,
+    /// Its timeline and the history of that.
+    pub history: HistoryFile,
+    /// The oldest WAL segment it still has, without its timeline.
+    pub oldest_segment: String,
+}
+
+/// How this directory relates to another instance's line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Relation {
+    /// It can follow as it is.
+    Follows,
+    /// It has WAL that the other does not have.
+    Diverged,
+    /// It could follow, but the other has removed the WAL from there on.
+    WalGone {
+        /// Where this one's WAL ends.
+        from: Lsn,
+    },
+    /// It is no copy of the other at all.
+    OtherCluster {
+        /// System identifier here.
+        found: u64,
+        /// The other's.
+        wanted: u64,
+    },
+}
+
 /// Transactions that a rewind throws away.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LostTransactions {

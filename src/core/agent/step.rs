@@ -74,7 +74,11 @@ pub fn next(notebook: &Notebook, world: &World) -> Step {
     }
     let Some(directive) = &notebook.directive else { return Step::Rest };
     match &directive.order {
-        Order::Wait => Step::Rest,
+        // The first grant compares all copies: one that is down says how far it reaches, too.
+        Order::Wait => match (&world.data, world.run) {
+            (Data::Present(_), Run::Down) if world.position.is_none() => Step::FindEnd,
+            _ => Step::Rest,
+        },
         Order::Lead { set } => lead(notebook, world, directive.epoch, set),
         Order::Follow { upstream } => follow(world, upstream),
         Order::Detach { fence } => detach(notebook, world, *fence),

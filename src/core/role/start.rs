@@ -24,6 +24,9 @@ pub struct AgentStart {
     pub data: Option<DataIdentity>,
     /// The means of the fencer.
     pub fencer: Armed,
+    /// Which run of the fencer: it takes orders of this start of the agent and of no earlier one.
+    /// 0: not known.
+    pub run: Nonce,
 }
 
 /// What a data directory is.
@@ -35,8 +38,8 @@ pub struct DataIdentity {
     pub generation: u64,
     /// Highest epoch persisted by the agent or found in the WAL.
     pub epoch: Epoch,
-    /// Flushed end, as far as it is known without starting.
-    pub position: Position,
+    /// Flushed end; `None`: it is not known, which is not the same as the very beginning.
+    pub position: Option<Position>,
     /// Whether it lies or runs out of recovery: a primary, or what was one.
     pub out_of_recovery: bool,
 }

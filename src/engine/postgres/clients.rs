@@ -32,7 +32,7 @@ pub(super) async fn end_sessions(
 }
 
 async fn put(pg: &Postgres, open: bool) -> Result<(), ChangeError> {
-    Ok(pg.disk(move |options, programs| hba::put(options, open, programs.owner)).await?)
+    Ok(pg.change(move |options, programs| hba::put(options, open, programs.owner)).await?)
 }
 
 /// Puts the open list in use, and waits until a stranger is asked for a password.

@@ -88,7 +88,7 @@ pub(super) async fn copy(
     let (options, programs): (&Options, &Programs) = (&pg.options, &pg.programs);
     let new = beside(&options.data_dir, ".regent-copy");
     let begun = new.clone();
-    pg.disk(move |_, p| {
+    pg.change(move |_, p| {
         remove_tree(&begun)?;
         durable::make_dir(&begun, p.owner)
     })
@@ -101,7 +101,8 @@ pub(super) async fn copy(
     args.push(new.as_os_str());
     let env = [("PGPASSFILE", options.passfile.as_os_str())];
     let ended = {
-        let run = programs.run("pg_basebackup", &args, &env, "", COPY_LIMIT);
+        let turn = pg.turn().await;
+        let run = programs.run_alone(turn, "pg_basebackup", &args, &env, COPY_LIMIT);
         tokio::pin!(run);
         loop {
             tokio::select! {
@@ -117,7 +118,7 @@ pub(super) async fn copy(
         return Err(ended.failure("pg_basebackup").into());
     }
     let generation = pg
-        .disk(move |options, programs| {
+        .change(move |options, programs| {
             // The copy is closed before it gets its name; the mark of an interrupted rewind of the
             // old directory ends only with the swap.
             let copied = Options { data_dir: new.clone(), ..options.clone() };

@@ -41,7 +41,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use regent_core::id::Epoch;
 use regent_core::role::Position;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 
 pub use options::Options;
@@ -50,7 +50,8 @@ pub use programs::Programs;
 use crate::engine::{Engine, Postmaster};
 use crate::error::{ChangeError, CommitError, DiskError, RebuildError, SqlError};
 use crate::facts::{
-    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Observation, Switch,
+    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Observation, Relation,
+    SourceLine, Switch,
 };
 use crate::orders::{Secret, Secrets, Source, StartAs, StartCommand, SyncNames, Upstream};
 use commit::Lane;
@@ -71,6 +72,9 @@ const PROBE: &str = "UPDATE regent.canary SET n = n + 1 WHERE id = 2";
 pub struct Postgres {
     options: Arc<Options>,
     programs: Programs,
+    /// Held by whatever changes the directory, until that is over: also when nobody waits for it
+    /// any more.
+    turn: Arc<Mutex<()>>,
     monitor: Mutex<Option<Arc<Link>>>,
     canary: Lane,
     epoch: Lane,
@@ -89,6 +93,7 @@ impl Postgres {
         Ok(Self {
             options: Arc::new(options),
             programs,
+            turn: Arc::default(),
             monitor: Mutex::default(),
             canary: Lane::default(),
             epoch: Lane::default(),
@@ -113,6 +118,26 @@ impl Postgres {
         database: &str,
     ) -> Result<(), RebuildError> {
         init::create_app(&self.options, &self.programs, user, password, database).await
+    }
+
+    /// The right to change what lies on disk. An operation that is given up may still be at it, in
+    /// a thread or a program that cannot be called back: it has this right until its end, and whoever
+    /// comes next waits for that, so that what is on disk afterwards is the newer one's work.
+    async fn turn(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
+    }
+
+    /// File work that changes something.
+    async fn change<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Options, &Programs) -> Result<T, DiskError> + Send + 'static,
+    ) -> Result<T, DiskError> {
+        let turn = self.turn().await;
+        self.disk(move |options, programs| {
+            let _turn = turn;
+            work(options, programs)
+        })
+        .await
     }
 
     /// File work, away from the threads that answer: a disk that hangs must not stop the agent.
@@ -182,6 +207,10 @@ fn after(within: Duration) -> Instant {
 
 #[async_trait]
 impl Engine for Postgres {
+    async fn settled(&self) {
+        drop(self.turn().await);
+    }
+
     async fn check(&self) -> Result<Discovery, DiskError> {
         control::discover(&self.options, &self.programs).await
     }
@@ -192,11 +221,11 @@ impl Engine for Postgres {
 
     async fn prepare_start(&self, start: &StartAs) -> Result<StartCommand, DiskError> {
         let start = start.clone();
-        self.disk(move |options, programs| start::prepare(options, programs, &start)).await
+        self.change(move |options, programs| start::prepare(options, programs, &start)).await
     }
 
     async fn after_start(&self) -> Result<(), DiskError> {
-        self.disk(|options, _| start::after(options)).await
+        self.change(|options, _| start::after(options)).await
     }
 
     async fn probe(&self, within: Duration) -> Result<Duration, SqlError> {
@@ -326,12 +355,12 @@ impl Engine for Postgres {
         Ok(CleanStop { end, timeline: line.timeline })
     }
 
-    async fn source_history(
-        &self,
-        source: &Source,
-        within: Duration,
-    ) -> Result<HistoryFile, SqlError> {
-        source::history(&self.options, source, within).await
+    async fn source_line(&self, source: &Source, within: Duration) -> Result<SourceLine, SqlError> {
+        source::line(&self.options, source, within).await
+    }
+
+    async fn compare(&self, source: &SourceLine) -> Result<Relation, DiskError> {
+        rewind::compare(&self.options, &self.programs, source).await
     }
 
     async fn needs_rewind(&self, timeline: u32, history: &str) -> Result<bool, DiskError> {

@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
+use tokio::sync::{OwnedMutexGuard, oneshot};
+use tokio::task::JoinSet;
 
 use crate::error::DiskError;
 
@@ -221,6 +225,53 @@ impl Programs {
         let (status, out, err) =
             tokio::time::timeout(within, work).await.map_err(|_| timed_out(program, within))?;
         let status = status.map_err(|e| self.cannot_run(program, e))?;
+        Ok(Ended { ok: status.success(), status: status.to_string(), out, err })
+    }
+
+    /// Runs a program that changes the directory, with the right to do so: `turn` is let go when no
+    /// process of it can write any more, also when this future is dropped or the time is up.
+    pub(super) async fn run_alone(
+        &self,
+        turn: OwnedMutexGuard<()>,
+        program: &str,
+        args: &[&OsStr],
+        env: &[(&str, &OsStr)],
+        within: Duration,
+    ) -> Result<Ended, DiskError> {
+        let mut command = self.command(program, args);
+        // A group of its own: what the program starts itself is ended with it.
+        command.envs(env.iter().copied()).stdin(Stdio::null()).process_group(0);
+        let mut child = command.spawn().map_err(|e| self.cannot_run(program, e))?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+        let out = child.stdout.take().expect("it was asked to be a pipe");
+        let err = child.stderr.take().expect("it was asked to be a pipe");
+        // Given up by the end of this future, whichever way.
+        let (wanted, given_up) = oneshot::channel::<()>();
+        let work = tokio::spawn(async move {
+            let _turn = turn;
+            let mut said = JoinSet::new();
+            said.spawn(async move { tokio::join!(all(out), all(err)) });
+            let ended = tokio::select! {
+                ended = child.wait() => ended,
+                _ = given_up => {
+                    if let Some(group) = group {
+                        let _ = killpg(group, Signal::SIGKILL);
+                    }
+                    // Its number is free only after this, so nobody else is killed.
+                    return child.wait().await.map(|status| (status, String::new(), String::new()));
+                }
+            };
+            let (out, err) = match said.join_next().await {
+                Some(Ok(said)) => said,
+                _ => (String::new(), String::new()),
+            };
+            ended.map(|status| (status, out, err))
+        });
+        let ended = tokio::time::timeout(within, work).await;
+        drop(wanted);
+        let ended = ended.map_err(|_| timed_out(program, within))?;
+        let ended = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        let (status, out, err) = ended.map_err(|e| self.cannot_run(program, e))?;
         Ok(Ended { ok: status.success(), status: status.to_string(), out, err })
     }
 

@@ -18,7 +18,7 @@ use super::options::Options;
 use super::programs::Programs;
 use super::{Postgres, REWIND, control, durable, managed, marker, passfile, start, wal};
 use crate::error::{DiskError, RebuildError, SqlError};
-use crate::facts::{Cluster, GenerationId, LostTransactions};
+use crate::facts::{Cluster, GenerationId, HistoryFile, LostTransactions, Relation, SourceLine};
 use crate::orders::Source;
 
 /// A rewind reads and writes what changed, at worst the whole cluster; beyond this it hangs.
@@ -47,6 +47,30 @@ pub(super) async fn parting(
     let (end, line) = wal::end(dir, programs, &cluster).await?;
     let from = line.parts_from(end, &Line::parse(timeline, history));
     Ok(Parting { cluster, line, end, from })
+}
+
+/// How the directory relates to what a source writes.
+pub(super) async fn compare(
+    options: &Options,
+    programs: &Programs,
+    source: &SourceLine,
+) -> Result<Relation, DiskError> {
+    let found = control::read(&options.data_dir, programs).await?.system_identifier;
+    let wanted = source.system_identifier;
+    if found != wanted {
+        return Ok(Relation::OtherCluster { found, wanted });
+    }
+    let HistoryFile { timeline, text } = &source.history;
+    let parting = parting(options, programs, *timeline, text).await?;
+    if parting.from.is_none_or(|from| from < parting.end) {
+        return Ok(Relation::Diverged);
+    }
+    // A stream begins with the segment that the end lies in. An archive may have what is gone.
+    let needed = wal::segment_number(parting.end, parting.cluster.segment_bytes);
+    if options.restore_command.is_none() && source.oldest_segment > needed {
+        return Ok(Relation::WalGone { from: parting.end });
+    }
+    Ok(Relation::Follows)
 }
 
 /// Copies the WAL from `from` on into a directory of its own, up to the limit.
@@ -109,7 +133,8 @@ async fn checkpoint_source(
     }
 }
 
-async fn run(options: &Options, programs: &Programs, source: &Source) -> Result<(), RebuildError> {
+async fn run(pg: &Postgres, source: &Source) -> Result<(), RebuildError> {
+    let (options, programs) = (&pg.options, &pg.programs);
     let server = format!(
         "host={} port={} user={REWIND} dbname=postgres application_name=regent connect_timeout=5",
         managed::conn_value(&source.host),
@@ -118,7 +143,8 @@ async fn run(options: &Options, programs: &Programs, source: &Source) -> Result<
     let server = format!("--source-server={server}");
     let args = ["--target-pgdata".as_ref(), options.data_dir.as_os_str(), OsStr::new(&server)];
     let env = [("PGPASSFILE", options.passfile.as_os_str())];
-    let ended = programs.run("pg_rewind", &args, &env, "", REWIND_LIMIT).await?;
+    let turn = pg.turn().await;
+    let ended = programs.run_alone(turn, "pg_rewind", &args, &env, REWIND_LIMIT).await?;
     if ended.ok { Ok(()) } else { Err(ended.failure("pg_rewind").into()) }
 }
 
@@ -150,20 +176,20 @@ pub(super) async fn rewind(
     let mut lost =
         wal::commits(&options.data_dir, programs, &parting.line, from, parting.end).await?;
     if from < parting.end {
-        let (kept_in, cut_short) = pg.disk(move |o, p| keep(o, p, &parting, from)).await?;
+        let (kept_in, cut_short) = pg.change(move |o, p| keep(o, p, &parting, from)).await?;
         lost.kept_in = Some(kept_in);
         lost.cut_short |= cut_short;
     }
-    pg.disk(|o, p| {
+    pg.change(|o, p| {
         marker::begin(o, "rewind", p.owner)?;
         // A crashed directory is recovered by a server in single mode first, which refuses to be a
         // standby. The mark keeps the agent from starting it meanwhile, and on disk it is closed.
         durable::remove(&o.data_dir.join("standby.signal"))
     })
     .await?;
-    run(options, programs, source).await?;
+    run(pg, source).await?;
     let generation = pg
-        .disk(|o, p| {
+        .change(|o, p| {
             let generation = close_copy(o, p)?;
             marker::end(o)?;
             Ok(generation)

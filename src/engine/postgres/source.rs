@@ -1,5 +1,5 @@
-//! What another instance is: its timeline and that timeline's history, asked before a rewind or a
-//! start as its standby.
+//! What another instance is: which cluster, its timeline and that timeline's history, and how far
+//! back its WAL reaches. Asked before a rewind or a start as its standby.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use super::link::{Link, get};
 use super::options::Options;
 use super::{REWIND, passfile};
 use crate::error::SqlError;
-use crate::facts::HistoryFile;
+use crate::facts::{HistoryFile, SourceLine};
 use crate::orders::Source;
 
-/// The timeline that `source`, a primary, writes, and its history (empty for the first).
-pub(super) async fn history(
+/// What `source`, a primary, writes; the history of the first timeline is empty.
+pub(super) async fn line(
     options: &Options,
     source: &Source,
     within: Duration,
-) -> Result<HistoryFile, SqlError> {
+) -> Result<SourceLine, SqlError> {
     let by = Instant::now() + within;
     let password = passfile::password(&options.passfile, REWIND)?;
     let mut config = Config::new();
@@ -39,12 +39,23 @@ pub(super) async fn history(
     }
     let timeline = u32::from_str_radix(get::<&str>(&row, "timeline")?, 16)
         .map_err(|_| SqlError::Hidden("the source's timeline"))?;
-    if timeline <= 1 {
-        return Ok(HistoryFile { timeline, text: String::new() });
-    }
-    let sql = format!(
-        "SELECT convert_from(pg_read_binary_file('pg_wal/{timeline:08X}.history'), 'UTF8') AS text"
-    );
-    let row = link.row("read the source's history", &sql, by).await?;
-    Ok(HistoryFile { timeline, text: get::<&str>(&row, "text")?.to_owned() })
+    let sql = "SELECT (SELECT system_identifier FROM pg_control_system()) AS system, \
+               coalesce(min(right(name, 16) COLLATE \"C\"), '') AS oldest \
+               FROM pg_ls_dir('pg_wal', true, false) AS name WHERE name ~ '^[0-9A-F]{24}$'";
+    let row = link.row("read the source's WAL", sql, by).await?;
+    let system_identifier = get::<i64>(&row, "system")?.cast_unsigned();
+    let oldest_segment = get::<&str>(&row, "oldest")?.to_owned();
+    let text = match timeline {
+        0 | 1 => String::new(),
+        _ => {
+            let sql = format!(
+                "SELECT convert_from(pg_read_binary_file('pg_wal/{timeline:08X}.history'), 'UTF8') \
+                 AS text"
+            );
+            let row = link.row("read the source's history", &sql, by).await?;
+            get::<&str>(&row, "text")?.to_owned()
+        }
+    };
+    let history = HistoryFile { timeline, text };
+    Ok(SourceLine { system_identifier, history, oldest_segment })
 }

@@ -69,7 +69,7 @@ async fn look(link: &Link, by: Instant) -> Result<Look, ChangeError> {
 /// Writes the erased settings. The names of a grant that came to nothing go with them: who sends WAL
 /// here must not know them still when the next grant's come.
 pub(super) async fn erase(pg: &Postgres) -> Result<(), DiskError> {
-    pg.disk(|options, programs| {
+    pg.change(|options, programs| {
         let mut managed = Managed::load(&options.data_dir, programs.owner)?;
         managed.no_upstream();
         managed.names(&SyncNames::Blocked);
@@ -189,7 +189,7 @@ pub(super) async fn follow(
     postmaster: &dyn Postmaster,
 ) -> Result<(), ChangeError> {
     let upstream = upstream.clone();
-    pg.disk(move |options, programs| {
+    pg.change(move |options, programs| {
         let mut managed = Managed::load(&options.data_dir, programs.owner)?;
         managed.upstream(&upstream, options);
         managed.store()
@@ -219,7 +219,7 @@ pub(super) async fn promote(pg: &Postgres, least: u32, by: Instant) -> Result<Sw
     if !get::<bool>(&link.row("read the state", in_recovery, by).await?, "in_recovery")? {
         return Err(ChangeError::NotInRecovery);
     }
-    pg.disk(move |o, p| {
+    pg.change(move |o, p| {
         let own = wal::newest_timeline(&o.data_dir, 1)?;
         history::reserve(&o.data_dir, own, least, p.owner)
     })

@@ -51,7 +51,7 @@ async fn put(
     postmaster: &dyn Postmaster,
 ) -> Result<(), ChangeError> {
     let names = names.clone();
-    pg.disk(move |options, programs| {
+    pg.change(move |options, programs| {
         let mut managed = Managed::load(&options.data_dir, programs.owner)?;
         managed.names(&names);
         managed.store()

@@ -183,13 +183,19 @@ pub(super) async fn commits(
     Ok(lost)
 }
 
+/// The name of the segment that holds `at`, without its timeline.
+pub(super) fn segment_number(at: Lsn, segment_bytes: u64) -> String {
+    let (per_id, number) = ((1u64 << 32) / segment_bytes, at.0 / segment_bytes);
+    format!("{:08X}{:08X}", number / per_id, number % per_id)
+}
+
 /// The files that hold `from..to` on `line`, oldest first.
 pub(super) fn segments(line: &Line, from: Lsn, to: Lsn, segment_bytes: u64) -> Vec<String> {
-    let per_id = (1u64 << 32) / segment_bytes;
     let mut names = Vec::new();
     for (timeline, begin, end) in line.pieces(from, to) {
         for number in begin.0 / segment_bytes..=(end.0 - 1) / segment_bytes {
-            names.push(format!("{timeline:08X}{:08X}{:08X}", number / per_id, number % per_id));
+            let at = Lsn(number * segment_bytes);
+            names.push(format!("{timeline:08X}{}", segment_number(at, segment_bytes)));
         }
     }
     names

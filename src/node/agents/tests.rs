@@ -95,6 +95,7 @@ fn start(nonce: u64) -> AgentStart {
         seen: DirectiveNumber::default(),
         data: None,
         fencer: Armed::Armed,
+        run: Nonce(0),
     }
 }
 
@@ -180,6 +181,7 @@ fn role(nonce: u64, revision: u64, order: Order) -> Change {
         disk: 8,
         session: SessionId(5),
         fencer: Armed::Armed,
+        run: Nonce(0),
         data: None,
         pledged: DirectiveNumber::default(),
         quarantined: None,

@@ -27,6 +27,7 @@ pub(super) fn hello(instance: &str, session: SessionId) -> Hello {
         seen: DirectiveNumber::default(),
         data: None,
         fencer: Armed::Armed,
+        run: Nonce(0),
     };
     Hello { service: "orders".parse().unwrap(), instance: instance.parse().unwrap(), start }
 }

@@ -197,27 +197,20 @@ pub fn data_out(data: &DataIdentity) -> v1::DataIdentity {
         system: data.system,
         generation: data.generation,
         epoch: Some(epoch_out(data.epoch)),
-        position: Some(position_out(&data.position)),
+        position: data.position.as_ref().map(position_out),
         out_of_recovery: data.out_of_recovery,
     }
 }
 
 /// What a data directory is.
-///
-/// # Errors
-/// [`Invalid`] without a position: none at all would pass for the very beginning of the WAL.
-pub fn data_in(field: &str, data: v1::DataIdentity) -> Result<DataIdentity, Invalid> {
-    let Some(position) = data.position else {
-        let at = format!("{field}.position");
-        return Err(Invalid::new(at, "it is not set", "say how far the WAL reaches"));
-    };
-    Ok(DataIdentity {
+pub fn data_in(data: v1::DataIdentity) -> DataIdentity {
+    DataIdentity {
         system: data.system,
         generation: data.generation,
         epoch: epoch_or_none(data.epoch),
-        position: position_in(position),
+        position: data.position.map(position_in),
         out_of_recovery: data.out_of_recovery,
-    })
+    }
 }
 
 /// A start for the wire.
@@ -230,6 +223,7 @@ pub fn start_out(start: &AgentStart) -> v1::AgentStart {
         seen: Some(number_out(start.seen)),
         data: start.data.as_ref().map(data_out),
         armed: start.fencer == Armed::Armed,
+        run: start.run.0,
     }
 }
 
@@ -241,7 +235,7 @@ pub fn start_in(field: &str, start: Option<v1::AgentStart>) -> Result<AgentStart
     let Some(start) = start else {
         return Err(Invalid::new(field, "it is not set", "say which start of the agent it is"));
     };
-    let data = start.data.map(|data| data_in(&format!("{field}.data"), data)).transpose()?;
+    let data = start.data.map(data_in);
     Ok(AgentStart {
         session: SessionId(positive(&format!("{field}.session"), start.session)?),
         nonce: Nonce(positive(&format!("{field}.nonce"), start.nonce)?),
@@ -250,6 +244,7 @@ pub fn start_in(field: &str, start: Option<v1::AgentStart>) -> Result<AgentStart
         seen: number_in(start.seen),
         data,
         fencer: if start.armed { Armed::Armed } else { Armed::Weak },
+        run: Nonce(start.run),
     })
 }
 

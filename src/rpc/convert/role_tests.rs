@@ -69,7 +69,7 @@ fn order() -> impl Strategy<Value = Order> {
 }
 
 fn start() -> impl Strategy<Value = AgentStart> {
-    let data = (any::<[u64; 2]>(), epoch(), position(), any::<bool>());
+    let data = (any::<[u64; 2]>(), epoch(), prop::option::of(position()), any::<bool>());
     let data = data.prop_map(|(n, epoch, position, out_of_recovery)| DataIdentity {
         system: n[0],
         generation: n[1],
@@ -78,7 +78,7 @@ fn start() -> impl Strategy<Value = AgentStart> {
         out_of_recovery,
     });
     let armed = any::<bool>().prop_map(|armed| if armed { Armed::Armed } else { Armed::Weak });
-    let ids = (1..=u64::MAX, 1..=u64::MAX, any::<u64>(), 1..=u64::MAX);
+    let ids = (1..=u64::MAX, 1..=u64::MAX, any::<u64>(), 1..=u64::MAX, any::<u64>());
     (ids, number(), prop::option::of(data), armed).prop_map(|(n, seen, data, fencer)| AgentStart {
         session: SessionId(n.0),
         nonce: Nonce(n.1),
@@ -87,6 +87,7 @@ fn start() -> impl Strategy<Value = AgentStart> {
         seen,
         data,
         fencer,
+        run: Nonce(n.4),
     })
 }
 

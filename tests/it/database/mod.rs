@@ -8,6 +8,8 @@
 //! - [`proxy`]: HAProxy stands between.
 //! - [`degraded`]: no standby is left.
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
+//! - [`fencer`]: the fencer ends or stops. [`rebuilt`]: a directory of no use is copied anew.
+//! - [`tamper`]: commits wait for less than they should.
 
 mod alone;
 mod asks;
@@ -15,10 +17,13 @@ mod blind;
 mod cut;
 mod death;
 mod degraded;
+mod fencer;
 mod freeze;
 mod hand;
 mod handover;
 mod load;
 mod proxy;
+mod rebuilt;
 mod rig;
 mod strange;
+mod tamper;

@@ -146,20 +146,47 @@ async fn data_of_another_cluster_neither_leads_nor_is_followed() {
     assert_ne!(foreign, system(&rig, &kept));
 
     regent_lab::databases::start_agent(&mut rig.cluster.lab, standby).unwrap();
-    until("the agent to have tried", async || rig.log(standby).matches("StartStandby").count() > 1)
-        .await;
+    let number = |text: &str| text.rsplit(' ').next().unwrap().to_owned();
+    let told = format!("is of database system {}", number(&foreign));
+    until("the agent to be told", async || rig.log(standby).contains(&told)).await;
+    let ours = number(&system(&rig, &kept));
+    assert!(rig.log(standby).contains(&format!("the service's is {ours}")));
     // Not once while the application writes on.
     for _ in 0..20 {
         let seen = rig.seen(standby).await;
         assert!(!seen.healthy && !seen.open, "{seen:?}");
+        assert!(rig.postgres(standby).is_empty(), "it was started");
         load.progress(20).await;
     }
+    assert_eq!(rig.log(standby).matches(&told).count(), 1, "it is said once, not at each try");
     assert_eq!(system(&rig, &data), foreign, "what a person put there is not wiped");
 
     rig.kill_host(standby);
     rig.host_gone(standby).await;
     std::fs::remove_dir_all(&data).unwrap();
     std::fs::rename(&kept, &data).unwrap();
+    untouched(rig, load, primary).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_agent_that_claims_the_primary_is_told_so_and_the_first_one_goes_on() {
+    let rig = Rig::up("strange-twin", Mode::Quorum).await;
+    let primary = rig.redundant().await;
+    let load = Load::start(&rig).await;
+    let epoch = rig.role().await.epoch;
+    let twin = changed(&rig, primary, "twin", |text| {
+        let instance = &rig.instances()[primary];
+        let dir = |path: &Path| format!("{:?}", path.to_str().unwrap());
+        text.replace(&dir(&instance.state_dir()), &dir(&instance.dir.join("twin-agent")))
+            .replace(&dir(&instance.data_dir()), &dir(&instance.dir.join("twin-data")))
+            .replace(&format!("{:?}", instance.http), "\"127.0.0.1:0\"")
+    });
+    let stranger = Stranger::start(&twin);
+    stranger.says("another agent speaks for it").await;
+    load.progress(400).await;
+    assert_eq!(stranger.said().matches("another agent speaks for it").count(), 1);
+    drop(stranger);
+    assert_eq!(rig.role().await.epoch, epoch, "somebody was promoted");
     untouched(rig, load, primary).await;
 }
 

@@ -39,6 +39,14 @@ impl Look<'_> {
         let Some((declared, data)) = electable else {
             return Verdict::Wait("no first primary yet: no instance has a database".to_owned());
         };
+        let copies = reported.iter().filter_map(|(declared, data)| Some((declared, (*data)?)));
+        let mut unknown = copies.filter(|(_, data)| data.position.is_none());
+        let compares = reported.iter().filter(|(_, data)| data.is_some()).count() > 1
+            && data.is_some_and(|data| !data.out_of_recovery);
+        if let Some((which, _)) = unknown.next().filter(|_| compares) {
+            let why = format!("where the WAL of {} ends is not known", which.name);
+            return Verdict::Wait(format!("no first primary yet: {why}"));
+        }
         let text = format!("first primary: {}", describe(&declared.name, data.as_ref()));
         let candidate = declared.name.clone();
         Verdict::Do(Command::GrantFirst { service: self.name.clone(), candidate }, text)
@@ -48,7 +56,9 @@ impl Look<'_> {
 fn describe(name: &InstanceName, data: Option<&DataIdentity>) -> String {
     match data {
         Some(data) if data.out_of_recovery => format!("{name}, which is one already"),
-        Some(data) => format!("{name}, which has got to {}", data.position),
-        None => name.to_string(),
+        Some(DataIdentity { position: Some(position), .. }) => {
+            format!("{name}, which has got to {position}")
+        }
+        _ => name.to_string(),
     }
 }

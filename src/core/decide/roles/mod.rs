@@ -96,6 +96,8 @@ struct Memory {
     fence: Option<(Revision, Reading)>,
     /// Since when the primary is said to be stopped in order.
     stopped: Option<Reading>,
+    /// Since when the primary is on its way up or down, and serves nobody.
+    between: Option<Reading>,
     /// When the old primary's right had ended, of the fence that is open: its stop was heard of, or
     /// its lease was seen to have lapsed, less what the cluster waited beyond the lease.
     out: Option<Reading>,
@@ -198,6 +200,15 @@ impl Look<'_> {
         } else {
             self.memory.stopped = None;
         }
+        let fresh = fact.filter(|fact| verdict::is_fresh(fact, now));
+        match fresh.map(|fact| fact.observation.run) {
+            Some(Run::Primary | Run::Down) => self.memory.between = None,
+            Some(_) => {
+                self.memory.between.get_or_insert(now);
+            }
+            // Who is silent says nothing about that.
+            None => {}
+        }
         self.note_out(now);
         let running = fact.filter(|fact| fact.observation.run == Run::Primary);
         let seen = running
@@ -249,7 +260,10 @@ impl Look<'_> {
             return self.first();
         }
         match self.watch() {
-            Verdict::Fine => self.sets(),
+            Verdict::Fine => match self.sets() {
+                Verdict::Fine => self.tampered(),
+                verdict => verdict,
+            },
             verdict => verdict,
         }
     }

@@ -46,6 +46,10 @@ pub enum Verdict {
     PrimaryUnreachableButReplicating,
     /// It runs and answers nobody.
     PrimaryStalled,
+    /// It comes up or goes down, within the time that is left to it: no failover yet.
+    PrimaryRestarting,
+    /// It serves, and somebody lowered what its commits wait for: nothing is promised of those.
+    SyncSetTampered,
     /// Too few fresh facts to say anything: no failover.
     NotEnoughObservers,
 }
@@ -60,6 +64,8 @@ impl Verdict {
             Self::PrimaryHostSilent => "PrimaryHostSilent",
             Self::PrimaryUnreachableButReplicating => "PrimaryUnreachableButReplicating",
             Self::PrimaryStalled => "PrimaryStalled",
+            Self::PrimaryRestarting => "PrimaryRestarting",
+            Self::SyncSetTampered => "SyncSetTampered",
             Self::NotEnoughObservers => "NotEnoughObservers",
         }
     }

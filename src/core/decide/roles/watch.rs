@@ -5,6 +5,7 @@ use super::{Look, Verdict};
 use crate::command::Command;
 use crate::role::observe::Run;
 use crate::role::{FenceKind, Phase};
+use crate::spec::Mode;
 use crate::time::Micros;
 
 /// A candidate that was granted and has not promoted after this long is replaced: a promotion takes
@@ -26,7 +27,7 @@ impl Look<'_> {
         } else if finding.verdict == Named::PrimaryStopped {
             finding = self.stopped(finding);
         } else if finding.verdict == Named::Healthy {
-            finding = self.lapsed(finding);
+            finding = self.between(self.lapsed(finding));
         }
         if finding.verdict.calls_for_failover() {
             return self.failover(finding);
@@ -58,6 +59,35 @@ impl Look<'_> {
         }
         let why = "its agent reports, but its lease has lapsed".to_owned();
         Finding { verdict: Named::PrimaryStalled, why }
+    }
+
+    /// It comes up, or goes down, and serves nobody meanwhile (E4): that is bounded as a stop is.
+    fn between(&self, finding: Finding) -> Finding {
+        let (Some(since), Named::Healthy) = (self.memory.between, finding.verdict) else {
+            return finding;
+        };
+        let holder = self.role.holder.as_ref();
+        let fact = holder.and_then(|holder| self.view.facts.of(self.name, holder));
+        let run = fact.map_or("away", |fact| fact.observation.run.as_str());
+        let (waited, grace) =
+            (self.view.now.since(since).as_ms(), self.spec.policy.restart_grace_ms);
+        let why = format!("it is {run} for {waited} ms; a restart may take {grace} ms");
+        let verdict = if waited < grace { Named::PrimaryRestarting } else { Named::PrimaryStalled };
+        Finding { verdict, why }
+    }
+
+    /// S2 is promised for commits that wait for the set: whoever lowers that is told so, loudly, for as
+    /// long as it is so (PROTOCOL.md D, `report`).
+    pub(super) fn tampered(&self) -> Verdict {
+        let holder = self.role.holder.as_ref();
+        let fact = holder.and_then(|holder| self.view.facts.of(self.name, holder));
+        let found = fact.filter(|fact| verdict::is_fresh(fact, self.view.now));
+        let found = found.map_or("", |fact| fact.observation.tampered.as_str());
+        if found.is_empty() || self.spec.policy.mode != Mode::Quorum {
+            return Verdict::Fine;
+        }
+        let what = Named::SyncSetTampered;
+        Verdict::Wait(format!("{what}: {found}; what is acknowledged so may be lost in a failover"))
     }
 
     /// Somebody stopped it in order: time to bring it back, then a failover (E5).

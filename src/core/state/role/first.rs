@@ -97,7 +97,12 @@ fn judge(
             return Err(format!("{name} has seen a higher epoch than {candidate}"));
         }
         // What runs as a primary is ahead of its copies, whatever it reported and when.
-        if !own.out_of_recovery && !own.position.covers(&other.position) {
+        if own.out_of_recovery {
+            continue;
+        }
+        let unknown = |who: &InstanceName| format!("where the WAL of {who} ends is not known");
+        let theirs = other.position.ok_or_else(|| unknown(name))?;
+        if !own.position.ok_or_else(|| unknown(candidate))?.covers(&theirs) {
             return Err(format!("{name} is ahead of {candidate}"));
         }
     }
@@ -112,7 +117,7 @@ fn judge(
 }
 
 fn highest(data: &DataIdentity) -> crate::id::Epoch {
-    data.epoch.max(data.position.epoch)
+    data.position.map_or(data.epoch, |position| data.epoch.max(position.epoch))
 }
 
 /// Every declared instance must have an agent whose start was accepted and whose session is open.

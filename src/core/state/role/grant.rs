@@ -176,6 +176,7 @@ fn lease_of(
     let row = role.instances.get(candidate)?;
     let session = draft.rows().sessions().get(&row.session)?;
     let own = Principal::new(Role::Agent, format!("{name}/{candidate}"));
-    let lease = RoleLease { session: row.session, mark: draft.revision, fencer: row.fencer };
+    let lease =
+        RoleLease { session: row.session, mark: draft.revision, fencer: row.fencer, run: row.run };
     (session.owner == own).then_some(lease)
 }

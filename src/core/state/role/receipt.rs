@@ -38,8 +38,8 @@ pub(super) fn record(
     row.pledged = row.pledged.max(pledge);
     if let Some(data) = &mut row.data {
         data.generation = receipt.generation;
-        data.position = receipt.position.unwrap_or(data.position);
-        data.epoch = data.epoch.max(data.position.epoch);
+        data.position = receipt.position.or(data.position);
+        data.epoch = data.position.map_or(data.epoch, |position| data.epoch.max(position.epoch));
     }
     let end = receipt.position.map_or(String::new(), |position| format!(" at {position}"));
     let how = if receipt.is_proven { ", proven" } else { "" };

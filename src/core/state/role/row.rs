@@ -67,6 +67,8 @@ pub struct RoleLease {
     /// How PostgreSQL is tied to the fencer of *this* session's agent. A later start of the same
     /// instance may have a better fencer and says nothing about what still runs.
     pub fencer: Armed,
+    /// Which run of the fencer that is; 0: not known.
+    pub run: Nonce,
 }
 
 /// The open role change.
@@ -99,6 +101,8 @@ pub struct InstanceRow {
     pub session: SessionId,
     /// How PostgreSQL is tied to its fencer.
     pub fencer: Armed,
+    /// Which run of the fencer.
+    pub run: Nonce,
     /// The data directory, as it was reported at the last start or receipt.
     pub data: Option<DataIdentity>,
     /// Directive under which its newest receipt was given: an agent that knows of none as high has
@@ -223,7 +227,7 @@ impl ServiceRole {
     pub fn newest_timeline(&self) -> u32 {
         let receipts = self.fence.iter().flat_map(|fence| fence.receipts.values());
         let told = receipts.filter_map(|receipt| receipt.position);
-        let starts = self.instances.values().filter_map(|row| row.data).map(|data| data.position);
+        let starts = self.instances.values().filter_map(|row| row.data?.position);
         told.chain(starts).map(|position| position.timeline).fold(self.timeline, u32::max)
     }
 

@@ -16,9 +16,9 @@ use std::collections::BTreeSet;
 
 use super::judge::Case;
 use super::row::{InstanceRow, RoleLease, ServiceRole};
-use super::{active, at, not_found, save, speaks_for};
-use crate::id::{InstanceName, Revision, ServiceName, SessionId};
-use crate::reply::{Rejection, Reply};
+use super::{active, at, not_found, rule, save, speaks_for};
+use crate::id::{InstanceName, Nonce, Revision, ServiceName, SessionId};
+use crate::reply::{Rejection, Reply, RoleRule};
 use crate::role::{AgentStart, Directive, DirectiveNumber, Order};
 use crate::spec::Mode;
 use crate::state::journal::Draft;
@@ -55,6 +55,8 @@ pub(super) fn accept(
     if let Some(row) = &known {
         in_turn(row, start)?;
     }
+    is_claimed(draft, name, instance, known.as_ref(), start)?;
+    is_of_this_cluster(service.life, &role, instance, start)?;
     let judged = judge(service.life, &role, instance, start);
     if let Some(why) = known.as_ref().and_then(|row| row.quarantined.clone())
         && !matches!(judged, Judged::New)
@@ -117,6 +119,50 @@ fn in_turn(row: &InstanceRow, start: &AgentStart) -> Result<(), Rejection> {
         return Err(Rejection::NonceStale { session: start.session });
     }
     Ok(())
+}
+
+/// Two agents that speak for one instance: the one whose session is open is the instance, and the
+/// other, which comes from another disk, changes nothing. A new disk waits until that session ends.
+fn is_claimed(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    instance: &InstanceName,
+    known: Option<&InstanceRow>,
+    start: &AgentStart,
+) -> Result<(), Rejection> {
+    let Some(row) = known.filter(|row| row.disk != start.disk) else { return Ok(()) };
+    let held = row.session != start.session && row.quarantined.is_none();
+    if !held || !draft.rows().sessions().contains_key(&row.session) {
+        return Ok(());
+    }
+    let by = format!(
+        "another agent speaks for it, with session {}; two agents have the same instance in their \
+         configuration, or that one's host was lost a moment ago",
+        row.session
+    );
+    Err(Rejection::InUse { what: "instance".to_owned(), name: at(name, instance), by })
+}
+
+/// The data of another cluster is no copy of this service's: it has no role here, and is left alone.
+fn is_of_this_cluster(
+    life: Life,
+    role: &ServiceRole,
+    instance: &InstanceName,
+    start: &AgentStart,
+) -> Result<(), Rejection> {
+    let holder = role.holder.as_ref().filter(|_| life == Life::Established);
+    let ours = holder.and_then(|holder| role.instances.get(holder)?.data);
+    match (start.data, ours) {
+        (Some(theirs), Some(ours)) if theirs.system != ours.system => Err(rule(
+            RoleRule::OtherCluster,
+            format!(
+                "the data directory of {instance} is of database system {}, the service's is {}: \
+                 nothing there is started or changed; move it away to have {instance} cloned",
+                theirs.system, ours.system
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn judge(life: Life, role: &ServiceRole, instance: &InstanceName, start: &AgentStart) -> Judged {
@@ -186,6 +232,7 @@ fn accepted(
         disk: start.disk,
         session: start.session,
         fencer: start.fencer,
+        run: start.run,
         data: start.data,
         pledged: known.map_or(DirectiveNumber::default(), |row| row.pledged),
         quarantined: None,
@@ -205,18 +252,31 @@ fn bind(
     if role.holder.as_ref() != Some(instance) || role.fence.is_some() {
         return None;
     }
-    let new = RoleLease { session: start.session, mark: draft.revision, fencer: start.fencer };
+    let new = RoleLease {
+        session: start.session,
+        mark: draft.revision,
+        fencer: start.fencer,
+        run: start.run,
+    };
     match &role.lease {
         Some(lease) if lease.session == start.session => {
             let changed = lease.fencer != start.fencer;
-            changed.then_some(RoleLease { mark: lease.mark, ..new })
+            changed.then_some(RoleLease { mark: lease.mark, run: lease.run, ..new })
         }
         // Where a lapse proves something, a stranger takes over nothing that may still run (E2), and
         // what has lapsed is out until it is granted anew.
-        Some(_) if role.lapse_counts(mode) && !same => None,
+        Some(lease) if role.lapse_counts(mode) && !same && !goes_on(draft, lease, start) => None,
         None if role.lapse_counts(mode) && role.lapsed.is_some() => None,
         _ => Some(new),
     }
+}
+
+/// E2: what runs under the lease is guarded by the very fencer that takes orders of this start alone,
+/// so nobody is left who could act on the old session, and its deadline is in force until this one
+/// raises it. The new session must not lapse before that deadline.
+fn goes_on(draft: &Draft<'_>, lease: &RoleLease, start: &AgentStart) -> bool {
+    let ttl = |id| draft.rows().sessions().get(id).map(|session| session.ttl_ms);
+    start.run != Nonce(0) && start.run == lease.run && ttl(&start.session) >= ttl(&lease.session)
 }
 
 /// Tells a session of its grant, so that its renewals name it (C8).
@@ -244,6 +304,7 @@ fn quarantine(
         disk: start.disk,
         session: start.session,
         fencer: start.fencer,
+        run: start.run,
         data: start.data,
         pledged: DirectiveNumber::default(),
         quarantined: None,

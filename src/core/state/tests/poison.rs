@@ -131,7 +131,7 @@ fn with_primary(bench: &mut Bench) -> ServiceName {
             system: 1,
             generation: 1,
             epoch: Epoch::NONE,
-            position: Position::default(),
+            position: Some(Position::default()),
             out_of_recovery: false,
         };
         let start = Box::new(AgentStart {
@@ -142,6 +142,7 @@ fn with_primary(bench: &mut Bench) -> ServiceName {
             seen: DirectiveNumber::default(),
             data: Some(data),
             fencer: Armed::Armed,
+            run: Nonce(0),
         });
         let instance = InstanceName::parse(instance).unwrap();
         bench.run(Command::AcceptStart { service: name.clone(), instance, start });

@@ -124,7 +124,7 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
                 system: 1,
                 generation: 1 + u64::from(old_disk),
                 epoch: Epoch::NONE,
-                position: at(1),
+                position: Some(at(1)),
                 out_of_recovery: primary && role.holder.as_ref().is_none_or(|_| who == holder),
             };
             let number = row(who).map_or(DirectiveNumber::default(), |row| row.directive.number());
@@ -140,6 +140,7 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
                 seen: if seen { number } else { DirectiveNumber::default() },
                 data: Some(data),
                 fencer: if nonce == 1 { Armed::Armed } else { Armed::Weak },
+                run: Nonce(off.into()),
             };
             let start = Box::new(start);
             return (agent(who), Command::AcceptStart { service, instance: instance(who), start });

@@ -52,7 +52,7 @@ fn start(words: &Words<'_>, instance: &InstanceName) -> AgentStart {
         system: words.option_number("system", 77),
         generation: words.option_number("gen", 1),
         epoch: option_epoch(words, "epoch"),
-        position: position(words),
+        position: (words.option("end") != "unknown").then(|| position(words)),
         out_of_recovery: words.option("runs") == "primary",
     };
     AgentStart {
@@ -63,6 +63,7 @@ fn start(words: &Words<'_>, instance: &InstanceName) -> AgentStart {
         seen: number(words.option("seen")),
         data: (words.option("data") != "none").then_some(data),
         fencer: if words.option("fencer") == "weak" { Armed::Weak } else { Armed::Armed },
+        run: Nonce(words.option_number("run", 0)),
     }
 }
 

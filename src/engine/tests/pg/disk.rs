@@ -147,3 +147,84 @@ async fn a_directory_that_is_not_ours_is_named_as_what_it_is() {
     let other = regent_engine::postgres::Postgres::new(other).unwrap();
     assert!(matches!(other.check().await.unwrap(), Discovery::Foreign { .. }));
 }
+
+/// The processes whose command line has this text.
+fn processes_with(text: &str) -> Vec<String> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .map(|line| String::from_utf8_lossy(&line).replace('\0', " "))
+        .filter(|line| line.contains(text))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_given_up_operation_still_writes_lies_below_what_comes_next() {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let rig = Rig::new();
+    let (node, source) = (rig.node("a"), rig.node("b"));
+    node.pg.init(&rig.secrets).await.unwrap();
+    let managed = node.options.data_dir.join("regent.conf");
+    let text = fs::read_to_string(&managed).unwrap();
+    let (slow, aside) = (rig.base.join("slow"), rig.base.join("aside"));
+    // The file is a pipe for a moment: who reads it hangs, as on a disk that does.
+    nix::unistd::mkfifo(&slow, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    give(&slow);
+    fs::rename(&managed, &aside).unwrap();
+    fs::rename(&slow, &managed).unwrap();
+    let (given_up, reader) = (node.pg.erase_upstream(), managed.clone());
+    let opened = tokio::task::spawn_blocking(move || {
+        let mut options = fs::OpenOptions::new();
+        options.write(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits());
+        let began = Instant::now();
+        loop {
+            match options.open(&reader) {
+                Ok(pipe) => return pipe,
+                Err(error) => assert!(began.elapsed() < LONG, "nobody reads: {error}"),
+            }
+        }
+    });
+    let mut pipe = tokio::select! {
+        done = given_up => panic!("it did not hang: {done:?}"),
+        pipe = opened => pipe.unwrap(),
+    };
+    // Dropped above: nobody waits for it any more. What comes next does.
+    fs::rename(&aside, &managed).unwrap();
+    let start = StartAs::Standby { upstream: Some(source.upstream_of("a")) };
+    let next = node.pg.prepare_start(&start);
+    tokio::pin!(next);
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut next).await;
+    assert!(early.is_err(), "two of them write at once");
+    pipe.write_all(text.as_bytes()).unwrap();
+    drop(pipe);
+    next.await.unwrap();
+    let left = fs::read_to_string(&managed).unwrap();
+    assert!(left.contains(&source.options.port.to_string()), "the newer one's work: {left}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_is_given_up_has_ended_before_anything_else_begins() {
+    let rig = Rig::new();
+    let primary = rig.primary("a").await;
+    let node = rig.node("b");
+    let stop = |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(primary.pid()), signal);
+    // It connects, and nobody answers.
+    stop(nix::sys::signal::Signal::SIGSTOP).unwrap();
+    let new = node.options.data_dir.with_extension("regent-copy");
+    let source = primary.source();
+    let began = Instant::now();
+    let copies = async {
+        while processes_with(new.to_str().unwrap()).is_empty() {
+            assert!(began.elapsed() < LONG, "the copy does not begin");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        done = node.pg.clone_from(&source, &|_| ()) => panic!("it did not hang: {done:?}"),
+        () = copies => {}
+    }
+    node.pg.settled().await;
+    assert_eq!(processes_with(new.to_str().unwrap()), Vec::<String>::new());
+    stop(nix::sys::signal::Signal::SIGCONT).unwrap();
+}

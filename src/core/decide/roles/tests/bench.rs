@@ -142,7 +142,7 @@ impl Bench {
             system: 1,
             generation: disk,
             epoch: Epoch::NONE,
-            position: wal,
+            position: Some(wal),
             out_of_recovery: who == "a",
         };
         let start = AgentStart {
@@ -153,6 +153,7 @@ impl Bench {
             seen: Default::default(),
             data: Some(data),
             fencer: Armed::Armed,
+            run: Nonce(0),
         };
         let (start, instance) = (Box::new(start), name(who));
         let reply =
@@ -382,6 +383,7 @@ impl Bench {
             seen: sim.notebook.seen(),
             data: row.data,
             fencer: Armed::Armed,
+            run: Nonce(0),
         };
         let open = Command::OpenSession {
             ttl_ms: 3_000,

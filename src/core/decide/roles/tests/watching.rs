@@ -76,6 +76,49 @@ fn who_was_stopped_in_order_has_the_grace_to_come_back() {
     assert_eq!(bench.proposals(), ["OpenFence"]);
 }
 
+#[test]
+fn lowered_synchronous_commit_is_told_and_changes_nothing_else() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    bench.says("a", |seen| seen.tampered = "synchronous_commit = off for \"app\"".to_owned());
+    bench.decide_for(&ALL, 3_000);
+    assert!(bench.proposals().iter().all(|it| it != "OpenFence"));
+    let told =
+        |bench: &Bench| bench.lines.iter().filter(|line| line.contains("SyncSetTampered")).count();
+    assert_eq!(told(&bench), 1, "{:?}", bench.lines);
+    bench.says("a", |seen| seen.tampered.clear());
+    bench.decide_for(&ALL, 1_000);
+    bench.says("a", dead);
+    bench.decide_for(&ALL, TICK);
+    assert_eq!(bench.proposals().last().map(String::as_str), Some("OpenFence"));
+}
+
+#[test]
+fn who_comes_up_or_goes_down_for_longer_than_the_grace_is_replaced() {
+    for run in [Run::Starting, Run::Stopping] {
+        let mut bench = Bench::established(spec(Mode::Quorum));
+        bench.says("a", |seen| {
+            dead(seen);
+            seen.run = run;
+        });
+        bench.decide_for(&ALL, 10_000);
+        assert!(bench.proposals().is_empty());
+        let said = |word: &str| bench.lines.iter().any(|line| line.contains(word));
+        assert!(said("PrimaryRestarting") && said("10000 ms"), "{:?}", bench.lines);
+        bench.decide_for(&ALL, 100);
+        assert_eq!(bench.proposals(), ["OpenFence"]);
+
+        // One that serves again in between begins anew.
+        let mut back = Bench::established(spec(Mode::Quorum));
+        back.says("a", |seen| seen.run = run);
+        back.decide_for(&ALL, 9_000);
+        back.says("a", |seen| seen.run = Run::Primary);
+        back.decide_for(&ALL, 1_000);
+        back.says("a", |seen| seen.run = run);
+        back.decide_for(&ALL, 9_000);
+        assert_eq!(back.proposals().iter().filter(|it| *it == "OpenFence").count(), 0);
+    }
+}
+
 /// `b` is granted by a failover, and does nothing about it.
 fn granted(cooldown_ms: u64) -> Bench {
     let mut spec = spec(Mode::Lease);
