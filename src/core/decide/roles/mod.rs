@@ -94,6 +94,8 @@ struct Memory {
     absent: BTreeMap<crate::id::InstanceName, Reading>,
     /// When this leader first saw the fence that is open.
     fence: Option<(Revision, Reading)>,
+    /// When this leader first saw its standbys told to detach: at once, or after a resignation.
+    cut: Option<(Revision, Reading)>,
     /// Since when the primary is said to be stopped in order.
     stopped: Option<Reading>,
     /// When the old primary's right had ended, of the fence that is open: its stop was heard of, or
