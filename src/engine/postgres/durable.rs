@@ -46,6 +46,23 @@ pub(super) fn write(path: &Path, text: &str, owner: Owner) -> Result<(), DiskErr
     sync_dir(parent(path))
 }
 
+/// Replaces a file's whole content without a flush: after a power cut it may be the old one, or empty.
+pub(super) fn write_unsynced(path: &Path, text: &str, owner: Owner) -> Result<(), DiskError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".regent-new");
+    let beside = Path::new(&beside);
+    let put = || {
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
+        }
+        file.write_all(text.as_bytes())?;
+        fs::rename(beside, path)
+    };
+    put().map_err(failed("write", path))
+}
+
 /// As [`write`], unless the file has that content already.
 pub(super) fn write_if_other(path: &Path, text: &str, owner: Owner) -> Result<(), DiskError> {
     match fs::read_to_string(path) {

@@ -54,8 +54,12 @@ pub(super) fn put(options: &Options, open: bool, owner: Owner) -> Result<(), Dis
     }
     durable::write_if_other(&path(options, CLOSED), &closed_text(options), owner)?;
     durable::write_if_other(&path(options, OPEN), &open_text(options), owner)?;
-    let text = if open { open_text(options) } else { closed_text(options) };
-    durable::write_if_other(&path(options, IN_USE), &text, owner)
+    let in_use = path(options, IN_USE);
+    match open {
+        // Clients wait for it. What a power cut leaves is replaced by the closed one at each start.
+        true => durable::write_unsynced(&in_use, &open_text(options), owner),
+        false => durable::write_if_other(&in_use, &closed_text(options), owner),
+    }
 }
 
 /// Whether the file in use is the closed list.

@@ -36,6 +36,9 @@ impl Look<'_> {
         if fence.uncut {
             return self.planned(fence, since);
         }
+        if self.memory.cut.is_none_or(|(of, _)| of != fence.fence) {
+            self.memory.cut = Some((fence.fence, self.view.now));
+        }
         self.unplanned(fence, since)
     }
 
@@ -85,7 +88,7 @@ impl Look<'_> {
         let subject = self.subject(fence, &candidates);
         let mut why_not = Vec::new();
         for candidate in &candidates {
-            if self.waits_for_better(fence, asked, candidate, since) {
+            if self.waits_for_better(fence, asked, candidate) {
                 return Verdict::Wait("waiting a moment for the other recruits".to_owned());
             }
             match self.try_grant(fence, candidate, subject.as_ref()) {
@@ -102,14 +105,15 @@ impl Look<'_> {
         Verdict::Wait(format!("nothing can be granted yet: {}", why_not.join("; ")))
     }
 
-    /// Whether a recruit that is on its way may be preferred to this one.
+    /// Whether a recruit that is on its way may be preferred to this one, or is to be in its set:
+    /// without it the first commit of the next primary could wait for the old one to come back.
     fn waits_for_better(
         &self,
         fence: &Fence,
         asked: Option<&InstanceName>,
         candidate: &Candidate<'_>,
-        since: Micros,
     ) -> bool {
+        let since = self.memory.cut.map_or(Micros(0), |(_, at)| self.view.now.since(at));
         let is_asked = asked.is_none_or(|asked| *asked == candidate.spec.name);
         let all_here = self.spec.instances.iter().all(|one| {
             Some(&one.name) == self.role.holder.as_ref()

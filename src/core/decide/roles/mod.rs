@@ -94,6 +94,8 @@ struct Memory {
     absent: BTreeMap<crate::id::InstanceName, Reading>,
     /// When this leader first saw the fence that is open.
     fence: Option<(Revision, Reading)>,
+    /// When this leader first saw its standbys told to detach: at once, or after a resignation.
+    cut: Option<(Revision, Reading)>,
     /// Since when the primary is said to be stopped in order.
     stopped: Option<Reading>,
     /// Since when the primary is on its way up or down, and serves nobody.

@@ -43,6 +43,24 @@ fn standbys_are_cut_when_the_primary_has_resigned_and_not_before() {
 }
 
 #[test]
+fn stragglers_of_a_switchover_are_waited_for_from_its_cut_on() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    bench.switchover(None);
+    bench.decide_for(&ALL, 1_000);
+    bench.receipt("a", Proof::Resigned, Some(100_000), true);
+    bench.decide_for(&ALL, 2 * TICK);
+    assert_eq!(bench.proposals(), ["CutStandbys"]);
+    bench.receipt("b", Proof::Recruited, Some(100_000), true);
+    bench.decide_for(&ALL, 100);
+    assert!(bench.proposals().is_empty(), "a set of the old primary alone");
+    bench.receipt("c", Proof::Recruited, Some(100_000), true);
+    bench.decide_for(&ALL, TICK);
+    assert_eq!(bench.proposals(), ["GrantRole"]);
+    let set = bench.role().set.clone().unwrap();
+    assert!(["b", "c"].iter().any(|one| set.members.contains(&name(one))), "{set}");
+}
+
+#[test]
 fn a_switchover_ends_one_way_or_the_other_if_the_primary_does_not_resign() {
     let mut crashed = Bench::established(spec(Mode::Quorum));
     crashed.switchover(None);
