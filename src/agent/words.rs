@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use regent_core::role::{Position, Receipt};
+use regent_core::role::{Position, Proof, Receipt};
 use regent_rpc::convert::agent::Ask;
 
 use crate::run::Agent;
@@ -24,7 +24,8 @@ impl Agent {
             generation: self.local.generation,
             is_proven: pledge.is_proven,
         };
-        self.ask("receipt", Ask::Receipt(Box::new(receipt)));
+        let stopped = self.stopped().filter(|_| pledge.proof >= Proof::Stopped);
+        self.ask("receipt", Ask::Receipt(Box::new(receipt), stopped));
     }
 
     /// Asks once, and again only after a while: an answer changes the world.

@@ -31,6 +31,7 @@ pub fn instruction(
         promoted: role.promoted.is_some(),
         routes_open: role.routes_open,
         spec: service.spec.clone(),
+        policy: service.changed,
     })
 }
 

@@ -21,7 +21,7 @@ mod tests;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use regent_core::command::Renewal;
+use regent_core::command::{FullRenewal, Renewal};
 use regent_core::reply::RenewalOutcome;
 
 pub use keeper::{Keeper, KeeperConfig, KeeperParts};
@@ -47,7 +47,7 @@ pub trait RenewalSink: Send + Sync + 'static {
     /// back by `deadline`, after which the renewals are too old to extend anything (C5).
     fn renew_batch(
         &self,
-        renewals: Vec<Renewal>,
+        renewals: Vec<FullRenewal>,
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>>;
 }
