@@ -6,11 +6,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as channel;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use regent_core::id::Revision;
+use regent_core::time::Reading;
 use regent_fencer::client::await_end;
+use regent_fencer::receipt::ExitStatus;
 use regent_fencer::wire::{Event, Notice, Phase, Refusal, StopMode, Target};
 use regent_fencer::{
     AgentId, Arm, ClientError, Fencer, LaunchOptions, Options, Protection, Stage, StartCommand,
@@ -39,6 +41,14 @@ pub enum GuardError {
 
 type Job = Box<dyn FnOnce(&mut Fencer) + Send>;
 
+/// Pause between two looks at a stop that is under way.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// A stop is over this long after everything was to be killed, or the fencer does not work.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
+
+/// The postmaster by its pid inside and its start, and its pid on the host.
+type Known = ((i32, Reading), Option<i32>);
+
 /// What the fencer says without being asked.
 #[derive(Clone, Debug)]
 pub enum News {
@@ -53,6 +63,11 @@ pub enum News {
         /// Of its receipt: which end this was.
         sequence: u64,
     },
+    /// The postmaster itself is gone, and not in order; what it left is being ended.
+    Crashed {
+        /// When that was seen.
+        at: Reading,
+    },
     /// The fencer itself is gone.
     Lost,
 }
@@ -62,6 +77,7 @@ pub enum News {
 pub struct Guard {
     jobs: channel::Sender<Job>,
     status: Arc<Mutex<Status>>,
+    postmaster: Arc<Mutex<Option<Known>>>,
     pid: i32,
 }
 
@@ -106,7 +122,7 @@ impl Guard {
                 step: "thread of the fencer's client",
                 source,
             })?;
-        Ok(Self { jobs, status, pid })
+        Ok(Self { jobs, status, postmaster: Arc::default(), pid })
     }
 
     async fn ask<T: Send + 'static>(
@@ -208,11 +224,22 @@ impl Guard {
     /// # Errors
     /// [`GuardError`].
     pub async fn stop(&self, mode: StopMode, kill_after: Duration) -> Result<(), GuardError> {
-        self.ask(move |fencer| match fencer.stop(mode, kill_after) {
-            Err(ClientError::Refused(Refusal::NotRunning)) => Ok(()),
-            other => other.map(drop),
-        })
-        .await
+        let sequence = |status: &Status| status.receipt.as_ref().map_or(0, |it| it.sequence);
+        let before = sequence(&self.look().await?);
+        match self.ask(move |fencer| fencer.request_stop(mode, kill_after)).await {
+            Err(GuardError::Client(ClientError::Refused(Refusal::NotRunning))) => return Ok(()),
+            other => drop(other?),
+        }
+        // In small questions: deadlines and signals must get through however long it takes.
+        let within = kill_after + STOPPED_WITHIN;
+        let until = Instant::now() + within;
+        while sequence(&self.look().await?) <= before {
+            if Instant::now() > until {
+                return self.ask(move |_| Err(ClientError::Silent(within))).await;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
     }
 
     /// A signal to the postmaster or one of its processes.
@@ -223,15 +250,21 @@ impl Guard {
         self.ask(move |fencer| fencer.signal(target, notice).map(drop)).await
     }
 
-    /// The postmaster's pid as the host sees it.
+    /// The postmaster's pid as the host sees it. Looked for once: that reads all of `/proc`, and
+    /// reloads and deadlines wait behind it.
     pub async fn postmaster_pid(&self) -> Option<i32> {
-        self.ask(|fencer| {
-            let running = fencer.last_status().and_then(|status| status.running);
-            Ok(running.and_then(|running| fencer.host_pid(running.pid).ok().flatten()))
-        })
-        .await
-        .ok()
-        .flatten()
+        let running = self.status.lock().running?;
+        let which = (running.pid, running.since);
+        if let Some((of, pid)) = &*self.postmaster.lock()
+            && *of == which
+        {
+            return *pid;
+        }
+        let inside = running.pid;
+        let found =
+            self.ask(move |fencer| Ok(fencer.host_pid(inside).ok().flatten())).await.ok()?;
+        *self.postmaster.lock() = Some((which, found)).filter(|_| found.is_some());
+        found
     }
 
     /// What it said last.
@@ -255,6 +288,11 @@ impl Guard {
         let status = self.status.lock();
         let last = status.receipt.as_ref().map_or(0, |receipt| receipt.sequence);
         status.running.is_some() && last >= sequence
+    }
+
+    /// Whether what runs was started after this: then word of an earlier end says nothing about it.
+    pub fn is_younger_than(&self, at: Reading) -> bool {
+        self.status.lock().running.as_ref().is_some_and(|running| at.is_before(running.since))
     }
 
     /// Whether anything runs under it, as far as it said last.
@@ -309,6 +347,9 @@ fn listen(fencer: &Fencer, news: mpsc::UnboundedSender<News>) -> Result<(), Guar
                 return;
             }
             match events.next(LISTEN) {
+                Ok(Some(Event::Exited { exit, at, .. })) if exit != ExitStatus::Code(0) => {
+                    let _ = news.send(News::Crashed { at });
+                }
                 Ok(None) | Ok(Some(Event::Fired { .. } | Event::Exited { .. })) => {}
                 Ok(Some(Event::Stopped { receipt })) => {
                     let _ = news.send(stopped(&receipt));
@@ -329,7 +370,7 @@ fn listen(fencer: &Fencer, news: mpsc::UnboundedSender<News>) -> Result<(), Guar
 
 /// What a receipt means for the agent.
 pub fn stopped(receipt: &regent_fencer::Receipt) -> News {
-    use regent_fencer::receipt::{ExitStatus, Proof, Reason};
+    use regent_fencer::receipt::{Proof, Reason};
     News::Stopped {
         proven: receipt.proof == Proof::Namespace,
         in_order: receipt.reason == Reason::PostmasterExit

@@ -32,6 +32,8 @@ pub enum Heard {
     Answer(u64, Outcome),
     /// What to be.
     Instruction(Box<Instruction>),
+    /// A renewal was acknowledged, or something else became of the session.
+    Renewed,
     /// The stream broke.
     Detached(String),
 }
@@ -146,6 +148,9 @@ async fn attach(
             }
             _ = changes.changed() => {
                 if session.over().is_none() {
+                    if heard.send(Heard::Renewed).await.is_err() {
+                        return Ok(());
+                    }
                     continue;
                 }
                 // The stream stays: only who renews is another one (a fence ends the holder's).

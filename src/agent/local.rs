@@ -32,6 +32,8 @@ pub struct Local {
     pub running: bool,
     /// Asked to stop, not gone yet.
     pub stopping: bool,
+    /// Its postmaster crashed, and what is left of it is being ended.
+    pub crashed: bool,
     /// A rewind or a clone is under way.
     pub rebuilding: bool,
     /// The last observation of this run, and when.
@@ -88,6 +90,7 @@ impl Local {
             generation: 0,
             running: false,
             stopping: false,
+            crashed: false,
             rebuilding: false,
             seen: None,
             sampled: Reading::default(),
@@ -152,6 +155,7 @@ impl Local {
     /// Everything of this run is over.
     pub fn ended(&mut self, proven: bool, in_order: bool) {
         (self.running, self.stopping, self.open) = (false, false, false);
+        self.crashed = false;
         (self.seen, self.failing, self.canary) = (None, None, None);
         (self.names, self.in_force, self.replayed) = (None, None, None);
         (self.probe, self.streamless) = (Probe::Unknown, None);
@@ -284,6 +288,7 @@ impl Local {
             written: self.written,
             open: self.open,
             diverged: self.diverged,
+            timeline: told.timeline,
             promoted: told.promoted,
             covered: told.covered,
             committed: told.committed,
@@ -301,7 +306,8 @@ impl Local {
             _ => Epoch::NONE,
         };
         Observation {
-            run,
+            // That it is dead is news at once; that nothing is left of it is a receipt's to say.
+            run: if self.crashed && run == Run::Primary { Run::Down } else { run },
             stopped_in_order: run == Run::Down && self.stopped_in_order,
             position: self.position(),
             replay_lag_bytes: seen.map_or(0, engine::Observation::replay_lag_bytes),
@@ -340,6 +346,8 @@ pub struct Told {
     pub may_serve: bool,
     /// The lease is confirmed and held.
     pub holds_lease: bool,
+    /// The first timeline that a promotion may begin; 0: nobody has said.
+    pub timeline: u32,
     /// The epoch whose promotion the log knows of.
     pub promoted: Epoch,
     /// The set the log knows to be covered.

@@ -33,6 +33,8 @@ use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
 
 /// The loop looks at clocks at least this often.
 const TICK: Duration = Duration::from_millis(20);
+/// Steps of one turn: no order has more in a row that are over at once.
+const MAX_STEPS: usize = 4;
 /// How long shutting clients out may take before the fencer ends everything.
 const CLOSE_LEAD: Micros = Micros::from_ms(400);
 
@@ -145,6 +147,7 @@ impl Agent {
             }
             Heard::Answer(number, outcome) => self.answered(number, outcome),
             Heard::Instruction(told) => self.instructed(told),
+            Heard::Renewed => {}
         }
     }
 
@@ -254,6 +257,7 @@ impl Agent {
         }
         self.instruction = Some(told.clone());
         self.take_mark(told.mark);
+        self.told.timeline = told.timeline;
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = self.told.covered
@@ -316,6 +320,11 @@ impl Agent {
                     self.crashed_at = known.map(|deadline| deadline.number);
                     self.reported = None;
                 }
+            }
+            News::Crashed { at } => {
+                let of_this = !self.guard.is_younger_than(at);
+                self.local.crashed = of_this && self.local.running && !self.local.stopping;
+                self.reported = None;
             }
             News::Lost => {
                 tracing::error!("the fencer is gone, and everything under it");
@@ -471,15 +480,26 @@ impl Agent {
                 })
             });
         self.told.upstream_answers = answers;
-        if self.busy.is_none() && self.not_before.is_none_or(|at| Instant::now() >= at) {
+        // What only the notebook had to be asked for is over at once: what follows it does not wait.
+        for _ in 0..MAX_STEPS {
+            if self.busy.is_some() || self.not_before.is_some_and(|at| Instant::now() < at) {
+                break;
+            }
             let world = self.local.world(&self.told);
             let step = next(&self.notes.book, &world);
+            let goes_on = matches!(step, Step::Pledge(_) | Step::NoteLead(_) | Step::ConfirmSet(_));
             self.take(step);
+            if !goes_on {
+                break;
+            }
         }
         let wants = self.local.in_force.filter(|_| {
             self.local.run() == regent_core::role::observe::Run::Primary && self.leads()
         });
         self.canary.send_if_modified(|now| std::mem::replace(now, wants) != wants);
+        if self.sights.has_news() {
+            self.reported = None;
+        }
         self.say();
         self.publish();
     }
@@ -532,7 +552,7 @@ impl Agent {
             _ => {}
         }
         let arm = match step {
-            Step::StartPrimary | Step::Promote => {
+            Step::StartPrimary | Step::Promote(_) => {
                 let Some(until) = self.right.lease else { return };
                 self.armed_until = Some(until);
                 Some(self.next_arm(until))

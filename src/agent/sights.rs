@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -30,6 +31,8 @@ pub struct Sights {
     seen: Arc<Mutex<BTreeMap<InstanceName, Seen>>>,
     tasks: BTreeMap<InstanceName, (String, JoinHandle<()>)>,
     hurry: Arc<Notify>,
+    /// Some host began or ceased to refuse connections.
+    news: Arc<AtomicBool>,
 }
 
 impl Sights {
@@ -46,8 +49,8 @@ impl Sights {
         for (name, address) in neighbours {
             if !self.tasks.contains_key(name) {
                 let seen = Arc::clone(&self.seen);
-                let look =
-                    look(seen, name.clone(), address.clone(), every, Arc::clone(&self.hurry));
+                let (hurry, news) = (Arc::clone(&self.hurry), Arc::clone(&self.news));
+                let look = look(seen, name.clone(), address.clone(), every, hurry, news);
                 self.tasks.insert(name.clone(), (address.clone(), tokio::spawn(look)));
             }
         }
@@ -56,6 +59,12 @@ impl Sights {
     /// Looks at all of them at once: something has happened to one.
     pub fn hurry(&self) {
         self.hurry.notify_waiters();
+    }
+
+    /// Whether a host began or ceased to refuse connections since this was asked last: a database
+    /// that listens no more is news for those who judge its silence.
+    pub fn has_news(&self) -> bool {
+        self.news.swap(false, Ordering::Relaxed)
     }
 
     /// What is seen now.
@@ -96,17 +105,23 @@ async fn look(
     address: String,
     every: Duration,
     hurry: Arc<Notify>,
+    news: Arc<AtomicBool>,
 ) {
     loop {
         let tried = Instant::now();
         let outcome = tokio::time::timeout(ANSWER_WITHIN, answer(&address)).await;
-        let before = seen.lock().get(&name).and_then(|seen| seen.answered);
+        let last = seen.lock().get(&name).cloned();
+        let (before, refused_before) =
+            last.map_or((None, false), |last| (last.answered, last.refused));
         let (answered, refused) = match outcome {
             Ok(Ok(())) => (Some(Instant::now()), false),
             Ok(Err(error)) => (before, error.kind() == ErrorKind::ConnectionRefused),
             Err(_) => (before, false),
         };
         seen.lock().insert(name.clone(), Seen { answered, refused, tried });
+        if refused != refused_before {
+            news.store(true, Ordering::Relaxed);
+        }
         let pause = every.saturating_sub(tried.elapsed());
         let _ = tokio::time::timeout(pause, hurry.notified()).await;
     }

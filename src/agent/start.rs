@@ -9,6 +9,7 @@ use regent_core::id::{Nonce, Revision};
 use regent_engine::postgres::{Options, Postgres};
 use regent_engine::{DiskError, Engine};
 use regent_fencer::AgentId;
+use regent_rpc::channel::ChannelOptions;
 use regent_rpc::client::{Client, ClientOptions};
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -26,6 +27,11 @@ use crate::steps::Tools;
 
 /// Messages from the coordinators that wait for the loop: a handful are ever under way.
 const HEARD: usize = 64;
+/// A node that says nothing for so long is asked for a sign of life, ...
+const NODE_ASKED_AFTER: Duration = Duration::from_millis(300);
+/// ... and left when it gives none for so long: a node whose packets are lost closes no connection,
+/// and until its agents speak to another one they neither hear of a fence nor are heard as witnesses.
+const NODE_SILENT_AFTER: Duration = Duration::from_millis(600);
 
 /// Why the agent did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +104,13 @@ pub async fn run(
     let mut local = Local::new(config.instance.clone());
     local.discovered(&engine.check().await?);
     adopt(&mut local, &guard, &notes, engine.as_ref()).await;
-    let client = Client::new(&config.nodes, tls, ClientOptions::default())
+    let channel = ChannelOptions {
+        keepalive_interval: NODE_ASKED_AFTER,
+        keepalive_timeout: NODE_SILENT_AFTER,
+        ..ChannelOptions::default()
+    };
+    let client_options = ClientOptions { channel, ..ClientOptions::default() };
+    let client = Client::new(&config.nodes, tls, client_options)
         .map_err(|error| StartError::Client(error.to_string()))?;
 
     let (heard_tx, heard) = mpsc::channel(HEARD);

@@ -11,7 +11,7 @@ use regent_core::id::{Epoch, InstanceName};
 use regent_core::role::{Position, SyncSet};
 use regent_core::spec::InstanceSpec;
 use regent_engine::{
-    Engine, HistoryFile, MemberName, Postmaster, Source, StartAs, SyncNames, Upstream,
+    Engine, HistoryFile, MemberName, Postmaster, RebuildError, Source, StartAs, SyncNames, Upstream,
 };
 use regent_fencer::Arm;
 use regent_fencer::wire::{Bound, Notice, StartCommand, StopMode, Target};
@@ -23,6 +23,9 @@ use crate::local::Local;
 const SOON: Duration = Duration::from_millis(1_500);
 /// Bound on a commit that waits for standbys: they may be on their way.
 const COMMIT: Duration = Duration::from_secs(5);
+/// What was received is replayed within this, mostly: then one receipt says both. In quorum mode
+/// nobody is granted by the first of two, so it is not missed meanwhile.
+const AT_ONCE: Duration = Duration::from_millis(30);
 /// Bound on replaying what was received.
 const REPLAY: Duration = Duration::from_secs(60);
 /// How long an orderly shutdown may take before all is ended.
@@ -118,7 +121,7 @@ impl Tools {
             Step::EnsureSlots => self.ensure_slots().await,
             Step::SetNames(set) => self.set_names(set).await,
             Step::StartPrimary => self.start_primary(arm).await,
-            Step::Promote => self.promote(arm).await,
+            Step::Promote(timeline) => self.promote(*timeline, arm).await,
             Step::WriteEpoch(epoch) => self.write_epoch(*epoch).await,
             Step::Open => self.open().await,
             Step::Close => self.close().await,
@@ -146,10 +149,17 @@ impl Tools {
         self.engine.checkpoint(SHUTDOWN).await.map_err(failed("checkpoint"))?;
         self.guard.stop(StopMode::Fast, SHUTDOWN).await.map_err(failed(doing))?;
         let proven = self.guard.is_armed();
-        let clean = self.engine.clean_stop().await.map_err(failed(doing))?;
+        // Where it ended is read while it is closed on disk; neither needs the other.
+        let close = StartAs::Standby { upstream: None };
+        let (clean, closed) =
+            tokio::join!(self.engine.clean_stop(), self.engine.prepare_start(&close));
+        let clean = clean.map_err(failed(doing))?;
         Ok(Box::new(move |local| {
             let epoch = local.written;
             local.ended(proven, false);
+            if closed.is_ok() {
+                local.data = Data::Present(OnDisk::Standby(None));
+            }
             local.shut_down = clean.is_some();
             local.end =
                 clean.map(|clean| Position { epoch, end: clean.end, timeline: clean.timeline });
@@ -174,9 +184,11 @@ impl Tools {
 
     async fn detach(&self) -> Result<Change, StepError> {
         self.engine.detach(&self.guard, SOON).await.map_err(failed("detaching"))?;
-        Ok(Box::new(|local| {
+        let replayed = self.engine.recruit(&self.guard, AT_ONCE).await.ok();
+        Ok(Box::new(move |local| {
             local.data = Data::Present(OnDisk::Standby(None));
-            local.replayed = None;
+            local.replayed = replayed;
+            local.written = local.written.max(replayed.map_or(Epoch::NONE, |end| end.epoch));
             if let Some((seen, _)) = &mut local.seen {
                 seen.receiver = None;
             }
@@ -287,7 +299,14 @@ impl Tools {
             Err(error) => {
                 let found = self.engine.check().await.map_err(failed(doing))?;
                 tracing::warn!(%error, "the rewind failed");
-                return Ok(Box::new(move |local| local.discovered(&found)));
+                let never = matches!(error, RebuildError::CannotRewind(_));
+                return Ok(Box::new(move |local| {
+                    local.discovered(&found);
+                    if never {
+                        // A clone keeps the directory aside.
+                        local.data = Data::Broken;
+                    }
+                }));
             }
         };
         tracing::info!(
@@ -357,11 +376,11 @@ impl Tools {
         Ok(Box::new(|local| local.has_slots = true))
     }
 
-    async fn promote(&self, arm: Option<Arm>) -> Result<Change, StepError> {
+    async fn promote(&self, timeline: u32, arm: Option<Arm>) -> Result<Change, StepError> {
         let doing = "promoting";
         let arm = arm.ok_or(StepError { doing, why: "there is no deadline".to_owned() })?;
         self.guard.arm(arm).await.map_err(failed(doing))?;
-        let switch = self.engine.promote(COMMIT).await.map_err(failed(doing))?;
+        let switch = self.engine.promote(timeline, COMMIT).await.map_err(failed(doing))?;
         tracing::info!(timeline = switch.timeline, at = %switch.at, "promoted");
         Ok(Box::new(move |local| {
             local.data = Data::Present(OnDisk::Primary);

@@ -76,23 +76,20 @@ pub trait Engine: Send + Sync {
     /// Anything but an acknowledged commit.
     async fn canary(&self, within: Duration) -> Result<Duration, CommitError>;
 
-    /// Writes the epoch into the WAL, by a synchronous commit.
+    /// Writes the epoch into the WAL, by a synchronous commit under the names that are on disk: in a
+    /// session of a server that has read them.
     ///
     /// # Errors
     /// Anything but an acknowledged commit.
     async fn write_epoch(&self, epoch: Epoch, within: Duration) -> Result<Duration, CommitError>;
 
-    /// Leaves recovery. Clients must be closed and the names set before.
+    /// Leaves recovery. Clients must be closed and the names set before. Its timeline will be
+    /// `timeline` or a later one: lower ones may be another instance's.
     ///
     /// # Errors
-    /// When it is not in recovery, clients are open, or it is not out in time.
-    async fn promote(&self, within: Duration) -> Result<Switch, ChangeError>;
-
-    /// Puts the histories of other timelines in place, so that a promotion takes none of theirs.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    async fn install_history(&self, files: &[HistoryFile]) -> Result<(), DiskError>;
+    /// When it is not in recovery, clients are open, it is not out in time, or `timeline` was begun
+    /// here before.
+    async fn promote(&self, timeline: u32, within: Duration) -> Result<Switch, ChangeError>;
 
     /// The histories that this instance knows.
     ///
@@ -144,7 +141,8 @@ pub trait Engine: Send + Sync {
     -> Result<(), ChangeError>;
 
     /// Puts a set in force and returns once no other can acknowledge a commit and a transaction
-    /// begun after that has returned (on a standby: once new sessions see it).
+    /// begun after that has returned (on a standby: once they are on disk, and the server was told
+    /// to read them; [`Engine::write_epoch`] sees that it did).
     ///
     /// # Errors
     /// When that is not certain in time; what is on disk stays.

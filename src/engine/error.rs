@@ -50,6 +50,17 @@ pub enum DiskError {
         /// In which file.
         path: PathBuf,
     },
+    /// A promotion was begun here before, and its number may not be taken twice.
+    #[error("timeline {0} was begun here already; another grant is needed")]
+    TimelineMade(u32),
+    /// Somebody reported a timeline that nobody can have begun.
+    #[error("timeline {least} is too far from {own}, where this instance is")]
+    TimelineFar {
+        /// The newest one here.
+        own: u32,
+        /// The one to begin.
+        least: u32,
+    },
     /// A program failed.
     #[error("{program} failed ({status}): {last_lines}")]
     Program {

@@ -11,6 +11,7 @@ use regent_rpc::pki;
 
 use crate::databases::{DatabaseError, Revived, Wanted};
 use crate::layout::{IDENTITIES, LAB_VERSION, Lab, LabNode, OpenError, Profile};
+use crate::network::{self, Machine, Network, NetworkError};
 use crate::observe::{Connections, View, view, view_nodes};
 use crate::process::{Fault, Life, Process};
 use crate::{config, databases, ports, spawn};
@@ -38,6 +39,8 @@ pub struct Plan {
     pub nodes: u64,
     /// Which Raft profile.
     pub profile: Profile,
+    /// Every node and instance in a network namespace of its own, with links that can be cut.
+    pub network: bool,
 }
 
 /// Why a lab could not be made, mended or removed.
@@ -93,6 +96,9 @@ pub enum LabError {
         /// The end of its log.
         last_words: String,
     },
+    /// The lab's own network could not be made, cut or removed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The databases could not be made, mended or ended.
     #[error(transparent)]
     Database(#[from] DatabaseError),
@@ -185,6 +191,7 @@ pub async fn up_with(
 
 async fn make(plan: &Plan, dir: &Path) -> Result<(Lab, View), LabError> {
     let count = usize::try_from(plan.nodes).map_err(|_| LabError::Size { nodes: plan.nodes })?;
+    let network = if plan.network { Some(Network::plan()?) } else { None };
     let found = ports::free(2 * count).ok_or(LabError::Ports)?;
     let nodes = (1..=plan.nodes).zip(found.chunks_exact(2)).map(|(id, ports)| LabNode {
         id,
@@ -205,7 +212,9 @@ async fn make(plan: &Plan, dir: &Path) -> Result<(Lab, View), LabError> {
         profile: plan.profile,
         nodes: nodes.collect(),
         databases: None,
+        network,
     };
+    join(&mut lab)?;
     certificates(&lab)?;
     for node in &lab.nodes {
         fs::create_dir_all(&node.data_dir)
@@ -226,23 +235,52 @@ fn zone(id: u64) -> String {
     char::from(b'a' + (id - 1) as u8).to_string()
 }
 
+/// Makes the lab's own network, if it has one, and gives every node its address there.
+fn join(lab: &mut Lab) -> Result<(), LabError> {
+    let Some(mut network) = lab.network.clone() else { return Ok(()) };
+    let save = |lab: &Lab| lab.save().map_err(system(format!("write into {}", lab.dir.display())));
+    // Its name is written down before anything has it, so that `down` finds what a crash leaves.
+    save(lab)?;
+    network.claim()?;
+    for node in &mut lab.nodes {
+        // As many as zones: letters.
+        let address = network.address_of_node(node.id as u8);
+        node.grpc = format!("{address}:{}", network::port::GRPC);
+        node.http = format!("{address}:{}", network::port::HTTP);
+        let machine = Machine { name: node.machine(), zone: node.zone.clone(), address };
+        network.join(&machine)?;
+        network.machines.push(machine);
+    }
+    lab.network = Some(network);
+    save(lab)
+}
+
 fn certificates(lab: &Lab) -> Result<(), LabError> {
     let pki = lab.pki_dir();
     pki::init(&pki, &lab.trust_domain, pki::CA_DAYS, false)?;
-    let issue = |role, name: String| {
+    let issue = |role, name: String, address: &str| {
         let mut request = pki::Request::new(role, name);
         // Clients in other languages check the name they dialled.
-        request.names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+        request.names = names(address);
         pki::issue(&pki, &request).map(|_| ())
     };
     for node in &lab.nodes {
-        issue(Role::Node, node.id.to_string())?;
+        issue(Role::Node, node.id.to_string(), &node.grpc)?;
     }
     for identity in IDENTITIES {
         let role = identity.parse().expect("the list holds names of roles only");
-        issue(role, "lab".to_owned())?;
+        issue(role, "lab".to_owned(), "")?;
     }
     Ok(())
+}
+
+/// Under which names a machine's certificate is shown: loopback's, and where else it is reached
+/// (`host:port` or empty).
+fn names(address: &str) -> Vec<String> {
+    let host = address.rsplit_once(':').map_or("", |(host, _)| host);
+    let loopback = ["127.0.0.1", "localhost"];
+    let own = Some(host).filter(|host| !host.is_empty() && !loopback.contains(host));
+    loopback.into_iter().chain(own).map(str::to_owned).collect()
 }
 
 fn is_port_taken(error: &LabError) -> bool {
@@ -256,8 +294,10 @@ fn start(lab: &mut Lab, at: usize) -> Result<(), LabError> {
     let what = || format!("start node {}", node.id);
     let mut words: Vec<OsString> = vec!["server".into(), "--config".into()];
     words.push(node.config.clone().into());
-    let process =
-        spawn::detached(&lab.binary, &words, &lab.dir, &node.log).map_err(system(what()))?;
+    let begin = || spawn::detached(&lab.binary, &words, &lab.dir, &node.log);
+    let process = network::within(lab.space(&node.machine()).as_deref(), begin)
+        .and_then(|started| started)
+        .map_err(system(what()))?;
     lab.nodes[at].process = Some(process);
     lab.save().map_err(system(format!("write into {}", lab.dir.display())))
 }
@@ -318,14 +358,15 @@ pub struct Healed {
     pub instances: Revived,
 }
 
-/// Starts dead nodes and agents, thaws what is frozen, and waits until all nodes follow one leader
-/// and every standby streams from the primary.
+/// Mends cut links, starts dead nodes and agents, thaws what is frozen, and waits until all nodes
+/// follow one leader and every standby streams from the primary.
 ///
 /// # Errors
 /// [`LabError`].
 pub async fn heal(dir: &Path) -> Result<(Lab, View, Healed), LabError> {
     let mut lab = Lab::open(dir)?;
     let mut healed = Healed::default();
+    lab.network.as_ref().map_or(Ok(()), Network::mend)?;
     for at in 0..lab.nodes.len() {
         let id = lab.nodes[at].id;
         match lab.nodes[at].process.as_ref().map_or(Life::Dead, |process| process.life()) {
@@ -372,7 +413,7 @@ pub fn signal(node: &LabNode, fault: Fault) -> Result<bool, LabError> {
     }
 }
 
-/// Ends exactly the processes that the lab started and removes its directory.
+/// Ends exactly the processes that the lab started, removes its network and its directory.
 ///
 /// # Errors
 /// A process could not be ended: then nothing is removed, so that it stays known.
@@ -380,6 +421,7 @@ pub async fn down(dir: &Path) -> Result<usize, LabError> {
     let lab = Lab::open(dir)?;
     // The databases first: an agent without coordinators would begin to act on that.
     let ended = databases::end(&lab).await? + end_all(&lab).await?;
+    lab.network.as_ref().map_or(Ok(()), Network::remove)?;
     fs::remove_dir_all(&lab.dir).map_err(system(format!("remove {}", lab.dir.display())))?;
     Ok(ended)
 }
@@ -414,6 +456,7 @@ async fn remove_content(dir: &Path) -> Result<(), LabError> {
         for process in lab.nodes.iter().filter_map(|node| node.process.as_ref()) {
             process.end(Duration::ZERO).await.map_err(system("end a node"))?;
         }
+        lab.network.as_ref().map_or(Ok(()), Network::remove)?;
     }
     let what = || format!("empty {}", dir.display());
     for entry in fs::read_dir(dir).map_err(system(what()))? {

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::databases::Databases;
+use crate::network::Network;
 use crate::process::Process;
 
 /// Version of [`Lab`]'s form on disk.
@@ -61,6 +62,9 @@ pub struct Lab {
     /// Its databases; `None`: coordinator nodes only.
     #[serde(default)]
     pub databases: Option<Databases>,
+    /// Its own network; `None`: everything shares the machine's loopback.
+    #[serde(default)]
+    pub network: Option<Network>,
 }
 
 /// One node of a lab.
@@ -82,6 +86,13 @@ pub struct LabNode {
     pub log: PathBuf,
     /// The process that was started last; `None` before the first.
     pub process: Option<Process>,
+}
+
+impl LabNode {
+    /// Its machine's name in the lab's network.
+    pub fn machine(&self) -> String {
+        format!("node-{}", self.id)
+    }
 }
 
 /// Files of one identity.
@@ -213,6 +224,11 @@ impl Lab {
     /// gRPC endpoints of all nodes.
     pub fn endpoints(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.grpc.clone()).collect()
+    }
+
+    /// The network namespace of one of its machines; `None`: the caller's.
+    pub fn space(&self, machine: &str) -> Option<String> {
+        self.network.as_ref().map(|network| network.space(machine))
     }
 
     /// The node with this id.

@@ -6,6 +6,7 @@
 //! a process for ever, not only by its pid.
 //!
 //! - [`cluster`]: up, heal, down. [`layout`]: what is kept on disk. [`config`]: a node's file.
+//! - [`network`]: links between its machines that can be cut.
 //! - [`databases`]: PostgreSQL instances with their agents. [`writer`]: a client that writes into
 //!   them and knows which rows were acknowledged.
 //! - [`observe`]: what is running now. [`process`], [`ports`], [`spawn`]: of this machine.
@@ -14,6 +15,7 @@ pub mod cluster;
 pub mod config;
 pub mod databases;
 pub mod layout;
+pub mod network;
 pub mod observe;
 pub mod ports;
 pub mod process;

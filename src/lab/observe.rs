@@ -16,6 +16,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::databases::{self, DatabasesView};
 use crate::layout::{Certificates, Lab, LabNode, Pair};
+use crate::network::Network;
 use crate::process::{Life, Usage};
 
 /// How long a node may take to answer before it counts as silent. A frozen process keeps its
@@ -34,6 +35,9 @@ pub struct View {
     /// Its databases; absent when it has none.
     #[serde(flatten)]
     pub databases: Option<DatabasesView>,
+    /// Its own network; absent when it shares the machine's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// Files to log in with.
     pub certificates: Certificates,
 }
@@ -135,7 +139,14 @@ pub async fn view_nodes(lab: &Lab, connections: &Connections) -> View {
     nodes.sort_by_key(|node| node.id);
     let leader =
         nodes.iter().max_by_key(|node| (node.term, node.leader != 0)).map_or(0, |n| n.leader);
-    View { dir: lab.dir.clone(), nodes, leader, databases: None, certificates: lab.certificates() }
+    View {
+        dir: lab.dir.clone(),
+        nodes,
+        leader,
+        databases: None,
+        network: lab.network.clone(),
+        certificates: lab.certificates(),
+    }
 }
 
 async fn look(node: LabNode, channel: Option<Channel>) -> NodeView {

@@ -73,6 +73,7 @@ impl Cluster {
             binary: REGENT.into(),
             nodes,
             profile: Profile::Lan,
+            network: false,
         };
         let (lab, _) = regent_lab::up(&plan).await.unwrap_or_else(|e| panic!("lab up: {e}"));
         let connections = Connections::new(&lab, &lab.certificates().admin).unwrap();

@@ -47,8 +47,8 @@ pub enum Step {
     SetNames(SyncSet),
     /// Start as a primary, closed to clients (E4).
     StartPrimary,
-    /// End recovery.
-    Promote,
+    /// End recovery, and begin this timeline or a later one.
+    Promote(u32),
     /// The first transaction of the epoch.
     WriteEpoch(Epoch),
     /// See that the names are in force, by a transaction begun after that.
@@ -109,7 +109,8 @@ fn lead(notebook: &Notebook, world: &World, epoch: Epoch, set: &SyncSet) -> Step
         (_, Run::Standby) if !world.answers => Step::Rest,
         (_, Run::Standby) => match names_missing(world, set) {
             Some(step) => step,
-            None => Step::Promote,
+            None if world.timeline == 0 => Step::Stuck("no timeline was set aside for it"),
+            None => Step::Promote(world.timeline),
         },
     }
 }
@@ -140,11 +141,13 @@ fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
     if world.in_force != Some(set.revision) {
         return Step::ConfirmSet(set.revision);
     }
-    if world.promoted < epoch {
-        return Step::ReportPromoted(epoch);
-    }
+    // The epoch is written and a commit has returned under the set: nobody has to wait for the log
+    // to hear of it.
     if !world.open && world.may_serve {
         return Step::Open;
+    }
+    if world.promoted < epoch {
+        return Step::ReportPromoted(epoch);
     }
     if world.covered != Some(set.revision) && !set.is_degraded() {
         return Step::ReportCovered(set.revision);
@@ -210,7 +213,12 @@ fn detach(notebook: &Notebook, world: &World, fence: Revision) -> Step {
     }
     match pledged {
         None => {
-            let (proof, position) = (Proof::Detached, None);
+            // It has replayed everything by now: one receipt says both.
+            let is_recruit = world.run == Run::Standby && world.answers && world.replayed;
+            let (proof, position) = match world.position.filter(|_| is_recruit) {
+                Some(end) => (Proof::Recruited, Some(end)),
+                None => (Proof::Detached, None),
+            };
             Step::Pledge(Pledge { fence, proof, position, is_proven: true })
         }
         Some(pledge) if pledge.proof == Proof::Detached => match world.run {

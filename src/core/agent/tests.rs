@@ -46,6 +46,7 @@ pub(crate) fn standby() -> World {
         written: epoch(2),
         open: false,
         diverged: None,
+        timeline: 2,
         promoted: Epoch::NONE,
         covered: None,
         committed: None,
@@ -118,7 +119,7 @@ pub(crate) fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
         Step::NoteLead(epoch) => notebook.led = *epoch,
         Step::EnsureSlots => world.has_slots = true,
         Step::SetNames(set) => world.names = Some(set.revision),
-        Step::StartPrimary | Step::Promote => {
+        Step::StartPrimary | Step::Promote(_) => {
             (world.run, world.answers) = (Run::Primary, true);
             world.data = Data::Present(OnDisk::Primary);
             world.open = false;
@@ -156,6 +157,24 @@ fn a_standby_is_detached_first_and_recruited_then() {
 }
 
 #[test]
+fn one_receipt_says_both_where_all_was_replayed_when_it_was_detached() {
+    let notebook = told(2, 9, Order::Detach { fence: Revision(9) });
+    let done = World {
+        data: Data::Present(OnDisk::Standby(None)),
+        has_receiver: false,
+        replayed: true,
+        position: Some(at(2, 100)),
+        ..standby()
+    };
+    let Step::Pledge(pledge) = next(&notebook, &done) else { panic!("no pledge") };
+    assert_eq!((pledge.proof, pledge.position), (Proof::Recruited, Some(at(2, 100))));
+    assert_eq!(run(notebook.clone(), done.clone()), ["Pledge", "SendReceipt"]);
+    let behind = World { replayed: false, position: None, ..done };
+    let Step::Pledge(pledge) = next(&notebook, &behind) else { panic!("no pledge") };
+    assert_eq!((pledge.proof, pledge.position), (Proof::Detached, None));
+}
+
+#[test]
 fn a_standby_that_is_down_is_detached_by_its_disk_alone() {
     let notebook = told(2, 9, Order::Detach { fence: Revision(9) });
     let down = World { run: Run::Down, answers: false, has_receiver: false, ..standby() };
@@ -179,8 +198,8 @@ fn a_candidate_promotes_after_its_lease_is_confirmed_with_the_names_set_and_open
             "Promote",
             "WriteEpoch",
             "ConfirmSet",
-            "ReportPromoted",
             "Open",
+            "ReportPromoted",
             "ReportCovered"
         ]
     );

@@ -41,6 +41,8 @@ pub struct World {
     pub open: bool,
     /// Whether its WAL left the upstream's history; `None`: not known yet.
     pub diverged: Option<bool>,
+    /// The first timeline that a promotion may begin; 0: nobody has said.
+    pub timeline: u32,
     /// The epoch whose promotion the log knows of.
     pub promoted: Epoch,
     /// The set that the log knows to be covered.

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::AGENT;
-use super::link::{For, Link};
+use super::link::{For, Link, get};
 use super::options::Options;
 use crate::error::{CommitError, SqlError};
 
@@ -68,6 +68,32 @@ impl Inside {
         Ok(())
     }
 
+    /// Has a session whose server has read `names`; needed while nothing runs.
+    async fn knows(
+        &mut self,
+        options: &Options,
+        names: &str,
+        by: Instant,
+    ) -> Result<(), CommitError> {
+        const ASK: &str = "SELECT current_setting('synchronous_standby_names') AS names";
+        loop {
+            let link = match self.link.take().filter(|link| !link.is_closed()) {
+                Some(link) => link,
+                None => Link::open(options, AGENT, For::Commits, by).await?,
+            };
+            let row = link.row("read the names", ASK, by).await?;
+            if get::<String>(&row, "names")? == names {
+                self.link = Some(link);
+                return Ok(());
+            }
+            // An older one may not have got to its settings; one that is new has what the
+            // postmaster has.
+            drop(link);
+            let pause = timeout_at(by, sleep(Duration::from_millis(2)));
+            pause.await.map_err(|_| SqlError::TimedOut("the server reads its settings"))?;
+        }
+    }
+
     /// Waits for what runs, until `by`; `None` when it still does.
     async fn finish(&mut self, by: Instant) -> Option<Result<Duration, CommitError>> {
         let task = self.running.as_mut()?;
@@ -97,6 +123,38 @@ impl Lane {
     ) -> Result<Duration, CommitError> {
         // Held to the end: nobody else may take this one's answer for its own.
         let mut inside = self.lock(by).await?;
+        inside.begin(options, statement, by).await?;
+        inside.finish(by).await.unwrap_or(Err(CommitError::TimedOut))
+    }
+
+    /// Logs in and sees `names` there, for [`Self::run_under`] to find; nothing while a commit runs.
+    pub(super) async fn ready(
+        &self,
+        options: &Arc<Options>,
+        names: &str,
+        by: Instant,
+    ) -> Result<(), CommitError> {
+        let mut inside = self.lock(by).await?;
+        match inside.running {
+            Some(_) => Ok(()),
+            None => inside.knows(options, names, by).await,
+        }
+    }
+
+    /// As [`Self::run`], in a session of a server that has read `names`: what commits there waits
+    /// for them.
+    pub(super) async fn run_under(
+        &self,
+        options: &Arc<Options>,
+        names: &str,
+        statement: &str,
+        by: Instant,
+    ) -> Result<Duration, CommitError> {
+        let mut inside = self.lock(by).await?;
+        if inside.running.is_some() && inside.finish(by).await.is_none() {
+            return Err(CommitError::StillWaiting);
+        }
+        inside.knows(options, names, by).await?;
         inside.begin(options, statement, by).await?;
         inside.finish(by).await.unwrap_or(Err(CommitError::TimedOut))
     }

@@ -33,35 +33,43 @@ impl Line {
         Self { timeline, ancestors }
     }
 
-    /// Where `timeline` ends on the way to this one: none when it is this one and has no end.
-    /// `Err` when it is not on the way.
-    fn end_of(&self, timeline: u32) -> Result<Option<Lsn>, ()> {
-        if timeline == self.timeline {
-            return Ok(None);
-        }
-        self.ancestors.iter().find(|a| a.timeline == timeline).map(|a| Some(a.end)).ok_or(())
+    /// Its timelines, oldest first, each with its end; the last goes on to `end`.
+    fn stretches(&self, end: Lsn) -> Vec<HistoryEntry> {
+        let last = HistoryEntry { timeline: self.timeline, end };
+        self.ancestors.iter().copied().chain([last]).collect()
     }
 
     /// The last position that both have, given where the WAL of this one ends; none when they
-    /// share no timeline.
+    /// share no timeline. Equal numbers are not enough: two instances that left a timeline at two
+    /// places, and did not know of each other, both gave the next number to what came after.
     pub(super) fn parts_from(&self, end: Lsn, other: &Self) -> Option<Lsn> {
-        let mine = self.ancestors.iter().map(|a| a.timeline).chain([self.timeline]);
-        for timeline in mine.rev() {
-            let (Ok(here), Ok(there)) = (self.end_of(timeline), other.end_of(timeline)) else {
-                continue;
+        let (mine, theirs) = (self.stretches(end), other.stretches(Lsn(u64::MAX)));
+        // One whose history file is gone begins in the middle of the other.
+        let begin = |line: &[HistoryEntry], at: u32| line.iter().position(|s| s.timeline == at);
+        let (mine, theirs) =
+            match (begin(&theirs, mine[0].timeline), begin(&mine, theirs[0].timeline)) {
+                (Some(skip), _) => (&mine[..], &theirs[skip..]),
+                (None, Some(skip)) => (&mine[skip..], &theirs[..]),
+                (None, None) => return None,
             };
-            let here = here.unwrap_or(end);
-            return Some(there.map_or(here, |there| there.min(here)));
+        let mut shared = None;
+        for (here, there) in mine.iter().zip(theirs) {
+            if here.timeline != there.timeline {
+                break;
+            }
+            shared = Some(here.end.min(there.end));
+            if here.end != there.end {
+                break;
+            }
         }
-        None
+        shared
     }
 
     /// The pieces of this line from `from` to `to`: timeline, begin, end.
     pub(super) fn pieces(&self, from: Lsn, to: Lsn) -> Vec<(u32, Lsn, Lsn)> {
         let mut begin = Lsn(0);
         let mut pieces = Vec::new();
-        let last = HistoryEntry { timeline: self.timeline, end: to };
-        for entry in self.ancestors.iter().chain([&last]) {
+        for entry in self.stretches(to) {
             let (a, b) = (begin.max(from), entry.end.min(to));
             if a < b {
                 pieces.push((entry.timeline, a, b));
@@ -100,16 +108,47 @@ pub(super) fn line(data_dir: &Path, timeline: u32) -> Result<Line, DiskError> {
     Ok(Line::parse(timeline, &text))
 }
 
-/// Puts histories in place that are not there yet. One that is there stays: the server wrote it.
-pub(super) fn install(
+/// First line of a history file that only keeps a number from being taken. A server that reads one
+/// finds a timeline that nothing descends from.
+const TAKEN: &str = "# regent: this number may be taken by another instance\n";
+
+/// Most numbers that a promotion passes over: one file each.
+const MAX_PASSED_OVER: u32 = 10_000;
+
+/// Keeps a promotion from taking a number below `least`: the server takes the first after its own
+/// whose history file is not there.
+///
+/// # Errors
+/// [`DiskError::TimelineMade`] when `least` itself or a higher one was made here before;
+/// [`DiskError::TimelineFar`] when it is too far from `own` to be true.
+pub(super) fn reserve(
     data_dir: &Path,
-    files: &[HistoryFile],
+    own: u32,
+    least: u32,
     owner: Owner,
 ) -> Result<(), DiskError> {
-    for file in files {
-        let path = wal_dir(data_dir).join(file_name(file.timeline));
-        if durable::read(&path)?.is_none() {
-            durable::write(&path, &file.text, owner)?;
+    if least.saturating_sub(own) > MAX_PASSED_OVER {
+        return Err(DiskError::TimelineFar { own, least });
+    }
+    let taken = read_all(data_dir)?;
+    if let Some(made) = taken.iter().find(|file| file.timeline >= least && file.text != TAKEN) {
+        return Err(DiskError::TimelineMade(made.timeline));
+    }
+    for timeline in own.saturating_add(1)..least {
+        if !taken.iter().any(|file| file.timeline == timeline) {
+            durable::write(&wal_dir(data_dir).join(file_name(timeline)), TAKEN, owner)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what [`reserve`] laid, here or where it was copied from: a server that *starts* as a
+/// standby looks for the newest timeline it knows a file of, and would find that it is no child of
+/// its own.
+pub(super) fn unreserve(data_dir: &Path) -> Result<(), DiskError> {
+    for file in read_all(data_dir)? {
+        if file.text == TAKEN {
+            durable::remove(&wal_dir(data_dir).join(file_name(file.timeline)))?;
         }
     }
     Ok(())
@@ -125,6 +164,7 @@ pub(super) fn copy_all(data_dir: &Path, into: &Path, owner: Owner) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn line(timeline: u32, text: &str) -> Line {
@@ -143,6 +183,37 @@ mod tests {
         let side = line(4, "1\t0/450\tx\n");
         assert_eq!(third.parts_from(Lsn(0x900), &side), Some(Lsn(0x450)));
         assert_eq!(line(7, "").parts_from(Lsn(1), &new), None);
+        // Timeline 2 was made twice, from two places of 1.
+        let twin = line(2, "1\t0/700\tno recovery target specified\n");
+        assert_eq!(new.parts_from(Lsn(0x900), &twin), Some(Lsn(0x500)));
+        assert_eq!(twin.parts_from(Lsn(0x900), &third), Some(Lsn(0x500)));
+        // The history file of one is gone.
+        assert_eq!(line(2, "").parts_from(Lsn(0x900), &third), Some(Lsn(0x800)));
+        assert_eq!(third.parts_from(Lsn(0x900), &line(2, "")), Some(Lsn(0x800)));
+    }
+
+    #[test]
+    fn numbers_are_kept_until_the_next_start_and_never_given_twice() {
+        let name = format!("regent-timelines-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(wal_dir(&dir)).unwrap();
+        let owner = Owner::default();
+        let known = |dir: &Path| {
+            let files = read_all(dir).unwrap();
+            files.into_iter().map(|file| file.timeline).collect::<Vec<_>>()
+        };
+        durable::write(&wal_dir(&dir).join(file_name(3)), "1\t0/500\tx\n", owner).unwrap();
+        reserve(&dir, 1, 6, owner).unwrap();
+        assert_eq!(known(&dir), [2, 3, 4, 5]);
+        reserve(&dir, 4, 6, owner).unwrap();
+        unreserve(&dir).unwrap();
+        assert_eq!(known(&dir), [3]);
+        let far = reserve(&dir, 3, 3_000_000, owner);
+        assert!(matches!(far, Err(DiskError::TimelineFar { .. })), "{far:?}");
+        let again = reserve(&dir, 1, 3, owner);
+        assert!(matches!(again, Err(DiskError::TimelineMade(3))), "{again:?}");
+        assert_eq!(known(&dir), [3]);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

@@ -55,6 +55,7 @@ use crate::facts::{
 use crate::orders::{Secret, Secrets, Source, StartAs, StartCommand, SyncNames, Upstream};
 use commit::Lane;
 use link::{For, Link};
+use managed::Managed;
 pub(crate) use managed::names_text;
 
 const AGENT: &str = "regent_agent";
@@ -221,16 +222,18 @@ impl Engine for Postgres {
              ON CONFLICT (incarnation, revision) DO UPDATE SET at = now()",
             epoch.incarnation, epoch.revision
         );
-        self.epoch.run(&self.options, &statement, after(within)).await
+        let by = after(within);
+        let names = self
+            .disk(|options, programs| {
+                Ok(Managed::load(&options.data_dir, programs.owner)?.get(managed::NAMES).to_owned())
+            })
+            .await
+            .map_err(SqlError::from)?;
+        self.epoch.run_under(&self.options, &names, &statement, by).await
     }
 
-    async fn promote(&self, within: Duration) -> Result<Switch, ChangeError> {
-        standby::promote(self, after(within)).await
-    }
-
-    async fn install_history(&self, files: &[HistoryFile]) -> Result<(), DiskError> {
-        let files = files.to_vec();
-        self.disk(move |o, p| history::install(&o.data_dir, &files, p.owner)).await
+    async fn promote(&self, timeline: u32, within: Duration) -> Result<Switch, ChangeError> {
+        standby::promote(self, timeline, after(within)).await
     }
 
     async fn read_history(&self) -> Result<Vec<HistoryFile>, DiskError> {

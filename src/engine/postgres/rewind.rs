@@ -137,6 +137,11 @@ pub(super) async fn rewind(
     let Some(from) = parting.from else {
         return Err(RebuildError::CannotRewind("the histories share no timeline".to_owned()));
     };
+    if from < parting.end && parting.line.timeline == timeline {
+        // It would compare the numbers, find nothing to do, and leave files of two instances.
+        let why = format!("timeline {timeline} was begun twice, there and here");
+        return Err(RebuildError::CannotRewind(why));
+    }
     if !parting.cluster.can_rewind {
         let why = "neither hint bits are logged nor do pages have checksums";
         return Err(RebuildError::CannotRewind(why.to_owned()));

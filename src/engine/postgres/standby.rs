@@ -26,12 +26,14 @@ use super::{AGENT, Postgres, clients, hba, history, wal};
 use crate::engine::Postmaster;
 use crate::error::{ChangeError, DiskError, SqlError};
 use crate::facts::Switch;
-use crate::orders::Upstream;
+use crate::orders::{SyncNames, Upstream};
 
 /// Between two looks at the server; a look takes half a millisecond.
 const LOOK: Duration = Duration::from_millis(2);
 /// Longer than `wal_retrieve_retry_interval`, which Regent sets to 100 ms.
 const RETRY: Duration = Duration::from_millis(130);
+/// Bound on a login that a promotion need not wait for.
+const LOGIN: Duration = Duration::from_millis(200);
 /// Replay that stands still for so long while there is more, waits for a query.
 const STUCK: Duration = Duration::from_millis(100);
 
@@ -64,11 +66,13 @@ async fn look(link: &Link, by: Instant) -> Result<Look, ChangeError> {
     })
 }
 
-/// Writes the erased settings.
+/// Writes the erased settings. The names of a grant that came to nothing go with them: who sends WAL
+/// here must not know them still when the next grant's come.
 pub(super) async fn erase(pg: &Postgres) -> Result<(), DiskError> {
     pg.disk(|options, programs| {
         let mut managed = Managed::load(&options.data_dir, programs.owner)?;
         managed.no_upstream();
+        managed.names(&SyncNames::Blocked);
         managed.store()
     })
     .await
@@ -108,11 +112,17 @@ pub(super) async fn detach(
     postmaster.reload().await.map_err(ChangeError::Signal)?;
     let link = pg.monitor(by).await?;
     // The receiver is ended at once, not when the startup process gets to it: that may be paused.
-    let mut ended = look(&link, by).await?.receiver;
-    if let Some(pid) = ended {
-        postmaster.terminate(pid).await.map_err(ChangeError::Signal)?;
-    }
-    postmaster_has(pg, managed::CONNINFO, "", by).await?;
+    let end = async {
+        let ended = look(&link, by).await?.receiver;
+        if let Some(pid) = ended {
+            postmaster.terminate(pid).await.map_err(ChangeError::Signal)?;
+        }
+        Ok::<_, ChangeError>(ended)
+    };
+    // A login takes longer than all else here: it goes on beside. What is looked at counts from the
+    // end of both.
+    let erased = postmaster_has(pg, managed::CONNINFO, "", by);
+    let (mut ended, ()) = tokio::try_join!(end, erased)?;
     let mut quiet = 0;
     loop {
         let now = look(&link, by).await?;
@@ -189,12 +199,13 @@ pub(super) async fn follow(
 }
 
 /// Leaves recovery.
-pub(super) async fn promote(pg: &Postgres, by: Instant) -> Result<Switch, ChangeError> {
-    let (closed, detached) = pg
-        .disk(|options, programs| {
+pub(super) async fn promote(pg: &Postgres, least: u32, by: Instant) -> Result<Switch, ChangeError> {
+    let (closed, detached, names) = pg
+        .disk(move |options, programs| {
             let managed = Managed::load(&options.data_dir, programs.owner)?;
             let detached = managed.get(managed::CONNINFO).is_empty();
-            Ok((hba::is_closed(options)?, detached))
+            let names = managed.get(managed::NAMES).to_owned();
+            Ok((hba::is_closed(options)?, detached, names))
         })
         .await?;
     if !closed {
@@ -208,16 +219,27 @@ pub(super) async fn promote(pg: &Postgres, by: Instant) -> Result<Switch, Change
     if !get::<bool>(&link.row("read the state", in_recovery, by).await?, "in_recovery")? {
         return Err(ChangeError::NotInRecovery);
     }
-    // Not pg_promote's own wait: it looks ten times a second only.
-    link.row("promote", "SELECT pg_promote(false)", by).await?;
-    loop {
-        // Until then the name of a WAL file cannot be asked for.
-        let row = link.row("read the state", in_recovery, by).await?;
-        if !get::<bool>(&row, "in_recovery")? {
-            break;
+    pg.disk(move |o, p| {
+        let own = wal::newest_timeline(&o.data_dir, 1)?;
+        history::reserve(&o.data_dir, own, least, p.owner)
+    })
+    .await?;
+    let leave = async {
+        // Not pg_promote's own wait: it looks ten times a second only.
+        link.row("promote", "SELECT pg_promote(false)", by).await?;
+        loop {
+            // Until then the name of a WAL file cannot be asked for.
+            let row = link.row("read the state", in_recovery, by).await?;
+            if !get::<bool>(&row, "in_recovery")? {
+                return Ok::<(), ChangeError>(());
+            }
+            pause(by, "recovery ends").await?;
         }
-        pause(by, "recovery ends").await?;
-    }
+    };
+    // The session of the epoch logs in meanwhile. If it cannot, writing the epoch says why.
+    let soon = by.min(Instant::now() + LOGIN);
+    let (left, _) = tokio::join!(leave, pg.epoch.ready(&pg.options, &names, soon));
+    left?;
     let sql = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline";
     let hex: String = get(&link.row("read the timeline", sql, by).await?, "timeline")?;
     let timeline = u32::from_str_radix(&hex, 16).map_err(|_| SqlError::Hidden("the timeline"))?;

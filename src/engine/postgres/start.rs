@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use super::managed::Managed;
 use super::options::Options;
 use super::programs::Programs;
-use super::{durable, hba, marker};
+use super::{durable, hba, history, marker};
 use crate::error::DiskError;
 use crate::orders::{StartAs, StartCommand, SyncNames};
 
@@ -19,6 +19,7 @@ pub(super) fn prepare(
         return Err(DiskError::Quarantined(what));
     }
     let dir = &options.data_dir;
+    history::unreserve(dir)?;
     let mut managed = Managed::load(dir, programs.owner)?;
     managed.base(options);
     let signal = dir.join("standby.signal");

@@ -140,9 +140,10 @@ pub(super) async fn set(
     let state = link.row("read the state", "SELECT pg_is_in_recovery() AS in_recovery", by).await?;
     let text = managed::names_text(names);
     if get::<bool>(&state, "in_recovery")? {
-        // Nothing commits here; what is forked after a promotion has these names.
-        put(pg, names, postmaster).await?;
-        return postmaster_has(pg, managed::NAMES, &text, by).await;
+        // Nothing commits here. That the server has read them is seen in the session of the first
+        // commit after a promotion (`Lane::run_under`); a walsender that has not yet has those of a
+        // standby, which nobody satisfies, and releases nobody.
+        return put(pg, names, postmaster).await;
     }
     if *names != SyncNames::Unprotected {
         block(pg, &link, postmaster, by).await?;

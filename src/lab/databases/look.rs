@@ -120,6 +120,7 @@ impl Databases {
             user: self.user.clone(),
             password: self.password.clone(),
             dbname: self.dbname.clone(),
+            from: None,
         }
     }
 

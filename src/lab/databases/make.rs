@@ -25,6 +25,7 @@ use super::{
     instance_dir, owned, system,
 };
 use crate::layout::Lab;
+use crate::network::{self, Machine};
 use crate::process::{Fault, Life};
 use crate::{ports, spawn};
 
@@ -51,7 +52,8 @@ pub async fn make(
     ground: Ground,
     say: &(dyn Fn(String) + Sync),
 ) -> Result<(), DatabaseError> {
-    let databases = plan(lab, wanted, &ground)?;
+    let mut databases = plan(lab, wanted, &ground)?;
+    join(lab, &mut databases)?;
     let spec = spec(&databases)?;
     lab.databases = Some(databases.clone());
     save(lab)?;
@@ -110,6 +112,22 @@ fn plan(lab: &Lab, wanted: &Wanted, ground: &Ground) -> Result<Databases, Databa
         run_as: ground.owner.as_ref().map(|owner| owner.name.clone()),
         instances: instances.collect(),
     })
+}
+
+/// Gives every instance a machine of its own in the lab's network, if it has one.
+fn join(lab: &mut Lab, databases: &mut Databases) -> Result<(), DatabaseError> {
+    let Some(network) = &mut lab.network else { return Ok(()) };
+    for (at, instance) in (0..).zip(&mut databases.instances) {
+        let address = network.address_of_instance(at);
+        instance.host = address.to_string();
+        instance.port = network::port::POSTGRES;
+        instance.http = format!("{address}:{}", network::port::AGENT);
+        let (name, zone) = (instance.id.clone(), instance.zone.clone());
+        let machine = Machine { name, zone, address };
+        network.join(&machine)?;
+        network.machines.push(machine);
+    }
+    Ok(())
 }
 
 fn password() -> String {
@@ -179,7 +197,7 @@ fn lay(
     }
     let mut request =
         pki::Request::new(Role::Agent, file::identity(&databases.service, &instance.id));
-    request.names = vec![HOST.to_owned(), "localhost".to_owned()];
+    request.names = vec![instance.host.clone(), "localhost".to_owned()];
     pki::issue(&lab.pki_dir(), &request)?;
     let config = instance.config();
     fs::write(&config, file::text(lab, databases, instance)?)
@@ -281,7 +299,9 @@ pub fn start_agent(lab: &mut Lab, at: usize) -> Result<(), DatabaseError> {
     };
     let mut words: Vec<OsString> = vec!["agent".into(), "--config".into()];
     words.push(instance.config().into());
-    let process = spawn::detached(&lab.binary, &words, &lab.dir, &instance.log())
+    let begin = || spawn::detached(&lab.binary, &words, &lab.dir, &instance.log());
+    let process = network::within(lab.space(&instance.id).as_deref(), begin)
+        .and_then(|started| started)
         .map_err(system(format!("start the agent of {}", instance.id)))?;
     if let Some(instance) = lab.databases.as_mut().and_then(|all| all.instances.get_mut(at)) {
         instance.process = Some(process);

@@ -184,6 +184,9 @@ pub enum DatabaseError {
     /// No free ports.
     #[error("no free ports were found on 127.0.0.1")]
     Ports,
+    /// An instance's place in the lab's own network could not be made.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
     /// Certificates could not be made.
     #[error("cannot make the agents' certificates")]
     Pki(#[from] regent_rpc::pki::PkiError),
@@ -277,6 +280,7 @@ pub(crate) mod tests {
             trust_domain: "lab.regent".into(),
             profile: Profile::Lan,
             nodes: vec![node],
+            network: None,
             databases: Some(Databases {
                 service: SERVICE.into(),
                 mode: Mode::Quorum,

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Statement};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Statement};
 
 use super::Pace;
+use crate::network;
 
 /// How clients log in.
 #[derive(Clone, Debug)]
@@ -20,6 +23,8 @@ pub struct Access {
     pub password: String,
     /// The database.
     pub dbname: String,
+    /// From which network namespace; `None`: the caller's.
+    pub from: Option<String>,
 }
 
 /// Why nobody could be reached, or what the database said.
@@ -50,6 +55,9 @@ pub enum AccessError {
     /// No such host.
     #[error("there is no such host")]
     NoHost,
+    /// No connection from another network namespace.
+    #[error("connecting failed: {0}")]
+    Socket(#[from] std::io::Error),
 }
 
 /// The server's own words; the driver says only "db error".
@@ -63,6 +71,28 @@ fn told(error: &tokio_postgres::Error) -> String {
 
 fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> AccessError {
     move |source| AccessError::Postgres { what, source }
+}
+
+const CONNECTING: &str = "connecting";
+
+async fn soon<T>(
+    work: impl Future<Output = Result<T, AccessError>>,
+    within: Duration,
+) -> Result<T, AccessError> {
+    let late = |_| AccessError::Late { what: CONNECTING, within };
+    tokio::time::timeout(within, work).await.map_err(late)?
+}
+
+/// A socket keeps the namespace in which it was made.
+fn dial(space: &str, address: &str, within: Duration) -> std::io::Result<std::net::TcpStream> {
+    let connect = || -> std::io::Result<std::net::TcpStream> {
+        let address = address.parse().map_err(std::io::Error::other)?;
+        let stream = std::net::TcpStream::connect_timeout(&address, within)?;
+        stream.set_nonblocking(true)?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    network::within(Some(space), connect).and_then(|dialled| dialled)
 }
 
 /// One connection, and how many warnings the server sent on it.
@@ -90,11 +120,33 @@ fn is_warning(notice: &tokio_postgres::error::DbError) -> bool {
 
 impl Session {
     async fn open(config: &Config, within: Duration) -> Result<Self, AccessError> {
-        let what = "connecting";
-        let (client, mut connection) = tokio::time::timeout(within, config.connect(NoTls))
-            .await
-            .map_err(|_| AccessError::Late { what, within })?
-            .map_err(failed(what))?;
+        let opened = async { config.connect(NoTls).await.map_err(failed(CONNECTING)) };
+        let (client, connection) = soon(opened, within).await?;
+        Ok(Self::drive(client, connection))
+    }
+
+    /// The same, over a socket that another namespace has made.
+    async fn open_from(
+        space: &str,
+        config: &Config,
+        address: String,
+        within: Duration,
+    ) -> Result<Self, AccessError> {
+        let space = space.to_owned();
+        let opened = async {
+            let dialled = tokio::task::spawn_blocking(move || dial(&space, &address, within));
+            let stream = dialled.await.map_err(std::io::Error::other)??;
+            let stream = tokio::net::TcpStream::from_std(stream)?;
+            config.connect_raw(stream, NoTls).await.map_err(failed(CONNECTING))
+        };
+        let (client, connection) = soon(opened, within).await?;
+        Ok(Self::drive(client, connection))
+    }
+
+    fn drive<S>(client: Client, mut connection: Connection<S, NoTlsStream>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let warnings = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&warnings);
         let driver = tokio::spawn(async move {
@@ -108,7 +160,7 @@ impl Session {
                 }
             }
         });
-        Ok(Self { client, warnings, driver })
+        Self { client, warnings, driver }
     }
 
     /// Whether it takes writes at all.
@@ -175,7 +227,13 @@ impl Access {
             .application_name("regent lab")
             .connect_timeout(within)
             .tcp_user_timeout(within);
-        Session::open(&config, within).await
+        match &self.from {
+            None => Session::open(&config, within).await,
+            Some(space) => {
+                let address = format!("{host}:{port}");
+                Session::open_from(space, &config, address, within).await
+            }
+        }
     }
 
     /// Logs in to one host if it takes writes.
@@ -192,11 +250,7 @@ impl Access {
                 Err(AccessError::ReadOnly)
             }
         };
-        let what = "connecting";
-        match tokio::time::timeout(within, both).await {
-            Ok(result) => result,
-            Err(_) => Err(AccessError::Late { what, within }),
-        }
+        soon(both, within).await
     }
 
     /// Tries every host once, beginning with `first`; the session and which host it is.

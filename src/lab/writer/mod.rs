@@ -4,7 +4,7 @@
 //! - [`access`]: log in, to whichever host takes writes.
 //! - [`steady`]: one connection, a row every few milliseconds, as an application would; measures how
 //!   long nobody could write. [`prober`]: fresh connections to every host at once; catches a second
-//!   primary.
+//!   primary. [`locals`]: many sessions on a host's own side of a cut.
 //! - `ledger`: what became of each row. `verify`: what is in the table in the end.
 //!
 //! A commit that came back with a warning was not confirmed by a standby ("canceling wait for
@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod ledger;
+pub mod locals;
 pub mod prober;
 pub mod steady;
 pub mod verify;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub use access::{Access, AccessError, Session};
 pub use ledger::{Fate, Ledger, Summary};
+pub use locals::Locals;
 pub use prober::Prober;
 pub use steady::Writer;
 pub use verify::{Verdict, verify};

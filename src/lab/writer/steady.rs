@@ -157,6 +157,8 @@ async fn write(shared: Arc<Shared>, access: Access, table: Table, pace: Pace) {
         drop(ledger);
         if !usable {
             ready = None;
+            // One that hangs would take the next deadline too.
+            at = (at + 1) % access.hosts.len().max(1);
         }
     }
 }

@@ -94,7 +94,7 @@ impl Server {
         // Nobody listens on port 1: a host that is gone.
         let hosts = vec![("127.0.0.1".to_owned(), 1), ("127.0.0.1".to_owned(), self.port)];
         let (user, dbname) = ("app".to_owned(), "postgres".to_owned());
-        Access { hosts, user, password: String::new(), dbname }
+        Access { hosts, user, password: String::new(), dbname, from: None }
     }
 }
 

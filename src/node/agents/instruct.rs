@@ -30,6 +30,7 @@ pub fn instruction(
         fence: role.fence.as_ref().map(|fence| fence.fence),
         promoted: role.promoted.is_some(),
         routes_open: role.routes_open,
+        timeline: role.timeline,
         spec: service.spec.clone(),
         policy: service.changed,
     })

@@ -68,9 +68,15 @@ fn is_urgent(old: Option<&Observation>, new: &Observation) -> bool {
     let Some(old) = old else { return true };
     let failed = |seen: &Observation| matches!(seen.probe, Probe::Failed { .. });
     let streams = |seen: &Observation| seen.receiver.as_ref().is_some_and(|r| r.streams);
+    // A neighbour whose host says that no database listens.
+    let refused = |seen: &Observation| -> Vec<InstanceName> {
+        let refused = seen.sights.iter().filter(|sight| sight.refused);
+        refused.map(|sight| sight.instance.clone()).collect()
+    };
     old.run != new.run
         || (failed(new) && !failed(old))
         || streams(old) != streams(new)
+        || refused(old) != refused(new)
         || old.serving != new.serving
         || (old.set_in_force, old.covered) != (new.set_in_force, new.covered)
         || old.tampered.is_empty() != new.tampered.is_empty()

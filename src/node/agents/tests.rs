@@ -197,6 +197,7 @@ fn role(nonce: u64, revision: u64, order: Order) -> Change {
         fence: None,
         promoted: None,
         routes_open: false,
+        timeline: 2,
         paused: None,
         instances: [(name("a"), row)].into(),
         operation: None,

@@ -26,7 +26,7 @@ use regent_rpc::pb::v1;
 use tokio::sync::{Notify, Semaphore};
 
 use super::stream::{Answered, Cell, KeepAliveStream};
-use super::{RenewError, RenewalSink, fate_of_older, half_tick, merge_sorted};
+use super::{Named, RenewError, RenewalSink, fate_of_older, half_tick, merge_sorted};
 use crate::duties::Duties;
 use crate::http::metrics::{Kind, Metrics};
 
@@ -90,6 +90,8 @@ pub(super) struct Shared {
     config: KeeperConfig,
     queue: Mutex<Vec<Batch>>,
     arrived: Notify,
+    named: Named,
+    hurry: Arc<Notify>,
 }
 
 /// Renewals that came together on one stream.
@@ -160,8 +162,14 @@ impl Answers {
 impl Keeper {
     /// Starts the loop on the current tokio runtime.
     pub fn start(config: KeeperConfig, parts: KeeperParts, duties: &Duties) -> Self {
-        let shared =
-            Arc::new(Shared { parts, config, queue: Mutex::default(), arrived: Notify::new() });
+        let shared = Arc::new(Shared {
+            parts,
+            config,
+            queue: Mutex::default(),
+            arrived: Notify::new(),
+            named: Named::default(),
+            hurry: Arc::default(),
+        });
         duties.spawn("renewals", run(Arc::downgrade(&shared)));
         Self { shared }
     }
@@ -182,8 +190,12 @@ impl Shared {
     pub(super) fn take(&self, cell: &Arc<Cell>, renewals: Vec<FullRenewal>) {
         let received = self.now();
         self.count_waiting(renewals.len());
+        let is_new = self.named.is_new(&renewals);
         self.queue.lock().push(Batch { cell: cell.clone(), received, renewals });
         self.arrived.notify_one();
+        if is_new {
+            self.hurry.notify_one();
+        }
     }
 
     pub(super) fn now(&self) -> Reading {
@@ -373,7 +385,7 @@ async fn run(keeper: std::sync::Weak<Shared>) {
     let under_way = Arc::new(Semaphore::new(MAX_BATCHES_UNDER_WAY));
     loop {
         let Some(shared) = keeper.upgrade() else { return };
-        let window = shared.config.window;
+        let (window, hurry) = (shared.config.window, shared.hurry.clone());
         // A second's poll is only for noticing that the keeper is gone; it costs nothing.
         let waited =
             tokio::time::timeout(Duration::from_secs(1), shared.arrived.notified()).await.is_ok();
@@ -381,7 +393,7 @@ async fn run(keeper: std::sync::Weak<Shared>) {
         if !waited {
             continue;
         }
-        tokio::time::sleep(window).await;
+        let _ = tokio::time::timeout(window, hurry.notified()).await;
         let Some(shared) = keeper.upgrade() else { return };
         let (cells, flights) = shared.judge();
         if flights.is_empty() {

@@ -13,7 +13,7 @@ use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::reply::RenewalOutcome;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
-use super::{RenewError, fate_of_older, merge_sorted};
+use super::{Named, RenewError, fate_of_older, merge_sorted};
 use crate::duties::Duties;
 use crate::http::metrics::Metrics;
 
@@ -53,6 +53,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     queue: Mutex<(Vec<Waiting>, usize)>,
     arrived: Notify,
+    named: Named,
+    hurry: Arc<Notify>,
 }
 
 impl Merger {
@@ -64,7 +66,8 @@ impl Merger {
         duties: &Duties,
     ) -> Self {
         let queue = Mutex::default();
-        let shared = Arc::new(Shared { proposer, window, metrics, queue, arrived: Notify::new() });
+        let (arrived, named, hurry) = (Notify::new(), Named::default(), Arc::default());
+        let shared = Arc::new(Shared { proposer, window, metrics, queue, arrived, named, hurry });
         duties.spawn("merged renewals", run(Arc::downgrade(&shared)));
         Self { shared }
     }
@@ -79,6 +82,7 @@ impl Merger {
             return Ok(Vec::new());
         }
         let (answer, answered) = oneshot::channel();
+        let is_new = self.shared.named.is_new(&renewals);
         {
             let mut queue = self.shared.queue.lock();
             if queue.1 + renewals.len() > MAX_WAITING {
@@ -88,6 +92,9 @@ impl Merger {
             queue.0.push(Waiting { renewals, until: Instant::now() + deadline, answer });
         }
         self.shared.arrived.notify_one();
+        if is_new {
+            self.shared.hurry.notify_one();
+        }
         let gone = || Err(RenewError::Unknown("the merger stopped".into()));
         answered.await.unwrap_or_else(|_| gone())
     }
@@ -97,14 +104,14 @@ async fn run(merger: Weak<Shared>) {
     let under_way = Arc::new(Semaphore::new(MAX_ENTRIES_UNDER_WAY));
     loop {
         let Some(shared) = merger.upgrade() else { return };
-        let window = shared.window;
+        let (window, hurry) = (shared.window, shared.hurry.clone());
         let waited =
             tokio::time::timeout(Duration::from_secs(1), shared.arrived.notified()).await.is_ok();
         drop(shared);
         if !waited {
             continue;
         }
-        tokio::time::sleep(window).await;
+        let _ = tokio::time::timeout(window, hurry.notified()).await;
         let Ok(permit) = under_way.clone().acquire_owned().await else { return };
         let Some(shared) = merger.upgrade() else { return };
         let waiting = {

@@ -18,6 +18,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -56,6 +57,19 @@ pub trait RenewalSink: Send + Sync + 'static {
 /// renewal waits one tick in all (C6 counts one).
 pub fn half_tick(commit_tick_ms: u64) -> Duration {
     Duration::from_micros(commit_tick_ms.saturating_mul(1000) / 2).max(Duration::from_millis(1))
+}
+
+/// The highest grant that any renewal has named here. One that names a higher one is waited for by
+/// somebody who may not act before its answer (C8), so it leaves at once and takes along what waits.
+#[derive(Debug, Default)]
+struct Named(AtomicU64);
+
+impl Named {
+    fn is_new(&self, renewals: &[FullRenewal]) -> bool {
+        let named = renewals.iter().map(|full| full.renewal.known_grant.0);
+        let newest = named.max().unwrap_or(0);
+        self.0.fetch_max(newest, Ordering::Relaxed) < newest
+    }
 }
 
 /// Sorts by session and lane of the client's start; of several renewals of one start only the one

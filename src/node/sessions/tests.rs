@@ -530,3 +530,25 @@ async fn a_probe_is_answered_with_this_nodes_clock_as_it_is_now_and_only_once() 
     assert!(answer.renewed.is_empty());
     assert!(client.stream.next().now_or_never().is_none(), "answered twice");
 }
+
+#[tokio::test]
+async fn a_renewal_that_names_a_new_grant_leaves_at_once_and_takes_along_what_waits() {
+    let world = World::new();
+    let (a, b) = (world.open(), world.open());
+    let merger = world.merger(60_000);
+    let deadline = Duration::from_secs(100);
+    let naming = |number| {
+        let mut full = core_renewal(b, number);
+        full.renewal.known_grant = Revision(1);
+        full
+    };
+    let waits = merger.submit(vec![core_renewal(a, 1)], deadline);
+    let names = merger.submit(vec![naming(1)], deadline);
+    let both = tokio::time::timeout(Duration::from_secs(20), futures::future::join(waits, names));
+    let (waited, named) = both.await.expect("long before the window ends");
+    assert!(waited.is_ok() && named.is_ok());
+    assert_eq!(world.leader.batches.lock().len(), 1);
+    // It is known by now.
+    let again = merger.submit(vec![naming(2)], deadline);
+    assert!(tokio::time::timeout(Duration::from_millis(100), again).await.is_err());
+}

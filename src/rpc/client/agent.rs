@@ -7,8 +7,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use regent_core::command::Request;
+use regent_core::id::ServiceName;
 use regent_core::role::observe::Observation;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -18,14 +21,24 @@ use super::{CallError, Client};
 use crate::convert::agent::{
     Ask, FromAgent, FromCoordinator, HELLO, Hello, agent_out, coordinator_in,
 };
+use crate::convert::common::{Freshness, freshness_out};
 use crate::convert::status::Refused;
 use crate::limits::{MAX_AGENT_MESSAGE_BYTES, MAX_REQUEST_BYTES};
 use crate::pb::v1;
 use crate::pb::v1::agent_service_client::AgentServiceClient;
+use crate::pb::v1::topology_service_client::TopologyServiceClient;
 
 /// Messages waiting for the connection: an agent has a few asks under way and five observations a
 /// second. A full queue is a dead stream.
 const QUEUE: usize = 64;
+
+/// A node that is cut off from the others still talks to its agents, and nobody else hears of it.
+/// Renewals leave such a node within a third of a second. After this long the node of the stream is
+/// asked whether it reaches a majority: not in the middle of an election, which makes renewals
+/// change their node too.
+const APART: Duration = Duration::from_secs(2);
+/// A node that needs longer to confirm a read is of no use to an agent.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// The lane of an agent's asks: one stream after the other uses it, and a stream does its asks one
 /// after the other.
@@ -68,6 +81,8 @@ pub struct AgentReceiver {
     at: usize,
     endpoint: String,
     answers: Streaming<v1::CoordinatorMessage>,
+    /// Ends when the node is found to be cut off from the others.
+    lonely: JoinHandle<()>,
 }
 
 impl AgentStream {
@@ -85,6 +100,7 @@ impl AgentStream {
         let (at, node) = client.inner.nodes.current();
         let (tx, rx) = mpsc::channel(QUEUE);
         let sender = AgentSender { client: client.clone(), tx };
+        let service = hello.service.clone();
         // The queue is empty: it has room.
         let _ = sender.send(FromAgent::Hello(Box::new(hello), Some(client.inner.agent.next())));
         let mut api = api(node.calls.channel());
@@ -92,7 +108,10 @@ impl AgentStream {
         let status = match attached {
             Ok(Ok(answers)) => {
                 let (endpoint, answers) = (node.address.clone(), answers.into_inner());
-                let receiver = AgentReceiver { client: client.clone(), at, endpoint, answers };
+                let channel = node.calls.channel();
+                let lonely = tokio::spawn(lonely(client.clone(), at, channel, service));
+                let client = client.clone();
+                let receiver = AgentReceiver { client, at, endpoint, answers, lonely };
                 return Ok(Self { sender, receiver });
             }
             Ok(Err(status)) => status,
@@ -114,6 +133,39 @@ fn api(channel: Channel) -> AgentServiceClient<Channel> {
 fn failed(status: Status, endpoint: &str) -> CallError {
     let refused = Refused::from_status(&status);
     CallError { status, refused, endpoint: endpoint.to_owned(), attempts: 1 }
+}
+
+/// Returns once renewals are committed through another node than the one at `at`, and that one does
+/// not reach a majority.
+async fn lonely(client: Client, at: usize, channel: Channel, service: ServiceName) {
+    let mut since = None;
+    loop {
+        tokio::time::sleep(APART / 8).await;
+        if !client.inner.nodes.renews_elsewhere(at) {
+            since = None;
+        } else if since.get_or_insert_with(Instant::now).elapsed() >= APART {
+            if !reaches_majority(channel.clone(), &service).await {
+                client.inner.nodes.go_where_renewed();
+                return;
+            }
+            since = None;
+        }
+    }
+}
+
+/// Whether a node can answer a read that a majority has to confirm.
+async fn reaches_majority(channel: Channel, service: &ServiceName) -> bool {
+    let (name, read) = (service.to_string(), freshness_out(Freshness::Linearizable));
+    let mut ask = tonic::Request::new(v1::GetServiceRequest { name, read });
+    ask.set_timeout(ANSWER_WITHIN);
+    let mut api = TopologyServiceClient::new(channel);
+    matches!(tokio::time::timeout(ANSWER_WITHIN, api.get_service(ask)).await, Ok(Ok(_)))
+}
+
+impl Drop for AgentReceiver {
+    fn drop(&mut self) {
+        self.lonely.abort();
+    }
 }
 
 impl AgentSender {
@@ -156,7 +208,14 @@ impl AgentReceiver {
     /// # Errors
     /// [`CallError`]: the stream broke, or the node said what this version does not understand.
     pub async fn next(&mut self) -> Result<Option<FromCoordinator>, CallError> {
-        let status = match self.answers.message().await {
+        let message = tokio::select! {
+            message = self.answers.message() => message,
+            _ = &mut self.lonely => {
+                let why = "it does not reach a majority of the nodes";
+                return Err(failed(Status::unavailable(why), &self.endpoint));
+            }
+        };
+        let status = match message {
             Ok(Some(message)) => match coordinator_in(message) {
                 Ok(message) => return Ok(Some(message)),
                 Err(invalid) => invalid.into(),

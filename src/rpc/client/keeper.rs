@@ -365,6 +365,11 @@ impl Task {
                 }
                 for renewed in &answers.renewed {
                     let Some((session, number, answer)) = renewed_in(renewed) else { continue };
+                    if let (Answer::Outcome(_), Some(slot)) = (&answer, self.slots.first())
+                        && slot.id == id
+                    {
+                        self.nodes.renewed(&slot.address);
+                    }
                     self.answered(session, number, answer, now);
                 }
             }

@@ -14,6 +14,9 @@ use crate::tls::{ExpectPeer, Tls};
 /// grow a client for ever.
 const MAX_NODES: usize = 64;
 
+/// No place in the list.
+const NOBODY: usize = usize::MAX;
+
 #[derive(Debug)]
 pub(super) struct Node {
     pub address: String,
@@ -25,6 +28,8 @@ pub(super) struct Nodes {
     list: RwLock<Vec<Arc<Node>>>,
     /// The node that answered last.
     current: AtomicUsize,
+    /// The node through which a renewal was committed last; [`NOBODY`] before the first.
+    renewing: AtomicUsize,
     tls: Arc<Tls>,
     options: ChannelOptions,
 }
@@ -45,7 +50,8 @@ impl Nodes {
         }
         // Clients begin at different nodes, so that not all of them hang on the first one.
         let current = AtomicUsize::new(rand::random_range(0..list.len()));
-        Ok(Self { list: RwLock::new(list), current, tls, options })
+        let renewing = AtomicUsize::new(NOBODY);
+        Ok(Self { list: RwLock::new(list), current, renewing, tls, options })
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Node>>> {
@@ -76,6 +82,26 @@ impl Nodes {
     pub fn leave(&self, at: usize) {
         let next = (at + 1) % self.read().len();
         let _ = self.current.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// A renewal was committed through the node at `address`: it reaches a majority.
+    pub fn renewed(&self, address: &str) {
+        if let Some(at) = self.read().iter().position(|node| node.address == address) {
+            self.renewing.store(at, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether renewals are committed through another node than the one at `at`.
+    pub fn renews_elsewhere(&self, at: usize) -> bool {
+        ![at, NOBODY].contains(&self.renewing.load(Ordering::Relaxed))
+    }
+
+    /// Asks the node through which renewals are committed from now on.
+    pub fn go_where_renewed(&self) {
+        let at = self.renewing.load(Ordering::Relaxed);
+        if at != NOBODY {
+            self.current.store(at, Ordering::Relaxed);
+        }
     }
 
     /// Asks the node at `address` from now on. Only a node whose certificate was verified names

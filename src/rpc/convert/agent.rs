@@ -134,6 +134,8 @@ pub struct Instruction {
     pub promoted: bool,
     /// Whether the write route is open.
     pub routes_open: bool,
+    /// The first timeline that a promotion under `epoch` may begin.
+    pub timeline: u32,
     /// The service as declared: addresses, localities, policy.
     pub spec: ServiceSpec,
     /// Revision of `spec`: what a holder names that acts by it (C7).
@@ -325,6 +327,7 @@ pub fn instruction_out(told: &Instruction, node: u64) -> v1::CoordinatorMessage 
         fence: told.fence.map_or(0, |revision| revision.0),
         promoted: told.promoted,
         routes_open: told.routes_open,
+        timeline: told.timeline,
         spec: Some(spec_out(&told.spec)),
         policy: told.policy.0,
     };
@@ -395,6 +398,7 @@ fn instruction_in(told: v1::Instruction) -> Result<Instruction, Invalid> {
         fence: revision(told.fence),
         promoted: told.promoted,
         routes_open: told.routes_open,
+        timeline: told.timeline,
         spec: spec.map_err(|invalid| invalid.within("spec"))?,
         policy: Revision(told.policy),
     })

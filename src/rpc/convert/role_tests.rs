@@ -236,6 +236,7 @@ fn from_coordinator() -> impl Strategy<Value = FromCoordinator> {
             covered: flags[0],
             promoted: flags[1],
             routes_open: flags[2],
+            timeline: 7,
             paused,
             fence,
             spec,

@@ -42,6 +42,15 @@ pub fn bound(operation: &v1::Operation) -> Duration {
 impl Rig {
     /// Three nodes, three instances: one open primary from which both others stream.
     pub async fn up(what: &str, mode: Mode) -> Self {
+        Self::make(what, mode, false).await
+    }
+
+    /// The same, each on a machine of its own whose links can be cut.
+    pub async fn up_on_network(what: &str, mode: Mode) -> Self {
+        Self::make(what, mode, true).await
+    }
+
+    async fn make(what: &str, mode: Mode, network: bool) -> Self {
         let turn = ONE_AT_A_TIME.lock().await;
         let scratch = Scratch::new(what);
         let plan = Plan {
@@ -49,6 +58,7 @@ impl Rig {
             binary: REGENT.into(),
             nodes: 3,
             profile: Profile::Lan,
+            network,
         };
         let wanted = Wanted { instances: 3, mode, ttl: TTL, keep: false };
         let (lab, _) = regent_lab::up_with(&plan, &wanted, &|_| {})
@@ -232,6 +242,11 @@ impl Drop for Rig {
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
+        }
+        if let Some(network) = &self.cluster.lab.network
+            && let Err(error) = network.remove()
+        {
+            eprintln!("the network stays: {error}");
         }
     }
 }

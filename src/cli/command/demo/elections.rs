@@ -30,7 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Shows it.
 pub async fn show(dir: &Path, timeline: &Arc<Timeline>) -> Outcome {
     timeline.say("starting three nodes in zones a, b and c, with mutual TLS");
-    let plan = Plan { dir: dir.to_owned(), binary: own_binary()?, nodes: 3, profile: Profile::Lan };
+    let plan = Plan {
+        dir: dir.to_owned(),
+        binary: own_binary()?,
+        nodes: 3,
+        profile: Profile::Lan,
+        network: false,
+    };
     let (lab, view) =
         regent_lab::up(&plan).await.map_err(|error| from_lab("cannot make the lab", error))?;
     timeline.say(format!("all follow node {}", view.leader));

@@ -101,7 +101,13 @@ pub async fn show(dir: &Path, timeline: &Arc<Timeline>) -> Outcome {
 }
 
 async fn set_up(dir: &Path, timeline: &Arc<Timeline>) -> Outcome<Scene> {
-    let plan = Plan { dir: dir.to_owned(), binary: own_binary()?, nodes: 3, profile: Profile::Lan };
+    let plan = Plan {
+        dir: dir.to_owned(),
+        binary: own_binary()?,
+        nodes: 3,
+        profile: Profile::Lan,
+        network: false,
+    };
     let ttl = Duration::from_secs(3);
     let wanted = Wanted { instances: 3, mode: Mode::Quorum, ttl, keep: false };
     let say = |step: String| timeline.say(step);

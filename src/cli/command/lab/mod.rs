@@ -1,5 +1,6 @@
 //! `regent lab ...`: a whole playground on this machine, for people and for programs.
 
+mod cut;
 mod operator;
 mod show;
 
@@ -10,6 +11,7 @@ use clap::Parser as _;
 use regent_core::spec::Mode;
 use regent_lab::databases::ground::GroundError;
 use regent_lab::databases::{DatabaseError, Wanted};
+use regent_lab::network::NetworkError;
 use regent_lab::{Connections, Lab, LabError, Plan, Profile};
 use serde_json::json;
 
@@ -47,7 +49,9 @@ Examples:
   regent lab exec --dir /tmp/lab --as client -- election campaign billing --value me --hold
 ")]
     Exec(Exec),
-    /// Start what died, thaw what is frozen, wait until all is well
+    /// Drop packets between machines (of a lab that was made with --network)
+    Cut(cut::Args),
+    /// Mend what is cut, start what died, thaw what is frozen, wait until all is well
     Heal(Dir),
     /// End the lab's processes and remove its directory
     Down(Dir),
@@ -86,6 +90,9 @@ pub struct Up {
     /// When the databases cannot be made, leave what there is, to look at it
     #[arg(long, conflicts_with = "nodes_only")]
     pub keep: bool,
+    /// Give every node and instance a network namespace of its own, so that `lab cut` can cut links
+    #[arg(long)]
+    pub network: bool,
     /// How fast the nodes find a new leader
     #[arg(long, value_enum, default_value_t)]
     pub profile: ProfileName,
@@ -166,6 +173,7 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Up(args) => up(context, args).await,
         Verb::Status(args) => status(context, args).await,
         Verb::Exec(args) => exec(context, args).await,
+        Verb::Cut(args) => cut::run(context, args),
         Verb::Heal(args) => heal(context, args).await,
         Verb::Down(args) => down(context, args).await,
     }
@@ -177,6 +185,7 @@ async fn up(context: &Context, args: Up) -> Outcome {
         binary: own_binary()?,
         nodes: args.nodes,
         profile: args.profile.into(),
+        network: args.network,
     };
     let failed = |error| from_lab("cannot make the lab", error);
     let (lab, view) = if args.nodes_only {
@@ -332,10 +341,31 @@ pub fn from_lab(what: &str, error: LabError) -> CliError {
             (CliError::unreachable(what), "look at `regent lab status` and the nodes' logs")
         }
         LabError::Ports => (CliError::internal(what), "see which programs listen on 20000-32000"),
+        LabError::Database(DatabaseError::Network(error)) | LabError::Network(error) => {
+            from_network(what, error)
+        }
         LabError::Database(error) => (from_database(what, error), database_hint(error)),
         _ => (CliError::internal(what), ""),
     };
     base.caused_by(error).hint(hint)
+}
+
+fn from_network(what: &str, error: &NetworkError) -> (CliError, &'static str) {
+    match error {
+        NetworkError::NotAllowed { .. } => (
+            CliError::usage(what),
+            "run it as root, in a container with --privileged, or without --network",
+        ),
+        NetworkError::NoProgram { .. } => (
+            CliError::usage(what),
+            "install it (Debian, Ubuntu: sudo apt-get install iproute2 nftables)",
+        ),
+        NetworkError::None => {
+            (CliError::usage(what), "make a lab whose links can be cut: `regent lab up --network`")
+        }
+        NetworkError::Unknown { .. } => (CliError::usage(what), ""),
+        _ => (CliError::internal(what), ""),
+    }
 }
 
 fn from_database(what: &str, error: &DatabaseError) -> CliError {
@@ -401,6 +431,7 @@ mod tests {
                 profile,
                 nodes: (1..=3).map(node).collect(),
                 databases: None,
+                network: None,
             };
             let text = regent_lab::config::text(&lab, &lab.nodes[1]).expect("plain data");
             let config = NodeConfig::parse(&text).expect("the node reads it");

@@ -37,7 +37,11 @@ pub fn as_text(view: &View) -> String {
         leader => format!("node {leader} leads"),
     };
     let databases = view.databases.as_ref().map(databases_text).unwrap_or_default();
-    format!("{table}{leader}\n{databases}")
+    let network = view.network.as_ref().map(|network| {
+        let (net, id) = (network.net(), &network.id);
+        format!("network {net}, each machine in a namespace: ip netns exec {id}-MACHINE ...\n")
+    });
+    format!("{table}{leader}\n{}{databases}", network.unwrap_or_default())
 }
 
 const fn life(life: Life, ready: bool) -> &'static str {

@@ -37,9 +37,11 @@ use crate::time::{Micros, Reading, WallMs};
 
 /// A command that was proposed and has not changed the row is proposed again after this long.
 const PROPOSE_AGAIN: Micros = Micros::from_ms(500);
-/// A leader looks at facts only after it has collected them for this long: every agent has reported
-/// to it by then, and silence means something.
-pub const FACTS_AFTER: Micros = Micros::from_ms(700);
+/// A leader looks at facts only after it has collected them for this long: relays repeat theirs at
+/// once, an agent reports each 200 ms, and one whose node went with the old leader has had the whole
+/// election to come back. Silence means something by then; and it is never enough by itself, another
+/// instance has to miss the primary as well.
+pub const FACTS_AFTER: Micros = Micros::from_ms(300);
 
 /// What the leader sees at one look.
 #[derive(Clone, Copy, Debug)]

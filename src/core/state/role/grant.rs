@@ -149,6 +149,7 @@ pub(super) fn take_role(
     let revision = draft.revision;
     let former = role.lease.take().map(|lease| lease.session);
     role.epoch = draft.epoch();
+    role.timeline = role.newest_timeline().saturating_add(1);
     role.lease = lease_of(draft, name, &role, &candidate);
     role.holder = Some(candidate);
     role.lapsed = None;

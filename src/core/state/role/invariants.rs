@@ -25,11 +25,14 @@ pub(in crate::state) fn change(
     must(!granted || new.epoch == now, "a role's epoch that is not this entry's", at)?;
     let moved = new.holder.is_some() && new.holder != old.holder;
     must(!moved || granted, "S3: a new primary without a new epoch", at)?;
+    must(new.timeline >= old.timeline, "a timeline's number was freed", at)?;
     if granted {
         match &old.fence {
             Some(fence) => proven(tables, name, fence, new)?,
             None => must(old.holder.is_none(), "S6: a grant without a fence", at)?,
         }
+        let unused = new.timeline > old.newest_timeline();
+        must(unused, "a grant with a timeline that may have been begun", at)?;
     }
     let same_life = new.epoch.incarnation == old.epoch.incarnation;
     for (instance, was) in &old.instances {

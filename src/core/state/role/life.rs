@@ -72,6 +72,7 @@ pub(in crate::state) fn begin_anew(draft: &mut Draft<'_>) {
     for (name, was) in roles {
         let row = ServiceRole {
             epoch: was.epoch,
+            timeline: was.newest_timeline(),
             paused: was.paused,
             operation: was.operation,
             failovers: was.failovers,

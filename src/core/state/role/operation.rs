@@ -45,6 +45,7 @@ pub(super) fn promoted(
     };
     if !same {
         role.promoted = Some(Promotion { timeline, switch, revision: draft.revision });
+        role.timeline = role.timeline.max(timeline);
     }
     role.routes_open = true;
     role.confirmed = true;

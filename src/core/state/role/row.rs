@@ -38,6 +38,9 @@ pub struct ServiceRole {
     pub fence: Option<Fence>,
     /// The promotion of the holder, once it is verified.
     pub promoted: Option<Promotion>,
+    /// The highest timeline that any instance may have begun: each grant sets one number aside, so
+    /// that none is ever begun twice. Its holder passes over all lower ones.
+    pub timeline: u32,
     /// Whether the write route is open: after the promotion was verified, until the next fence.
     pub routes_open: bool,
     /// Set while people keep Regent's hands off (E5).
@@ -200,6 +203,7 @@ impl ServiceRole {
             c: Vec::new(),
             fence: None,
             promoted: None,
+            timeline: 0,
             routes_open: false,
             paused: None,
             instances: BTreeMap::new(),
@@ -213,6 +217,14 @@ impl ServiceRole {
     /// while commits may wait for nobody.
     pub fn lapse_counts(&self, mode: Mode) -> bool {
         mode == Mode::Lease || self.a.iter().any(SyncSet::is_degraded)
+    }
+
+    /// The highest timeline that anybody is known to have been on, or was given a number for.
+    pub fn newest_timeline(&self) -> u32 {
+        let receipts = self.fence.iter().flat_map(|fence| fence.receipts.values());
+        let told = receipts.filter_map(|receipt| receipt.position);
+        let starts = self.instances.values().filter_map(|row| row.data).map(|data| data.position);
+        told.chain(starts).map(|position| position.timeline).fold(self.timeline, u32::max)
     }
 
     /// Whether an instance is counted in a set that is not covered yet.

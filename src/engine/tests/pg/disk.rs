@@ -95,7 +95,7 @@ async fn an_interrupted_rewind_is_quarantined_until_it_is_cloned_anew() {
     new.pg.detach(&new.handle(), LONG).await.unwrap();
     new.pg.recruit(&new.handle(), LONG).await.unwrap();
     new.pg.set_sync_names(&SyncNames::Unprotected, &new.handle(), LONG).await.unwrap();
-    new.pg.promote(LONG).await.unwrap();
+    new.pg.promote(2, LONG).await.unwrap();
     new.pg.write_epoch(epoch(2), LONG).await.unwrap();
     old.pg.canary(LONG).await.unwrap();
     old.crash();

@@ -47,7 +47,7 @@ async fn a_failover_keeps_what_was_acknowledged_and_lists_what_was_not() {
     new.pg.close_clients(&new_handle, LONG).await.unwrap();
     new.pg.set_sync_names(&any(1, &["c"]), &new_handle, LONG).await.unwrap();
     let began = Instant::now();
-    let switch = new.pg.promote(LONG).await.unwrap();
+    let switch = new.pg.promote(2, LONG).await.unwrap();
     println!("promoted in {:?}", began.elapsed());
     assert_eq!((switch.timeline, switch.at), (2, end.end));
     third.pg.follow(&new.upstream_of("c"), &third_handle).await.unwrap();
@@ -107,7 +107,7 @@ async fn a_planned_stop_names_its_end_and_a_standby_that_holds_it_takes_over() {
     new.start(&StartAs::Standby { upstream: None }).await;
     assert_eq!(new.pg.recruit(&new.handle(), LONG).await.unwrap(), end);
     new.pg.set_sync_names(&SyncNames::Unprotected, &new.handle(), LONG).await.unwrap();
-    let switch = new.pg.promote(LONG).await.unwrap();
+    let switch = new.pg.promote(2, LONG).await.unwrap();
     new.pg.write_epoch(epoch(2), LONG).await.unwrap();
     assert_eq!(switch.at, stop.end);
 

@@ -6,3 +6,4 @@ mod disk;
 mod failover;
 mod names;
 mod rig;
+mod timelines;

@@ -1,9 +1,10 @@
-//! What is done to a lab, by pid, and how long it lasts.
+//! What is done to a lab, by pid or on its switch, and how long it lasts.
 
 use std::time::Duration;
 
 use regent_lab::Lab;
 use regent_lab::databases::{DatabaseError, LabInstance, owned, signal_host};
+use regent_lab::network::{CLIENT_NAME, Cut, NetworkError};
 use regent_lab::process::Fault as Signal;
 
 use crate::command::lab::{Operator, connect, from_lab};
@@ -25,8 +26,13 @@ pub enum Fault {
     LeaderAndHost,
     /// SIGKILL to all nodes; they are started again later
     Coordinators,
-    /// The primary's packets are dropped
+    /// All packets of the primary's machine are dropped, then everything on it is killed: a host
+    /// that is gone says no goodbye (a lab of --network)
+    Drop,
+    /// The primary's machine is cut off from everybody, but for clients on it (--network)
     Cut,
+    /// The same, but for one standby, which it still reaches (--network)
+    CutOne,
 }
 
 impl Fault {
@@ -39,19 +45,31 @@ impl Fault {
             Self::Freeze => "freeze",
             Self::LeaderAndHost => "leader-and-host",
             Self::Coordinators => "coordinators",
+            Self::Drop => "drop",
             Self::Cut => "cut",
+            Self::CutOne => "cut-one",
         }
     }
 
     /// Whether another instance must become primary.
     pub const fn moves(self) -> bool {
-        matches!(self, Self::Host | Self::Switchover | Self::Freeze | Self::LeaderAndHost)
+        !matches!(self, Self::Postmaster | Self::Coordinators)
+    }
+
+    /// Whether packets are dropped: then a client's own deadlines would be what it measures.
+    pub const fn is_silent(self) -> bool {
+        self.is_cut() || matches!(self, Self::Drop)
+    }
+
+    /// Whether the old primary lives on, with clients on its side.
+    pub const fn is_cut(self) -> bool {
+        matches!(self, Self::Cut | Self::CutOne)
     }
 
     /// How long it stays before it is taken back.
     pub fn lasts(self, hold: Duration) -> Duration {
         match self {
-            Self::Freeze | Self::Coordinators => hold,
+            Self::Freeze | Self::Coordinators | Self::Cut | Self::CutOne => hold,
             _ => Duration::ZERO,
         }
     }
@@ -61,12 +79,9 @@ impl Fault {
     /// # Errors
     /// Says what is missing.
     pub fn check(self, lab: &Lab, instances: usize) -> Outcome {
-        if self == Self::Cut {
-            return Err(CliError::usage("cannot drop the primary's packets")
-                .because("a lab's processes share one network; each would need a namespace")
-                .hint(
-                    "--fault freeze comes nearest: the host is silent and connections stay open",
-                ));
+        if self.is_silent() && lab.network.is_none() {
+            let error = from_lab("cannot drop the primary's packets", NetworkError::None.into());
+            return Err(error);
         }
         if instances < 2 && self.moves() {
             return Err(CliError::usage("cannot take the only instance away")
@@ -96,13 +111,37 @@ impl Fault {
             }
             Self::Coordinators => lab.nodes.iter().try_for_each(|one| node(lab, one.id)),
             Self::Switchover => Operator::of(lab)?.switchover("bench failover").await,
-            Self::Cut => self.check(lab, usize::MAX),
+            Self::Drop => {
+                cut(lab, primary, &[])?;
+                host(lab, primary, Signal::Kill)
+            }
+            Self::Cut => cut(lab, primary, &[]),
+            Self::CutOne => {
+                let others = lab.databases.iter().flat_map(|all| &all.instances);
+                let kept = others.map(|one| &one.id).find(|id| **id != primary.id);
+                cut(lab, primary, kept.as_slice())
+            }
         }
     }
 }
 
 fn failed(error: DatabaseError) -> CliError {
     from_lab("cannot do that to the primary", error.into())
+}
+
+/// Cuts the primary's machine off from everybody but `kept`.
+fn cut(lab: &Lab, primary: &LabInstance, kept: &[&String]) -> Outcome {
+    let what = "cannot drop the primary's packets";
+    let failed = |error: NetworkError| from_lab(what, error.into());
+    let network = lab.network.as_ref().ok_or(NetworkError::None).map_err(failed)?;
+    let others = network.machines.iter().map(|machine| &machine.name);
+    let from = others
+        .filter(|name| **name != primary.id && !kept.contains(name))
+        .cloned()
+        .chain([CLIENT_NAME.to_owned()])
+        .collect();
+    let cut = Cut { who: primary.id.clone(), from, one_way: false };
+    network.cut(&[cut]).map(|_| ()).map_err(failed)
 }
 
 fn host(lab: &Lab, primary: &LabInstance, signal: Signal) -> Outcome {

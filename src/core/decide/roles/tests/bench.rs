@@ -331,6 +331,7 @@ impl Bench {
         if sim.notebook.take(directive) == Taken::New {
             (sim.world.diverged, sim.world.replayed, sim.world.committed) = (None, false, None);
         }
+        sim.world.timeline = role.timeline;
         sim.world.promoted = role.promoted.map_or(Epoch::NONE, |_| role.epoch);
         let covered = role.set.as_ref().filter(|_| role.is_covered());
         sim.world.covered = covered.map(|set| set.revision);
@@ -458,8 +459,8 @@ impl Bench {
                 sim.world.open = false;
             }
             Step::StartStandby(_) | Step::StartPrimary => sim.world.shut_down = false,
-            Step::Promote => {
-                sim.wal.timeline += 1;
+            Step::Promote(timeline) => {
+                sim.wal.timeline = *timeline;
                 self.forked_at = sim.wal.end.0;
             }
             Step::WriteEpoch(epoch) => {
