@@ -9,7 +9,7 @@ use std::sync::mpsc as channel;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use regent_core::id::Nonce;
+use regent_core::id::{Nonce, Revision};
 use regent_core::time::Reading;
 use regent_fencer::client::await_end;
 use regent_fencer::receipt::{ExitStatus, Proof, Reason};
@@ -168,16 +168,27 @@ impl Guard {
         });
     }
 
+    /// No deadline while people keep Regent's hands off (E5). Posted, as [`Self::post_arm`].
+    pub fn disarm_for(&self, pause: Revision) {
+        self.post("give up its deadline", move |fencer| fencer.disarm(pause).map(drop));
+    }
+
     fn post(
         &self,
         what: &'static str,
         ask: impl FnOnce(&mut Fencer) -> Result<(), ClientError> + Send + 'static,
     ) {
-        let job = move |fencer: &mut Fencer| match ask(fencer) {
-            Ok(()) => {}
-            // No heartbeat: what it guards must not outlive that (E1).
-            Err(ClientError::Silent(_)) => drop(end(fencer)),
-            Err(error) => tracing::warn!(%error, "the fencer did not {what}"),
+        let status = Arc::clone(&self.status);
+        let job = move |fencer: &mut Fencer| {
+            match ask(fencer) {
+                Ok(()) => {}
+                // No heartbeat: what it guards must not outlive that (E1).
+                Err(ClientError::Silent(_)) => drop(end(fencer)),
+                Err(error) => tracing::warn!(%error, "the fencer did not {what}"),
+            }
+            if let Some(seen) = fencer.last_status() {
+                *status.lock() = seen.clone();
+            }
         };
         // Without the thread there is no agent any more.
         let _ = self.jobs.send(Box::new(job));

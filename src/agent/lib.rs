@@ -21,6 +21,7 @@ mod link;
 mod local;
 mod notes;
 mod run;
+mod says;
 mod senses;
 mod sights;
 mod start;

@@ -8,6 +8,7 @@ use regent_core::agent::{Data, Notebook, OnDisk, World};
 use regent_core::id::{Epoch, InstanceName, Revision};
 use regent_core::role::observe::{Canary, Observation, Probe, Receiver, Run, Sender};
 use regent_core::role::{Position, Proof};
+use regent_core::time::Reading;
 use regent_engine as engine;
 use regent_engine::Discovery;
 
@@ -43,6 +44,8 @@ pub struct Local {
     pub rebuilding: bool,
     /// The last observation of this run, and when.
     pub seen: Option<(engine::Observation, Instant)>,
+    /// Read before that observation was asked for: what was acknowledged by then lies in it.
+    pub sampled: Reading,
     /// The newest probe.
     pub probe: Probe,
     /// Since when probes fail.
@@ -98,6 +101,7 @@ impl Local {
             crashed: false,
             rebuilding: false,
             seen: None,
+            sampled: Reading::default(),
             probe: Probe::Unknown,
             failing: None,
             canary: None,
@@ -181,8 +185,9 @@ impl Local {
         self.running = true;
     }
 
-    /// The engine answered.
-    pub fn observed(&mut self, seen: engine::Observation) {
+    /// The engine answered; it was asked at `asked`.
+    pub fn observed(&mut self, asked: Reading, seen: engine::Observation) {
+        self.sampled = asked;
         self.written = self.written.max(seen.position.epoch);
         if !seen.in_recovery {
             // A promotion that outlasted its step: it is not closed on disk any more.

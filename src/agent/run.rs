@@ -45,8 +45,8 @@ const TRY_LATER: Duration = Duration::from_secs(2);
 
 /// What the tasks beside the loop report.
 pub enum Report {
-    /// The database's facts, or why there are none.
-    Seen(Result<engine::Observation, String>),
+    /// The database's facts, or why there are none, and when they were asked for.
+    Seen(Reading, Result<engine::Observation, String>),
     /// A fresh connection.
     Probed(Result<Duration, String>),
     /// An own commit: when it was begun, under which set, whether it returned.
@@ -84,6 +84,8 @@ pub struct Agent {
     pub(crate) right: Right,
     pub(crate) arms: u64,
     pub(crate) armed_until: Option<Reading>,
+    /// When the fencer was last asked to give up its deadline for a pause.
+    pub(crate) disarmed: Option<Instant>,
     /// The renewal acknowledged last when the database ended by itself.
     pub(crate) crashed_at: Option<RenewalNumber>,
     /// The agent ends: its fencer is gone.
@@ -137,6 +139,7 @@ impl Agent {
     fn hear(&mut self, heard: Heard) {
         match heard {
             Heard::Session(session, answer) => {
+                self.note_refusal();
                 let start = self.start(&session);
                 if self.session.as_ref().map(SessionLease::id) != Some(session.id()) {
                     self.mark = Revision(0);
@@ -242,7 +245,11 @@ impl Agent {
         let Some(session) = &self.session else { return };
         if mark.0 > session.id().0 && mark != self.mark {
             self.mark = mark;
-            session.granted(mark);
+            // The renewal that names the grant says what it has to (C4).
+            self.carry();
+            if let Some(session) = &self.session {
+                session.granted(mark);
+            }
         }
     }
 
@@ -270,6 +277,11 @@ impl Agent {
             }
             Ok(Taken::Same) => {}
         }
+        let another = told.holder.as_ref().is_some_and(|holder| *holder != self.tools.me);
+        if self.notes.book.led != Epoch::NONE && (another || told.fence.is_some()) {
+            self.latch("another may be primary");
+        }
+        self.instruction = Some(told.clone());
         self.take_mark(told.mark);
         self.told.timeline = told.timeline;
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
@@ -286,7 +298,6 @@ impl Agent {
         let neighbours: BTreeMap<InstanceName, String> =
             others.map(|one| (one.name.clone(), one.address.clone())).collect();
         self.sights.aim(&neighbours, self.report_every);
-        self.instruction = Some(told);
         self.look.notify_one();
     }
 
@@ -365,10 +376,10 @@ impl Agent {
 
     fn report(&mut self, report: Report) {
         match report {
-            Report::Seen(Ok(seen)) => {
+            Report::Seen(asked, Ok(seen)) => {
                 if self.local.running {
                     let streamed = self.local.streams();
-                    self.local.observed(seen);
+                    self.local.observed(asked, seen);
                     if self.busy.is_none() {
                         self.local.judge_names();
                     }
@@ -379,7 +390,7 @@ impl Agent {
                     }
                 }
             }
-            Report::Seen(Err(why)) => {
+            Report::Seen(_, Err(why)) => {
                 if self.local.running && self.local.seen.is_some() {
                     self.local.problem = why;
                 }
@@ -391,7 +402,7 @@ impl Agent {
                 // F: names that are not the committed set's make no certificate.
                 let sound = returned && self.local.has_its_names();
                 if let (true, Some(set)) = (sound, set) {
-                    self.right.certified(sent, set);
+                    self.right.certified(sent, set, self.notes.book.latched);
                 }
             }
             Report::Done(step, outcome) => self.done(&step, outcome),
@@ -472,15 +483,25 @@ impl Agent {
         let held = held && newer;
         self.right.lease = deadline.filter(|_| held).map(|deadline| deadline.until);
         let set = self.local.in_force;
-        let latched = !self.notes.book.may_hold();
+        let unprotected = self.notes.book.unprotected;
         let budget = self.fence_budget_ms;
-        let until =
-            self.policy().and_then(|policy| self.right.until(policy, set, latched, budget, now));
+        let until = self
+            .policy()
+            .and_then(|policy| self.right.until(policy, set, unprotected, budget, now));
         self.told.holds_lease = held && self.leads();
-        self.told.may_serve =
-            self.leads() && until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
-        if let Some(until) = until.filter(|_| self.leads()) {
-            self.arm(until);
+        if self.told.holds_lease {
+            self.unlatch();
+        }
+        let pausing = self.pausing();
+        let lasts = until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
+        self.told.may_serve = self.leads() && (lasts || pausing.is_free());
+        if !self.leads() {
+            return;
+        }
+        match (pausing.may_disarm(), until) {
+            (Some(pause), _) => self.disarm_for(pause, pausing.unbounded),
+            (None, Some(until)) => self.arm(until),
+            (None, None) => {}
         }
     }
 
@@ -509,7 +530,9 @@ impl Agent {
 
     /// One turn: rights, the next step, words to the coordinators.
     fn turn(&mut self) {
+        self.note_refusal();
         self.rights();
+        self.carry();
         let answers =
             self.instruction.as_ref().and_then(|told| told.upstream()).is_some_and(|up| {
                 self.sights.now().iter().any(|sight| {

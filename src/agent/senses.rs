@@ -24,6 +24,7 @@ pub async fn observe(
     let mut pause = every;
     loop {
         let _ = tokio::time::timeout(pause, look.notified()).await;
+        let asked = regent_fencer::clock::now();
         let seen = engine.observe(WITHIN).await;
         // A server that comes up is looked at often: each moment counts.
         pause = match &seen {
@@ -31,7 +32,7 @@ pub async fn observe(
             Ok(seen) if seen.in_recovery => standby,
             Ok(_) => every,
         };
-        if reports.send(Report::Seen(seen.map_err(|error| error.to_string()))).is_err() {
+        if reports.send(Report::Seen(asked, seen.map_err(|error| error.to_string()))).is_err() {
             return;
         }
     }

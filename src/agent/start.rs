@@ -173,6 +173,7 @@ pub async fn run(
         sender: None,
         right: Right::default(),
         armed_until: None,
+        disarmed: None,
         crashed_at: None,
         is_over: false,
         busy: None,
@@ -201,9 +202,10 @@ async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Eng
         return;
     }
     local.started(0);
+    let asked = regent_fencer::clock::now();
     if let Ok(seen) = engine.observe(Duration::from_secs(1)).await {
         // Whether clients may connect is not asked: letting them in again does no harm.
-        local.observed(seen);
+        local.observed(asked, seen);
     }
     tracing::info!(led = %notes.book.led, "took over what runs under the fencer");
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use regent_core::role::{Position, Receipt};
+use regent_core::role::{Position, Proof, Receipt};
 use regent_rpc::convert::agent::Ask;
 
 use crate::run::Agent;
@@ -48,7 +48,8 @@ impl Agent {
             generation: self.local.generation,
             is_proven: pledge.is_proven,
         };
-        self.ask("receipt", Ask::Receipt(Box::new(receipt)));
+        let stopped = self.stopped().filter(|_| pledge.proof >= Proof::Stopped);
+        self.ask("receipt", Ask::Receipt(Box::new(receipt), stopped));
     }
 
     /// Where the WAL of a database ends that is down is found out after it was accepted.

@@ -12,8 +12,9 @@ use crate::id::{
     ClientId, ElectionName, Epoch, Incarnation, InstanceName, Locality, NodeId, Nonce,
     PartitionName, RenewalNumber, Revision, Serial, ServiceName, SessionId,
 };
-use crate::role::{AgentStart, FenceKind, Loss, Lsn, Phase, Receipt};
+use crate::role::{AgentStart, FenceKind, HolderReport, Loss, Lsn, Phase, Receipt, StopInstant};
 use crate::spec::ServiceSpec;
+use crate::state::version::REPORTS_LEVEL;
 use crate::time::WallMs;
 use crate::timing::Timing;
 
@@ -22,7 +23,7 @@ use crate::timing::Timing;
 /// ones stay readable (N and N-1 run together); a higher one than the replicated feature level is
 /// refused by every binary alike, and a binary that is too old for the level stops before it
 /// misreads anything (see [`crate::state::version`]).
-pub const ENTRY_VERSION: u16 = 2;
+pub const ENTRY_VERSION: u16 = 3;
 
 /// One log entry's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +205,12 @@ pub enum Command {
     AnswerApproval { service: ServiceName, approval: Revision, granted: bool, reason: String },
     /// People keep Regent's hands off a service, or no longer (E5).
     SetPause { service: ServiceName, paused: bool, reason: String },
+
+    /// [`Command::RenewSessions`], with what those of them say that renew the lease of a role. Each
+    /// report names the place of its renewal; places rise. So the many that hold no role cost nothing.
+    RenewHolders { renewals: Vec<Renewal>, reports: PlacedReports },
+    /// [`Command::RecordReceipt`] of a holder that knows when its last process had ended.
+    RecordStop { service: ServiceName, receipt: Box<Receipt>, stopped: StopInstant },
 }
 
 /// One session's renewal (C4).
@@ -220,6 +227,44 @@ pub struct Renewal {
     /// The highest grant (revision of its epoch) the client knows it holds; a lease is confirmed
     /// when a renewal, or a proclamation under its epoch, names its grant or a later one (C8).
     pub known_grant: Revision,
+}
+
+/// A renewal on its way to the log, with what it says of the role that its session holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullRenewal {
+    /// As every session sends it.
+    pub renewal: Renewal,
+    /// Of the holder of a role. Boxed: a batch holds thousands that have none.
+    pub report: Option<Box<HolderReport>>,
+}
+
+/// Reports beside renewals, each with the place of its renewal; places rise.
+pub type PlacedReports = Vec<(u32, HolderReport)>;
+
+impl FullRenewal {
+    /// The two lists that a batch travels as.
+    pub fn split(batch: &[Self]) -> (Vec<Renewal>, PlacedReports) {
+        let report = |(full, place): (&Self, u32)| Some((place, *full.report.as_deref()?));
+        let reports = batch.iter().zip(0u32..).filter_map(report).collect();
+        (batch.iter().map(|full| full.renewal).collect(), reports)
+    }
+
+    /// The batch of two lists; a report of a place that is not there is dropped.
+    pub fn join(renewals: Vec<Renewal>, reports: PlacedReports) -> Vec<Self> {
+        let mut batch: Vec<Self> = renewals.into_iter().map(Self::from).collect();
+        for (place, report) in reports {
+            if let Some(full) = batch.get_mut(place as usize) {
+                full.report = Some(Box::new(report));
+            }
+        }
+        batch
+    }
+}
+
+impl From<Renewal> for FullRenewal {
+    fn from(renewal: Renewal) -> Self {
+        Self { renewal, report: None }
+    }
 }
 
 /// A session the leader believes lapsed, and the renewal it saw last.
@@ -285,6 +330,16 @@ impl Entry {
 }
 
 impl Command {
+    /// The entry for a batch of renewals in a cluster at this feature level: reports travel only where
+    /// every member can read them.
+    pub fn renew(batch: &[FullRenewal], feature_level: u32) -> Self {
+        let (renewals, reports) = FullRenewal::split(batch);
+        if feature_level < REPORTS_LEVEL || reports.is_empty() {
+            return Self::RenewSessions { renewals };
+        }
+        Self::RenewHolders { renewals, reports }
+    }
+
     /// The feature level that every member must have before this command may be in the log: it goes
     /// into [`Entry::version`].
     pub fn level(&self) -> u16 {
@@ -305,6 +360,7 @@ impl Command {
             | Self::OpenApproval { .. }
             | Self::AnswerApproval { .. }
             | Self::SetPause { .. } => 2,
+            Self::RenewHolders { .. } | Self::RecordStop { .. } => 3,
             _ => 1,
         }
     }
@@ -331,7 +387,8 @@ impl Command {
             | Self::AdvanceOperation { service, .. }
             | Self::OpenApproval { service, .. }
             | Self::AnswerApproval { service, .. }
-            | Self::SetPause { service, .. } => Scope::Service(service.clone()),
+            | Self::SetPause { service, .. }
+            | Self::RecordStop { service, .. } => Scope::Service(service.clone()),
             Self::Campaign { election, .. }
             | Self::Resign { election, .. }
             | Self::ResignEpoch { election, .. }
@@ -340,6 +397,7 @@ impl Command {
             | Self::DeleteElection { election, .. } => Scope::Election(election.clone()),
             Self::OpenSession { .. }
             | Self::RenewSessions { .. }
+            | Self::RenewHolders { .. }
             | Self::CloseSession { .. }
             | Self::ExpireSessions { .. }
             | Self::ExpireGrants { .. } => Scope::Sessions,
@@ -360,6 +418,46 @@ impl Command {
 mod tests {
     use super::*;
 
+    fn renewal() -> Renewal {
+        Renewal {
+            session: SessionId(3),
+            nonce: Nonce(4),
+            number: RenewalNumber(5),
+            acked: RenewalNumber(4),
+            known_grant: Revision(2),
+        }
+    }
+
+    fn report() -> HolderReport {
+        HolderReport {
+            armed: crate::role::Armed::Armed,
+            boot: crate::role::MachineBoot(u64::MAX),
+            sent: crate::role::HolderInstant(3_600_000_000),
+            watermark: None,
+            pause: None,
+            policy: Revision(9),
+            set: None,
+        }
+    }
+
+    #[test]
+    fn renewals_without_a_report_cost_what_they_always_did_and_one_with_it_a_few_bytes() {
+        let size = |batch: &[FullRenewal], level| {
+            let command = Command::renew(batch, level);
+            (postcard::to_stdvec(&command).expect("it encodes").len(), command.level())
+        };
+        let plain: Vec<FullRenewal> = (0..1_000).map(|_| renewal().into()).collect();
+        let mut one = plain.clone();
+        one[700].report = Some(Box::new(report()));
+        assert_eq!(size(&plain, REPORTS_LEVEL), size(&plain, 1));
+        let (renewals, reports) = FullRenewal::split(&one);
+        assert_eq!(FullRenewal::join(renewals, reports), one);
+        let ((many, level), (more, new)) = (size(&plain, 1), size(&one, REPORTS_LEVEL));
+        assert_eq!((level, new), (1, 3));
+        assert!(more - many < 30, "{more} {many}");
+        assert_eq!(size(&one, REPORTS_LEVEL - 1), (many, 1), "a member could not read it");
+    }
+
     #[test]
     fn a_command_keeps_the_number_under_which_it_is_in_old_logs() {
         let election = || "a".parse().expect("a name");
@@ -373,7 +471,10 @@ mod tests {
         assert_eq!(number(&under), 22);
         let service = || "s".parse().expect("a name");
         let pause = Command::SetPause { service: service(), paused: true, reason: String::new() };
-        assert_eq!((number(&pause), pause.level()), (39, ENTRY_VERSION));
+        assert_eq!((number(&pause), pause.level()), (39, 2));
+        let full = FullRenewal { renewal: renewal(), report: Some(Box::new(report())) };
+        let holders = Command::renew(&[renewal().into(), full], REPORTS_LEVEL);
+        assert_eq!((number(&holders), holders.level()), (40, ENTRY_VERSION));
         let candidate = "i".parse().expect("a name");
         assert_eq!(number(&Command::GrantFirst { service: service(), candidate }), 25);
         let by = Principal::cluster();

@@ -64,6 +64,11 @@ pub const MAX_OPERATIONS_PER_SERVICE: usize = 32;
 pub const MAX_PHASES: usize = 64;
 /// Sync sets of a service that are not covered yet: each change adds one until the primary covers.
 pub const MAX_UNCOVERED_SETS: usize = 64;
+/// Watermarks remembered of a primary: at two renewals a second some fifteen seconds of writes, five
+/// times the usual ttl. A candidate that is further behind lacks more than anybody allows unasked.
+pub const MAX_WATERMARKS: usize = 32;
+/// Policies of a service that its holder has not taken up; more are merged into one as careful.
+pub const MAX_FORMER_POLICIES: usize = 8;
 /// Automatic failovers of a service that flap control looks back at.
 pub const MAX_FAILOVERS_KEPT: usize = 16;
 /// No time of a Raft profile is longer: ten minutes. Keeps every sum of C6 far from overflow.

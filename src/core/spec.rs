@@ -4,6 +4,7 @@
 //! every problem at once) and again in `apply` (so that no path around it exists): the rules are in
 //! `spec/validate.rs` and `spec/survival.rs`, the words of each choice in `spec/words.rs`.
 
+mod safer;
 mod survival;
 mod validate;
 mod words;

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use parking_lot::RwLock;
 use regent_core::authz::Principal;
-use regent_core::command::{Command, Entry, Renewal};
+use regent_core::command::{Command, Entry, FullRenewal};
 use regent_core::reply::{RenewalOutcome, Reply};
+use regent_core::state::State;
 use regent_raft::api::ConsensusError;
 use regent_rpc::clock::Clock;
 use regent_rpc::pb::raft::RenewRequest;
@@ -24,15 +26,18 @@ pub struct RenewalEntries {
     pub consensus: regent_raft::Consensus,
     /// For the entry's wall time.
     pub clock: Arc<dyn Clock>,
+    /// For what every member can read.
+    pub state: Arc<RwLock<State>>,
 }
 
 impl EntryProposer for RenewalEntries {
     fn propose_renewals(
         &self,
-        renewals: Vec<Renewal>,
+        renewals: Vec<FullRenewal>,
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>> {
-        let command = Command::RenewSessions { renewals };
+        let level = self.state.read().cluster().feature_level;
+        let command = Command::renew(&renewals, level);
         let entry = Entry::new(self.clock.wall(), Principal::cluster(), None, &command).encode();
         let consensus = self.consensus.clone();
         async move {
@@ -65,7 +70,7 @@ pub struct RenewalRoute {
 impl RenewalSink for RenewalRoute {
     fn renew_batch(
         &self,
-        renewals: Vec<Renewal>,
+        renewals: Vec<FullRenewal>,
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>> {
         let leader = match self.leadership.now() {
@@ -80,8 +85,14 @@ impl RenewalSink for RenewalRoute {
         }
         let client = self.peers.peer(leader.node, &leader.address);
         let count = renewals.len();
+        let (renewals, reports) = FullRenewal::split(&renewals);
         let bytes = postcard::to_stdvec(&renewals).expect("renewals are plain numbers");
-        let request = self.peers.request(RenewRequest { renewals: bytes.into() }, deadline);
+        let reports = match reports.is_empty() {
+            true => Vec::new(),
+            false => postcard::to_stdvec(&reports).expect("reports are plain numbers"),
+        };
+        let request = RenewRequest { renewals: bytes.into(), reports: reports.into() };
+        let request = self.peers.request(request, deadline);
         async move {
             let mut client = client.map_err(|bad| RenewError::NotProposed(bad.to_string()))?;
             let answer = match client.renew(request).await {

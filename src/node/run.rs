@@ -399,7 +399,8 @@ async fn assemble(
     let aged = reads.clone();
     // Set once, here.
     let _ = belief.age.set(Box::new(move || aged.age_ms()));
-    let entries = RenewalEntries { consensus: consensus.clone(), clock: clock.clone() };
+    let entries =
+        RenewalEntries { consensus: consensus.clone(), clock: clock.clone(), state: state.clone() };
     let window = half_tick(timing.commit_tick_ms);
     let merger = Merger::start(window, Arc::new(entries), metrics.clone(), &duties);
     let route = RenewalRoute {

@@ -173,6 +173,7 @@ impl Left {
             number: 1,
             acked: 0,
             known_grant: self.epoch.revision,
+            report: None,
         };
         let ask = v1::KeepAliveRequest { renewals: vec![renewal], probe: 0 };
         let mut answers =

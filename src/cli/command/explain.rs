@@ -46,6 +46,7 @@ fn as_json(answer: &v1::ExplainResponse) -> Value {
         "life": answer.life,
         "role": answer.role.as_ref().map(role::role),
         "operation": answer.operation.as_ref().map(role::operation),
+        "said": answer.said.as_ref().map(role::said),
         "instances": answer.instances.iter().map(role::instance).collect::<Vec<_>>(),
         "report": report.collect::<Vec<_>>(),
     })
@@ -63,6 +64,9 @@ fn as_text(service: &str, answer: &v1::ExplainResponse) -> String {
         }
     }
     parts.push(role::instances(&answer.instances).to_string());
+    if let Some(said) = &answer.said {
+        parts.push(role::said_text(said));
+    }
     if let Some(row) = answer.operation.as_ref().filter(|row| !row.over) {
         parts.push(role::operation_text(row));
     }

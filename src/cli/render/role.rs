@@ -293,13 +293,54 @@ fn or_dash(name: &str) -> &str {
     if name.is_empty() { "-" } else { name }
 }
 
+/// What a primary said last, for programs.
+pub fn said(said: &v1::LastRenewal) -> Value {
+    let report = said.report.clone().unwrap_or_default();
+    let mark = report.watermark.as_ref();
+    json!({
+        "instance": said.instance,
+        "epoch": epoch(&said.epoch),
+        "renewal": said.number,
+        "armed": report.armed,
+        "sent_us": report.sent_us,
+        "watermark": mark.map(|mark| position(mark.at.as_ref())),
+        "sampled_us": mark.map(|mark| mark.sampled_us),
+        "pause": report.pause,
+        "policy": report.policy,
+        "set": report.set,
+        "former_policies": said.former_policies,
+    })
+}
+
+/// What a primary said last, for people.
+pub fn said_text(said: &v1::LastRenewal) -> String {
+    let report = said.report.clone().unwrap_or_default();
+    let mark = report.watermark.as_ref();
+    let mut head = Table::pairs();
+    head.pair("last renewal", format!("{} of {}", said.number, said.instance));
+    head.pair("it is", if report.armed { "armed" } else { "weak: its lapse proves no end" });
+    if let Some(at) = mark.and_then(|mark| mark.at.as_ref()) {
+        let before_us = report.sent_us.saturating_sub(mark.map_or(0, |mark| mark.sampled_us));
+        let before = duration::human(before_us / 1_000);
+        head.pair("WAL flushed", format!("to {}, {before} before it was sent", lsn(at.end)));
+    }
+    if report.pause > 0 {
+        head.pair("goes by", format!("pause {}: its lapse proves no end", report.pause));
+    }
+    if said.former_policies > 0 {
+        let why = "it has not taken up the declared policy: the safer of both binds";
+        head.pair("policy", why);
+    }
+    head.to_string()
+}
+
 /// What could be lost, as one phrase.
 pub fn loss_text(loss: Option<&v1::Loss>) -> String {
     let loss = loss.copied().unwrap_or_default();
     let part = |what: Option<u64>, unit: &str| {
         what.map_or_else(|| format!("unknown {unit}"), |what| format!("{what} {unit}"))
     };
-    format!("{}, {}", part(loss.ms, "ms"), part(loss.bytes, "bytes"))
+    format!("{}, {} (estimate)", part(loss.ms, "ms"), part(loss.bytes, "bytes"))
 }
 
 /// Instances with what is known of them, for people.

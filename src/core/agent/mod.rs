@@ -8,9 +8,11 @@
 //! - [`world`]: what it knows of its database at one instant.
 //! - [`step`]: the next step. Level-triggered: whatever happened before, the same world gives the
 //!   same step, so that a crash between two steps costs nothing but time.
+//! - [`pause`]: how the fencer loses its deadline under a pause, and gets it back (E5).
 //! - [`right`]: until when it may serve writes: lease (C1) or certificate (F).
 
 pub mod notebook;
+pub mod pause;
 pub mod right;
 pub mod step;
 #[cfg(test)]
@@ -18,6 +20,7 @@ pub(crate) mod tests;
 pub mod world;
 
 pub use notebook::{Notebook, Pledge};
+pub use pause::Pausing;
 pub use right::{Right, may_stay_shut};
 pub use step::{Step, next};
 pub use world::{Data, OnDisk, World};

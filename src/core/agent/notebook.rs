@@ -122,6 +122,22 @@ impl Notebook {
         }
     }
 
+    /// A renewal was refused, or something else said that another may be primary: certificates are
+    /// renewed no more (F). To be on disk before anything else is done.
+    pub fn refused(&mut self) {
+        self.latched = true;
+    }
+
+    /// A renewal that names the present grant is in the log: no fence was open there, so what was
+    /// refused before is over. The latch of a fence stays until a directive to lead.
+    pub fn renewed(&mut self) {
+        let leads = self
+            .directive
+            .as_ref()
+            .is_some_and(|it| matches!(it.order, crate::role::Order::Lead { .. }));
+        self.latched &= !leads;
+    }
+
     /// Whether certificates may hold the right up (F).
     pub fn may_hold(&self) -> bool {
         !self.latched && !self.unprotected

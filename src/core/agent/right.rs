@@ -1,7 +1,8 @@
 //! Until when an instance may serve writes: by its lease (C1), or in quorum mode by a certificate
 //! (F), the return of an own synchronous commit.
 //!
-//! It must never let a certificate outlive the knowledge of a fence: the notebook's latch ends it.
+//! It must never let a certificate be renewed after the knowledge of a fence or a refusal: the notebook's
+//! latch says so, and what was certified before ends in its time.
 
 use crate::id::Revision;
 use crate::lease::Rules;
@@ -26,8 +27,12 @@ pub fn may_stay_shut(policy: &Policy, may_hold: bool) -> bool {
 }
 
 impl Right {
-    /// A synchronous commit, begun at `sent`, returned under the set. Older ones change nothing.
-    pub fn certified(&mut self, sent: Reading, set: Revision) {
+    /// A synchronous commit, begun at `sent`, returned under the set. Older ones change nothing, and
+    /// none does once the agent knows of a fence or a refusal (F).
+    pub fn certified(&mut self, sent: Reading, set: Revision, latched: bool) {
+        if latched {
+            return;
+        }
         let rises = self
             .certificate
             .is_none_or(|(at, _)| sent.boottime_us >= at.boottime_us && sent.raw_us >= at.raw_us);
@@ -36,18 +41,19 @@ impl Right {
         }
     }
 
-    /// Until when writes may be served; `None`: not at all.
+    /// Until when writes may be served; `None`: not at all. `unprotected`: commits may wait for
+    /// nobody, so that a certificate proves nothing.
     pub fn until(
         &self,
         policy: &Policy,
         set: Option<Revision>,
-        latched: bool,
+        unprotected: bool,
         fence_budget_ms: u64,
         now: Reading,
     ) -> Option<Reading> {
         let holds = policy.mode == Mode::Quorum
             && policy.on_coordinator_loss == CoordinatorLoss::Hold
-            && !latched;
+            && !unprotected;
         let certificate =
             self.certificate.filter(|(_, of)| holds && Some(*of) == set).map(|(sent, _)| {
                 let lasts = Rules::LAW.short(policy.ttl_ms);

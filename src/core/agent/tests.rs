@@ -339,9 +339,9 @@ fn a_certificate_counts_from_before_it_was_sent_under_its_set_and_never_after_a_
     let policy = Policy::default_for(Mode::Quorum);
     let mut right = Right::default();
     let sent = Reading::at_us(1_000_000);
-    right.certified(sent, Revision(5));
-    let until = |right: &Right, set, latched, now| {
-        right.until(&policy, Some(Revision(set)), latched, 250, Reading::at_us(now))
+    right.certified(sent, Revision(5), false);
+    let until = |right: &Right, set, unprotected, now| {
+        right.until(&policy, Some(Revision(set)), unprotected, 250, Reading::at_us(now))
     };
     let lasts = Rules::LAW.short(policy.ttl_ms).0 - 250_000;
     let end = Reading::at_us(1_000_000 + lasts);
@@ -353,6 +353,24 @@ fn a_certificate_counts_from_before_it_was_sent_under_its_set_and_never_after_a_
     assert_eq!(right.until(&lease, Some(Revision(5)), false, 250, sent), None);
     right.lease = Some(Reading::at_us(1_200_000));
     assert_eq!(until(&right, 6, true, 1_100_000), Some(Reading::at_us(1_200_000)));
+    // Begun before the refusal was known, or after: it lasts no longer than the one before.
+    right.lease = None;
+    right.certified(Reading::at_us(1_500_000), Revision(5), true);
+    assert_eq!(until(&right, 5, false, 1_600_000), Some(end));
+}
+
+#[test]
+fn a_refusal_latches_over_restarts_until_a_renewal_of_the_same_grant_is_in_the_log() {
+    let mut notebook = lead();
+    notebook.refused();
+    let again = notebook.directive.clone().unwrap();
+    assert_eq!((notebook.take(&again), notebook.latched), (Taken::Same, true));
+    assert!(!notebook.may_hold());
+    notebook.renewed();
+    assert!(notebook.may_hold(), "no fence was open there");
+    let mut fenced = told(5, 9, Order::Stop { fence: Revision(9) });
+    fenced.renewed();
+    assert!(fenced.latched, "a fence is over when it is told to lead again");
 }
 
 #[test]

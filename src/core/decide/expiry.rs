@@ -6,6 +6,10 @@
 //! not at all while a majority of the peers contradicts this node's clock (C9). `apply` then still
 //! compares the renewal number that each proposal names (C4): a renewal committed first wins.
 //!
+//! The lease of a role is waited for as long as the longest ttl that its holder was ever promised under
+//! this epoch (docs/adr/0010): a later session with a shorter one does not take back what its fencer
+//! was told.
+//!
 //! A candidate that does not confirm its grant (C8) never acted, so no clock is needed to take it
 //! back; the time it gets here is only manners. One that leads other elections on confirmed grants
 //! is left to its ttl: `apply` would refuse, because it ends the whole session
@@ -219,7 +223,11 @@ fn lapsed_sessions(view: &View<'_>, clock: &mut NodeClock, decision: &mut Decisi
     let sessions = view.state.sessions();
     let due = clock.due(view.now, MAX_LAPSED_PER_ENTRY);
     let name_renewal = |session| Some(Lapsed { session, seen: sessions.get(&session)?.renewed });
-    let lapsed: Vec<_> = due.into_iter().filter_map(name_renewal).collect();
+    let outlasted = |session: &SessionId| {
+        let longest = view.state.longest_ttl_of_lease(*session);
+        longest.is_none_or(|ttl_ms| clock.has_waited(*session, ttl_ms, view.now))
+    };
+    let lapsed: Vec<_> = due.into_iter().filter(outlasted).filter_map(name_renewal).collect();
     if !lapsed.is_empty() {
         let names =
             list(lapsed.iter().map(|one| format!("{} after renewal {}", one.session, one.seen)));

@@ -49,7 +49,11 @@ impl Leader {
     }
 
     fn run(&mut self, now_ms: u64, command: &Command) -> Reply {
-        let by = Principal::new(Role::Client, "ann");
+        self.run_as(&Principal::new(Role::Client, "ann"), now_ms, command)
+    }
+
+    fn run_as(&mut self, by: &Principal, now_ms: u64, command: &Command) -> Reply {
+        let by = by.clone();
         let entry = Entry::new(WallMs(0), by, None, command).encode();
         let applied = self.state.apply(self.state.revision().next(), &entry);
         let sessions = self.state.sessions();
@@ -349,4 +353,106 @@ fn many_who_wait_are_granted_in_several_entries() {
     leader.run(LONG_MS + 1, &first);
     assert_eq!(held(&leader), MAX_GRANTS_PER_ENTRY + 1);
     assert_eq!(leader.state.grants_held_ms(), 0);
+}
+
+/// The agent of the only instance starts over a new session with this ttl, or says so again.
+fn agent_starts(leader: &mut Leader, now_ms: u64, ttl_ms: u64, boot: u64) -> SessionId {
+    let by = Principal::new(Role::Agent, "s/a");
+    let open = Command::OpenSession {
+        ttl_ms,
+        renew_interval_ms: 300,
+        fence_budget_ms: 250,
+        nonce: Nonce(1),
+        label: String::new(),
+    };
+    let Reply::SessionOpened { session, .. } = leader.run_as(&by, now_ms, &open) else { panic!() };
+    let start = Box::new(crate::role::AgentStart {
+        session,
+        nonce: Nonce(5),
+        boot,
+        disk: 7,
+        seen: Default::default(),
+        data: Some(crate::role::DataIdentity {
+            system: 1,
+            generation: 1,
+            epoch: Epoch::NONE,
+            position: Some(Default::default()),
+            out_of_recovery: true,
+        }),
+        fencer: crate::role::Armed::Armed,
+        run: Nonce(1),
+    });
+    let (service, instance) = (name("s"), name("a"));
+    let reply = leader.run_as(&by, now_ms, &Command::AcceptStart { service, instance, start });
+    assert!(matches!(reply, Reply::StartAccepted { .. }), "{reply:?}");
+    session
+}
+
+fn name<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().ok().expect("a name")
+}
+
+fn role_renews(leader: &mut Leader, now_ms: u64, session: SessionId) {
+    let lease = leader.state.roles().values().next().and_then(|role| role.lease.clone());
+    let renewal = Renewal {
+        session,
+        nonce: Nonce(1),
+        number: RenewalNumber(1),
+        acked: RenewalNumber(0),
+        known_grant: lease.expect("a lease").mark,
+    };
+    let report = crate::role::HolderReport {
+        armed: crate::role::Armed::Armed,
+        boot: Default::default(),
+        sent: crate::role::HolderInstant(now_ms * 1_000),
+        watermark: None,
+        pause: None,
+        policy: Revision(1),
+        set: None,
+    };
+    let reports = vec![(0, report)];
+    let reply = leader.run(now_ms, &Command::RenewHolders { renewals: vec![renewal], reports });
+    let Reply::Renewed { outcomes, .. } = reply else { panic!("{reply:?}") };
+    assert!(matches!(outcomes[0], crate::reply::RenewalOutcome::Extended { .. }));
+}
+
+#[test]
+fn a_role_is_waited_for_as_long_as_the_longest_ttl_that_its_holder_was_promised() {
+    use crate::spec::{Engine, InstanceSpec, Mode, Policy, ServiceSpec, TopologyKind};
+    let mut leader = Leader::new();
+    leader.run(0, &Command::RaiseFeatureLevel { to: 3 });
+    let instance = InstanceSpec {
+        name: name("a"),
+        locality: Locality::default(),
+        address: "a:5432".into(),
+        priority: 1,
+    };
+    let spec = Box::new(ServiceSpec {
+        name: name("s"),
+        description: String::new(),
+        engine: Engine::Postgres,
+        topology: TopologyKind::ActivePassive,
+        instances: vec![instance],
+        partitions: Vec::new(),
+        policy: Policy { ttl_ms: TTL_MS, ..Policy::default_for(Mode::Lease) },
+    });
+    let declared =
+        leader.run(0, &Command::PutService { spec, expect: crate::command::Expect::Any });
+    assert!(matches!(declared, Reply::Done { .. }), "{declared:?}");
+    let first = agent_starts(&mut leader, 0, TTL_MS, 0);
+    let first_grant = Command::GrantFirst { service: name("s"), candidate: name("a") };
+    granted(&leader.run(0, &first_grant));
+    role_renews(&mut leader, 0, first);
+    // The policy was shortened: the same start renews under 3 s, and its fencer still has 10 s.
+    let second = agent_starts(&mut leader, 1_000, 3_000, 1);
+    for renewed in [false, true] {
+        if renewed {
+            role_renews(&mut leader, 1_000, second);
+        }
+        assert_eq!(leader.decide(1_000 + LONG_MS - 1).commands, [], "renewed: {renewed}");
+    }
+    let seen = RenewalNumber(1);
+    let lapsed = vec![Lapsed { session: second, seen }];
+    let late = 1_000 + LONG_MS + 600;
+    assert_eq!(leader.decide(late).commands, [Command::ExpireSessions { lapsed }]);
 }

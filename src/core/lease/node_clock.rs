@@ -227,6 +227,14 @@ impl NodeClock {
             .is_some_and(|clock| since_shorter(now, clock.applied) >= self.rules.long(clock.ttl_ms))
     }
 
+    /// Whether a lease of `ttl_ms` that began with the newest renewal of `session` has run out by now,
+    /// whatever the session's own ttl is (C2).
+    pub fn has_waited(&self, session: SessionId, ttl_ms: u64, now: Reading) -> bool {
+        self.sessions
+            .get(&session)
+            .is_some_and(|clock| since_shorter(now, clock.applied) >= self.rules.long(ttl_ms))
+    }
+
     /// Whether a lease with a ttl of `ttl_ms` of which nothing is known, and which nobody renews since
     /// the first time this is asked, has run out by now (C2). Counts anew after a reset or a restart.
     pub fn outlasts(&mut self, ttl_ms: u64, now: Reading) -> bool {

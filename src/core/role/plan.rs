@@ -133,6 +133,13 @@ pub struct Loss {
     pub bytes: Option<u64>,
 }
 
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = |value: Option<u64>| value.map_or("unknown".to_owned(), |v| v.to_string());
+        write!(f, "{} ms and about {} bytes", show(self.ms), show(self.bytes))
+    }
+}
+
 /// Consent of people to go on with less than the proofs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Consent {

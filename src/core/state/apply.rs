@@ -325,7 +325,8 @@ fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Rejection> {
             let ask = TtlAsk { ttl_ms, renew_interval_ms, fence_budget_ms };
             session::open(draft, ask, nonce, label)
         }
-        Command::RenewSessions { renewals } => session::renew(draft, &renewals),
+        Command::RenewSessions { renewals } => session::renew(draft, &renewals, &[]),
+        Command::RenewHolders { renewals, reports } => session::renew(draft, &renewals, &reports),
         Command::CloseSession { session, nonce } => session::close(draft, session, nonce),
         Command::ExpireSessions { lapsed } => session::expire(draft, &lapsed),
         Command::ExpireGrants { unused } => election::expire_grants(draft, &unused),
@@ -361,7 +362,8 @@ fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Rejection> {
         | Command::AdvanceOperation { .. }
         | Command::OpenApproval { .. }
         | Command::AnswerApproval { .. }
-        | Command::SetPause { .. } => role::run(draft, command),
+        | Command::SetPause { .. }
+        | Command::RecordStop { .. } => role::run(draft, command),
     }
 }
 

@@ -69,6 +69,9 @@ impl Mixer {
         for key in journal.operations.keys() {
             self.put(&(8u8, key, tables.operations().get(key).map(|row| &**row)));
         }
+        for name in journal.holders.keys() {
+            self.put(&(9u8, name, tables.holders().get(name).map(|row| &**row)));
+        }
         for name in journal.elections.keys() {
             self.put(&(3u8, name, tables.elections().get(name).map(|row| &**row)));
         }

@@ -12,6 +12,7 @@ use super::audit::Note;
 use super::cluster::ClusterRow;
 use super::election::Election;
 use super::partition::Partition;
+use super::role::holder::HolderRow;
 use super::role::row::{Operation, ServiceRole};
 use super::service::Service;
 use super::session::{Marks, Session};
@@ -32,6 +33,7 @@ pub(super) struct Journal {
     pub partitions: BTreeMap<PartitionKey, Option<Arc<Partition>>>,
     pub roles: BTreeMap<ServiceName, Option<Arc<ServiceRole>>>,
     pub operations: BTreeMap<OperationKey, Option<Arc<Operation>>>,
+    pub holders: BTreeMap<ServiceName, Option<Arc<HolderRow>>>,
     /// In the order of the writes; a session may stand here several times.
     pub sessions: Vec<SessionWas>,
     /// All sessions of before, when they were made void together.
@@ -68,6 +70,7 @@ impl Journal {
             && self.partitions.is_empty()
             && self.roles.is_empty()
             && self.operations.is_empty()
+            && self.holders.is_empty()
             && self.sessions.is_empty()
             && self.voided.is_none()
     }
@@ -88,6 +91,9 @@ impl Journal {
         }
         for (key, row) in self.operations {
             tables.set_operation(&key, row);
+        }
+        for (name, row) in self.holders {
+            tables.set_holder(&name, row);
         }
         for (name, row) in self.elections {
             tables.set_election(&name, row);
@@ -207,6 +213,14 @@ impl<'a> Draft<'a> {
         let old = self.tables.set_operation(key, row.map(Arc::new));
         if !self.journal.operations.contains_key(key) {
             self.journal.operations.insert(key.clone(), old);
+        }
+    }
+
+    /// Watchers are not told of these: a row changes with each renewal, and holds nothing for them.
+    pub fn set_holder(&mut self, name: &ServiceName, row: Option<HolderRow>) {
+        let old = self.tables.set_holder(name, row.map(Arc::new));
+        if !self.journal.holders.contains_key(name) {
+            self.journal.holders.insert(name.clone(), old);
         }
     }
 

@@ -156,6 +156,7 @@ pub(super) fn is_kept(command: &Command) -> bool {
     !matches!(
         command,
         Command::RenewSessions { .. }
+            | Command::RenewHolders { .. }
             | Command::ExpireSessions { .. }
             | Command::ExpireGrants { .. }
             | Command::RecordRefusals { .. }

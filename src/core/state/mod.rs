@@ -47,6 +47,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::id::{ElectionName, Incarnation, PartitionName, Revision, ServiceName, SessionId};
+use crate::spec::Policy;
 use crate::time::WallMs;
 
 use self::audit::AuditLog;
@@ -57,6 +58,7 @@ use self::invariants::Broken;
 use self::lanes::Lanes;
 use self::partition::Partition;
 use self::refusals::Refusals;
+use self::role::holder::HolderRow;
 use self::role::row::{Operation, ServiceRole};
 use self::service::Service;
 use self::session::Session;
@@ -166,6 +168,26 @@ impl State {
     /// The roles of services that have ever had an agent.
     pub fn roles(&self) -> &BTreeMap<ServiceName, Arc<ServiceRole>> {
         self.tables.roles()
+    }
+
+    /// What the holders of roles said last, and the policies they have not taken up yet.
+    pub fn holders(&self) -> &BTreeMap<ServiceName, Arc<HolderRow>> {
+        self.tables.holders()
+    }
+
+    /// The longest ttl that renewals of the role whose lease is `session` have named in its epoch, in
+    /// milliseconds; `None`: it is the lease of none, or none was named.
+    pub fn longest_ttl_of_lease(&self, session: SessionId) -> Option<u64> {
+        let service = self.tables.lease_of(session)?;
+        let last = self.holders().get(service)?.renewal.as_ref()?;
+        (last.epoch == self.roles().get(service)?.epoch).then_some(last.ttl_ms)
+    }
+
+    /// The policy that binds a service (C7).
+    pub fn policy_in_force(&self, service: &ServiceName) -> Option<Policy> {
+        let declared = &self.services().get(service)?.spec.policy;
+        let said = self.holders().get(service);
+        Some(said.map_or(*declared, |said| said.policy_in_force(declared)))
     }
 
     /// Operations, the newest of each service.

@@ -95,6 +95,9 @@ pub(super) fn put(
 
     align_partitions(draft, &name, spec.partitions.iter().collect());
     role::life::change(draft, &spec);
+    if let Some(old) = old.as_ref().filter(|old| old.spec.policy != spec.policy) {
+        role::holder::replaced(draft, &name, old.spec.policy);
+    }
     let (instances, partitions) = (spec.instances.len(), spec.partitions.len());
     let what = if old.is_some() { "service.changed" } else { "service.declared" };
     let row = Service {

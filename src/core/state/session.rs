@@ -20,6 +20,7 @@ use crate::limits::{
     MAX_RENEWALS_PER_ENTRY, MAX_SESSIONS, MAX_SESSIONS_PER_OWNER, MAX_TEXT_BYTES, MAX_TTL_MS,
 };
 use crate::reply::{Rejection, RenewalOutcome, Reply};
+use crate::role::HolderReport;
 use crate::timing::{Timing, TtlAsk};
 
 /// One open session.
@@ -177,9 +178,28 @@ pub(super) fn open(
     Ok(Reply::SessionOpened { session, revision: draft.revision })
 }
 
-pub(super) fn renew(draft: &mut Draft<'_>, renewals: &[Renewal]) -> Result<Reply, Rejection> {
+/// `reports` are of the renewals at the places they name; places that do not rise are passed over.
+pub(super) fn renew(
+    draft: &mut Draft<'_>,
+    renewals: &[Renewal],
+    reports: &[(u32, HolderReport)],
+) -> Result<Reply, Rejection> {
     check_batch("renewals in one entry", renewals.len())?;
-    let outcomes = renewals.iter().map(|renewal| renew_one(draft, renewal)).collect();
+    let kept = role::holder::is_kept(draft);
+    let mut reports = reports.iter().peekable();
+    let mut renew_at = |(place, renewal): (u32, &Renewal)| {
+        while reports.next_if(|(of, _)| *of < place).is_some() {}
+        let report = reports.next_if(|(of, _)| *of == place).map(|(_, report)| report);
+        let outcome = renew_one(draft, renewal);
+        if kept
+            && matches!(outcome, RenewalOutcome::Extended { .. })
+            && let Some(service) = draft.rows().lease_of(renewal.session).cloned()
+        {
+            role::holder::renewed(draft, &service, renewal.session, report);
+        }
+        outcome
+    };
+    let outcomes = (0u32..).zip(renewals).map(&mut renew_at).collect();
     Ok(Reply::Renewed { outcomes, revision: draft.revision })
 }
 

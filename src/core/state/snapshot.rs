@@ -22,17 +22,19 @@ use super::audit::AuditLog;
 use super::hash::Mixer;
 use super::lanes::Lanes;
 use super::refusals::Refusals;
-use super::tables::{Roles, Tables};
-use super::version::{FEATURE_LEVEL, ROLES_LEVEL};
+use super::tables::{Holders, Roles, Tables};
+use super::version::{FEATURE_LEVEL, REPORTS_LEVEL, ROLES_LEVEL};
 use crate::id::Revision;
 use crate::time::WallMs;
 
 const MAGIC: &[u8; 8] = b"RGNTSNAP";
 /// Layout of the body that this release writes.
-pub const SNAPSHOT_VERSION: u16 = 2;
+pub const SNAPSHOT_VERSION: u16 = 3;
 /// The layout without roles. It is written as long as the cluster is below [`ROLES_LEVEL`], because
 /// a member of the release before must be able to install it, and read always.
 const FIRST_VERSION: u16 = 1;
+/// The layout without what renewals of roles say, as long as the cluster is below [`REPORTS_LEVEL`].
+const ROLES_VERSION: u16 = 2;
 const HEADER: usize = 8 + 2 + 4 + 8;
 const CHECKSUM: usize = 16;
 
@@ -103,10 +105,10 @@ impl State {
         let (revision, hash, at) = (*revision, *hash, *at);
         let image = ImageRef { revision, hash, at, tables, lanes, audit, refusals };
         let level = self.cluster().feature_level;
-        let body = if level < ROLES_LEVEL {
-            postcard::to_stdvec(&image)
-        } else {
-            postcard::to_stdvec(&(image, tables.roles_ref()))
+        let body = match layout_of(level) {
+            FIRST_VERSION => postcard::to_stdvec(&image),
+            ROLES_VERSION => postcard::to_stdvec(&(image, tables.roles_ref())),
+            _ => postcard::to_stdvec(&(image, tables.roles_ref(), tables.holders_ref())),
         };
         seal(level, &body.expect("a row has no type postcard refuses"))
     }
@@ -125,12 +127,21 @@ impl State {
             let (roles, rest) = postcard::take_from_bytes::<Roles>(rest).map_err(unreadable)?;
             (Some(roles), rest)
         };
+        let (holders, rest) = if version <= ROLES_VERSION {
+            (None, rest)
+        } else {
+            let (holders, rest) = postcard::take_from_bytes::<Holders>(rest).map_err(unreadable)?;
+            (Some(holders), rest)
+        };
         if !rest.is_empty() {
             return Err(SnapshotError::Body(format!("{} bytes are left over", rest.len())));
         }
         let Image { revision, hash, at, mut tables, mut lanes, audit, refusals } = image;
         if let Some(roles) = roles {
             tables.set_roles(roles);
+        }
+        if let Some(holders) = holders {
+            tables.set_holders(holders);
         }
         tables.rebuild();
         lanes.rebuild();
@@ -139,12 +150,22 @@ impl State {
     }
 }
 
+/// The layout in which a cluster at this level keeps its snapshots.
+const fn layout_of(level: u32) -> u16 {
+    if level < ROLES_LEVEL {
+        FIRST_VERSION
+    } else if level < REPORTS_LEVEL {
+        ROLES_VERSION
+    } else {
+        SNAPSHOT_VERSION
+    }
+}
+
 /// Puts `body` between header and checksum.
 pub(super) fn seal(level: u32, body: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + body.len() + CHECKSUM);
     out.extend_from_slice(MAGIC);
-    let version = if level < ROLES_LEVEL { FIRST_VERSION } else { SNAPSHOT_VERSION };
-    out.extend_from_slice(&version.to_le_bytes());
+    out.extend_from_slice(&layout_of(level).to_le_bytes());
     out.extend_from_slice(&level.to_le_bytes());
     out.extend_from_slice(&(body.len() as u64).to_le_bytes());
     out.extend_from_slice(body);

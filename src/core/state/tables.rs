@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::cluster::ClusterRow;
 use super::election::Election;
 use super::partition::Partition;
+use super::role::holder::HolderRow;
 use super::role::row::{Operation, ServiceRole};
 use super::service::Service;
 use super::session::{Marks, Session};
@@ -36,6 +37,8 @@ pub(super) struct Tables {
     #[serde(skip)]
     operations: BTreeMap<OperationKey, Arc<Operation>>,
     #[serde(skip)]
+    holders: BTreeMap<ServiceName, Arc<HolderRow>>,
+    #[serde(skip)]
     index: Index,
 }
 
@@ -55,6 +58,20 @@ pub(super) struct RolesRef<'a> {
     roles: &'a BTreeMap<ServiceName, Arc<ServiceRole>>,
     #[serde(serialize_with = "shared_map::serialize")]
     operations: &'a BTreeMap<OperationKey, Arc<Operation>>,
+}
+
+/// The table of the third layout.
+#[derive(Deserialize)]
+pub(super) struct Holders {
+    #[serde(with = "shared_map")]
+    holders: BTreeMap<ServiceName, Arc<HolderRow>>,
+}
+
+/// The same, borrowed.
+#[derive(Serialize)]
+pub(super) struct HoldersRef<'a> {
+    #[serde(serialize_with = "shared_map::serialize")]
+    holders: &'a BTreeMap<ServiceName, Arc<HolderRow>>,
 }
 
 /// What can be derived from the rows, kept because searching for it would be too slow.
@@ -94,6 +111,10 @@ impl Tables {
 
     pub fn roles(&self) -> &BTreeMap<ServiceName, Arc<ServiceRole>> {
         &self.roles
+    }
+
+    pub fn holders(&self) -> &BTreeMap<ServiceName, Arc<HolderRow>> {
+        &self.holders
     }
 
     pub fn operations(&self) -> &BTreeMap<OperationKey, Arc<Operation>> {
@@ -190,6 +211,22 @@ impl Tables {
         row: Option<Arc<Operation>>,
     ) -> Option<Arc<Operation>> {
         put(&mut self.operations, key, row)
+    }
+
+    pub(super) fn set_holder(
+        &mut self,
+        name: &ServiceName,
+        row: Option<Arc<HolderRow>>,
+    ) -> Option<Arc<HolderRow>> {
+        put(&mut self.holders, name, row)
+    }
+
+    pub(super) fn set_holders(&mut self, holders: Holders) {
+        self.holders = holders.holders;
+    }
+
+    pub(super) fn holders_ref(&self) -> HoldersRef<'_> {
+        HoldersRef { holders: &self.holders }
     }
 
     /// Takes over the tables that snapshots of the first layout have not.

@@ -32,6 +32,7 @@ pub fn instruction(
         routes_open: role.routes_open,
         timeline: role.timeline,
         spec: service.spec.clone(),
+        policy: service.changed,
     })
 }
 

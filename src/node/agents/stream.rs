@@ -17,6 +17,7 @@ use regent_core::id::{InstanceName, NodeId, Nonce, Revision, ServiceName, Sessio
 use regent_core::reply::{Rejection, Reply};
 use regent_core::role::AgentStart;
 use regent_core::state::State;
+use regent_core::state::version::REPORTS_LEVEL;
 use regent_rpc::clock::Clock;
 use regent_rpc::convert::agent::{
     Ask, FromAgent, HELLO, Hello, Instruction, Outcome, RefusedAsk, agent_in, answer_out,
@@ -236,7 +237,14 @@ impl Serving {
                 let outcome = Outcome::Refused(RefusedAsk::of(&refused));
                 return futures::future::ready((number, ask, outcome)).boxed();
             }
-            Ask::Receipt(receipt) => Command::RecordReceipt { service, receipt: receipt.clone() },
+            Ask::Receipt(receipt, stopped) => {
+                let receipt = receipt.clone();
+                let level = self.parts.state.read().cluster().feature_level;
+                match stopped.filter(|_| level >= REPORTS_LEVEL) {
+                    Some(stopped) => Command::RecordStop { service, receipt, stopped },
+                    None => Command::RecordReceipt { service, receipt },
+                }
+            }
             Ask::Covered { epoch, set } => {
                 Command::ConfirmCovered { service, epoch: *epoch, set: *set }
             }
@@ -338,7 +346,7 @@ fn stopping() -> Status {
 fn outcome_of(ask: &Ask, reply: &Reply, agent: &Agent, state: &State) -> Outcome {
     let start = match ask {
         Ask::Start(start) => start,
-        Ask::Receipt(receipt) => return committed(reply, Some((receipt.fence, receipt.proof))),
+        Ask::Receipt(receipt, _) => return committed(reply, Some((receipt.fence, receipt.proof))),
         Ask::Covered { .. } | Ask::Promoted { .. } => return committed(reply, None),
     };
     let incarnation = state.incarnation();

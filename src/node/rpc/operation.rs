@@ -14,7 +14,7 @@ use regent_core::state::role::row::ServiceRole;
 use regent_rpc::convert::common::{
     epoch_in, freshness, instance_name, positive, service_name, text,
 };
-use regent_rpc::convert::operation::{instance_view, operation_out, role_out};
+use regent_rpc::convert::operation::{instance_view, operation_out, role_out, said_out};
 use regent_rpc::convert::topology::life_text;
 use regent_rpc::convert::{Invalid, status};
 use regent_rpc::pb::v1;
@@ -359,6 +359,7 @@ impl OperationService for OperationHandler {
             instances,
             report: report.collect(),
             life: life_text(row.life).to_owned(),
+            said: state.holders().get(&service).and_then(|row| said_out(row)),
         }))
     }
 

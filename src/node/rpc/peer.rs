@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
-use regent_core::command::Renewal;
+use regent_core::command::{FullRenewal, PlacedReports, Renewal};
 use regent_core::id::{NodeId, Nonce, Revision};
 use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::state::version::FEATURE_LEVEL;
@@ -125,12 +125,17 @@ impl PeerService for PeerHandler {
             return Err(status::not_leader(self.0.leadership.now(), refuse::RETRY_AFTER));
         }
         let left = deadline(request.metadata());
-        let renewals: Vec<Renewal> = postcard::from_bytes(&request.get_ref().renewals)
-            .map_err(|_| Status::invalid_argument("the renewals cannot be read"))?;
+        let unreadable = |_| Status::invalid_argument("the renewals cannot be read");
+        let sent = request.get_ref();
+        let renewals: Vec<Renewal> = postcard::from_bytes(&sent.renewals).map_err(unreadable)?;
+        let reports: PlacedReports = match sent.reports.is_empty() {
+            true => PlacedReports::new(),
+            false => postcard::from_bytes(&sent.reports).map_err(unreadable)?,
+        };
         if renewals.len() > MAX_RENEWALS_PER_ENTRY {
             return Err(Status::invalid_argument("too many renewals in one call"));
         }
-        match self.0.merger.submit(renewals, left).await {
+        match self.0.merger.submit(FullRenewal::join(renewals, reports), left).await {
             Ok(outcomes) => {
                 let outcomes = postcard::to_stdvec(&outcomes).expect("outcomes are plain numbers");
                 let revision = self.0.state.read().revision().0;

@@ -12,12 +12,13 @@ use std::time::Duration;
 use futures::Stream;
 use parking_lot::{Mutex, RwLock};
 use regent_core::authz::Principal;
-use regent_core::command::Renewal;
+use regent_core::command::{FullRenewal, Renewal};
 use regent_core::id::SessionId;
 use regent_core::lease::gate::{self, Verdict};
 use regent_core::lease::holder::Answer;
 use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::reply::RenewalOutcome;
+use regent_core::role::HolderReport;
 use regent_core::state::State;
 use regent_core::time::Reading;
 use regent_rpc::clock::Clock;
@@ -97,12 +98,13 @@ pub(super) struct Shared {
 pub(super) struct Batch {
     pub cell: Arc<Cell>,
     pub received: Reading,
-    pub renewals: Vec<Renewal>,
+    pub renewals: Vec<FullRenewal>,
 }
 
 /// One renewal on its way to the leader.
 struct Flight {
     renewal: Renewal,
+    report: Option<Box<HolderReport>>,
     received: Reading,
     ttl_ms: u64,
     cell: usize,
@@ -185,7 +187,7 @@ impl Keeper {
 
 impl Shared {
     /// Takes renewals from a stream.
-    pub(super) fn take(&self, cell: &Arc<Cell>, renewals: Vec<Renewal>) {
+    pub(super) fn take(&self, cell: &Arc<Cell>, renewals: Vec<FullRenewal>) {
         let received = self.now();
         self.count_waiting(renewals.len());
         let is_new = self.named.is_new(&renewals);
@@ -233,7 +235,7 @@ impl Shared {
                 let at = cells.len();
                 let mut gates = cell.gates();
                 answers.by_cell.push(Vec::new());
-                for renewal in renewals {
+                for FullRenewal { renewal, report } in renewals {
                     let row = state.sessions().get(&renewal.session);
                     if row.is_none() && state.has_seen(renewal.session) {
                         let gone = RenewalOutcome::SessionGone;
@@ -263,7 +265,7 @@ impl Shared {
                         answers.add(at, Answered::new(&renewal, Answer::Resend));
                     } else {
                         let older = Vec::new();
-                        flights.push(Flight { renewal, received, ttl_ms, cell: at, older });
+                        flights.push(Flight { renewal, report, received, ttl_ms, cell: at, older });
                     }
                 }
                 drop(gates);
@@ -279,7 +281,9 @@ impl Shared {
             |flight| &flight.renewal,
             |older, kept| {
                 let Flight { renewal, received, ttl_ms, cell, .. } = *older;
-                kept.older.push(Flight { renewal, received, ttl_ms, cell, older: Vec::new() });
+                let report = older.report.take();
+                let older = Vec::new();
+                kept.older.push(Flight { renewal, report, received, ttl_ms, cell, older });
             },
         );
         answers.cells.clone_from(&cells);
@@ -301,14 +305,15 @@ impl Shared {
         let mut last = usize::MAX;
         for flight in flights {
             let cell = &cells[flight.cell];
+            let full = FullRenewal { renewal: flight.renewal, report: flight.report };
             match batches.last_mut() {
                 Some(batch) if last == flight.cell && batch.received == flight.received => {
-                    batch.renewals.push(flight.renewal);
+                    batch.renewals.push(full);
                 }
                 _ => batches.push(Batch {
                     cell: cell.clone(),
                     received: flight.received,
-                    renewals: vec![flight.renewal],
+                    renewals: vec![full],
                 }),
             }
             last = flight.cell;
@@ -337,7 +342,8 @@ impl Shared {
             return false;
         }
         let deadline = self.deadline(&flights);
-        let renewals: Vec<Renewal> = flights.iter().map(|flight| flight.renewal).collect();
+        let full = |it: &Flight| FullRenewal { renewal: it.renewal, report: it.report.clone() };
+        let renewals: Vec<FullRenewal> = flights.iter().map(full).collect();
         let flying = self.parts.sink.renew_batch(renewals, deadline);
         let outcome = match tokio::time::timeout(deadline, flying).await {
             Ok(Ok(outcomes)) if outcomes.len() == flights.len() => Ok(outcomes),

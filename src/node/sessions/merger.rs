@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use regent_core::command::Renewal;
+use regent_core::command::FullRenewal;
 use regent_core::limits::MAX_RENEWALS_PER_ENTRY;
 use regent_core::reply::RenewalOutcome;
 use tokio::sync::{Notify, Semaphore, oneshot};
@@ -23,12 +23,12 @@ const MAX_WAITING: usize = 10 * MAX_RENEWALS_PER_ENTRY;
 /// Entries under way at once.
 const MAX_ENTRIES_UNDER_WAY: usize = 16;
 
-/// Proposes `RenewSessions` entries on this node.
+/// Proposes entries of renewals on this node.
 pub trait EntryProposer: Send + Sync + 'static {
     /// One outcome per renewal, in order, once the entry is applied.
     fn propose_renewals(
         &self,
-        renewals: Vec<Renewal>,
+        renewals: Vec<FullRenewal>,
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>>;
 }
@@ -36,7 +36,7 @@ pub trait EntryProposer: Send + Sync + 'static {
 type Outcomes = Result<Vec<RenewalOutcome>, RenewError>;
 
 struct Waiting {
-    renewals: Vec<Renewal>,
+    renewals: Vec<FullRenewal>,
     until: Instant,
     answer: oneshot::Sender<Outcomes>,
 }
@@ -77,7 +77,7 @@ impl Merger {
     /// # Errors
     /// [`RenewError::NotProposed`] when too much waits or `deadline` passed before it was proposed,
     /// and whatever the proposer says.
-    pub async fn submit(&self, renewals: Vec<Renewal>, deadline: Duration) -> Outcomes {
+    pub async fn submit(&self, renewals: Vec<FullRenewal>, deadline: Duration) -> Outcomes {
         if renewals.is_empty() {
             return Ok(Vec::new());
         }
@@ -131,7 +131,7 @@ type Place = (usize, usize);
 
 /// One renewal to be committed.
 struct Merged {
-    renewal: Renewal,
+    renewal: FullRenewal,
     of: Place,
     /// Where the renewals came from that it stands for.
     older: Vec<Place>,
@@ -152,16 +152,20 @@ impl Shared {
             outcomes.push(vec![RenewalOutcome::SessionGone; w.renewals.len()]);
             let renewals = w.renewals.iter().enumerate();
             all.extend(renewals.map(|(place, renewal)| Merged {
-                renewal: *renewal,
+                renewal: renewal.clone(),
                 of: (batch, place),
                 older: Vec::new(),
             }));
         }
-        let merged =
-            merge_sorted(all, |merged| &merged.renewal, |older, kept| kept.older.push(older.of));
+        let merged = merge_sorted(
+            all,
+            |merged| &merged.renewal.renewal,
+            |older, kept| kept.older.push(older.of),
+        );
         let entries = merged.chunks(MAX_RENEWALS_PER_ENTRY).map(|chunk| {
             self.metrics.renewals_per_entry.observe(chunk.len());
-            let renewals: Vec<Renewal> = chunk.iter().map(|merged| merged.renewal).collect();
+            let renewals: Vec<FullRenewal> =
+                chunk.iter().map(|merged| merged.renewal.clone()).collect();
             self.proposer.propose_renewals(renewals, until.saturating_duration_since(now))
         });
         let answers = futures::future::join_all(entries).await;

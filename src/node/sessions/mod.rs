@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use regent_core::command::Renewal;
+use regent_core::command::{FullRenewal, Renewal};
 use regent_core::reply::RenewalOutcome;
 
 pub use keeper::{Keeper, KeeperConfig, KeeperParts};
@@ -48,7 +48,7 @@ pub trait RenewalSink: Send + Sync + 'static {
     /// back by `deadline`, after which the renewals are too old to extend anything (C5).
     fn renew_batch(
         &self,
-        renewals: Vec<Renewal>,
+        renewals: Vec<FullRenewal>,
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>>;
 }
@@ -65,8 +65,9 @@ pub fn half_tick(commit_tick_ms: u64) -> Duration {
 struct Named(AtomicU64);
 
 impl Named {
-    fn is_new(&self, renewals: &[Renewal]) -> bool {
-        let newest = renewals.iter().map(|renewal| renewal.known_grant.0).max().unwrap_or(0);
+    fn is_new(&self, renewals: &[FullRenewal]) -> bool {
+        let named = renewals.iter().map(|full| full.renewal.known_grant.0);
+        let newest = named.max().unwrap_or(0);
         self.0.fetch_max(newest, Ordering::Relaxed) < newest
     }
 }

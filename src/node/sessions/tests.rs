@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use parking_lot::{Mutex, RwLock};
 use regent_core::authz::{Principal, Role};
-use regent_core::command::{Command, Entry, Renewal};
+use regent_core::command::{Command, Entry, FullRenewal, Renewal};
 use regent_core::id::{Incarnation, Nonce, RenewalNumber, Revision, SessionId};
 use regent_core::reply::{RenewalOutcome, Reply};
 use regent_core::state::State;
@@ -45,7 +45,7 @@ impl Hand {
 /// Commits to a local state; can hold answers back, or be without a leader.
 struct Leader {
     state: Arc<RwLock<State>>,
-    batches: Mutex<Vec<Vec<Renewal>>>,
+    batches: Mutex<Vec<Vec<FullRenewal>>>,
     refuse: Mutex<Option<RenewError>>,
     /// A permit per commit, so that a test decides when one is done.
     gate: tokio::sync::Semaphore,
@@ -58,13 +58,13 @@ fn commit(state: &RwLock<State>, by: &Principal, command: &Command) -> Reply {
 }
 
 impl Leader {
-    async fn commit(&self, renewals: Vec<Renewal>) -> Result<Vec<RenewalOutcome>, RenewError> {
+    async fn commit(&self, renewals: Vec<FullRenewal>) -> Result<Vec<RenewalOutcome>, RenewError> {
         if let Some(error) = self.refuse.lock().clone() {
             return Err(error);
         }
         self.gate.acquire().await.unwrap().forget();
         self.batches.lock().push(renewals.clone());
-        match commit(&self.state, &Principal::cluster(), &Command::RenewSessions { renewals }) {
+        match commit(&self.state, &Principal::cluster(), &Command::renew(&renewals, 3)) {
             Reply::Renewed { outcomes, .. } => Ok(outcomes),
             other => Err(RenewError::Unknown(format!("{other:?}"))),
         }
@@ -76,7 +76,7 @@ struct ToLeader(Arc<Leader>);
 impl RenewalSink for ToLeader {
     fn renew_batch(
         &self,
-        renewals: Vec<Renewal>,
+        renewals: Vec<FullRenewal>,
         _: Duration,
     ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>> {
         let leader = self.0.clone();
@@ -87,7 +87,7 @@ impl RenewalSink for ToLeader {
 impl EntryProposer for ToLeader {
     fn propose_renewals(
         &self,
-        renewals: Vec<Renewal>,
+        renewals: Vec<FullRenewal>,
         deadline: Duration,
     ) -> BoxFuture<'static, Result<Vec<RenewalOutcome>, RenewError>> {
         self.renew_batch(renewals, deadline)
@@ -179,7 +179,7 @@ struct Client {
 }
 
 fn renewal(session: SessionId, number: u64, acked: u64) -> v1::Renewal {
-    v1::Renewal { session: session.0, nonce: 5, number, acked, known_grant: 0 }
+    v1::Renewal { session: session.0, nonce: 5, number, acked, ..v1::Renewal::default() }
 }
 
 impl Client {
@@ -229,7 +229,7 @@ async fn renewals_of_all_streams_leave_in_one_batch_and_come_back_to_their_strea
     }
     let batches = world.leader.batches.lock();
     assert_eq!(batches.len(), 1, "one batch for one tick");
-    assert!(batches[0].is_sorted_by_key(|renewal| renewal.session));
+    assert!(batches[0].is_sorted_by_key(|renewal| renewal.renewal.session));
     assert_eq!(world.metrics.renewals_waiting.get(), 0);
 }
 
@@ -464,14 +464,15 @@ async fn the_leader_merges_what_several_nodes_send_into_one_entry() {
     assert_eq!(world.leader.batches.lock().len(), 1);
 }
 
-fn core_renewal(session: SessionId, number: u64) -> Renewal {
-    Renewal {
+fn core_renewal(session: SessionId, number: u64) -> FullRenewal {
+    let renewal = Renewal {
         session,
         nonce: Nonce(5),
         number: RenewalNumber(number),
         acked: RenewalNumber(0),
         known_grant: Revision(0),
-    }
+    };
+    renewal.into()
 }
 
 #[tokio::test]
@@ -494,7 +495,7 @@ async fn the_leader_answers_each_place_of_each_batch_when_two_nodes_renew_one_se
 async fn a_batch_too_large_for_one_entry_is_split_and_answered_whole() {
     let world = World::new();
     let merger = world.merger(1);
-    let many: Vec<Renewal> =
+    let many: Vec<FullRenewal> =
         (1..=25_000).map(|id| core_renewal(SessionId(1_000_000 + id), 1)).collect();
     let outcomes = merger.submit(many, Duration::from_secs(10)).await.unwrap();
     assert_eq!(outcomes.len(), 25_000);
@@ -536,7 +537,11 @@ async fn a_renewal_that_names_a_new_grant_leaves_at_once_and_takes_along_what_wa
     let (a, b) = (world.open(), world.open());
     let merger = world.merger(60_000);
     let deadline = Duration::from_secs(100);
-    let naming = |number| Renewal { known_grant: Revision(1), ..core_renewal(b, number) };
+    let naming = |number| {
+        let mut full = core_renewal(b, number);
+        full.renewal.known_grant = Revision(1);
+        full
+    };
     let waits = merger.submit(vec![core_renewal(a, 1)], deadline);
     let names = merger.submit(vec![naming(1)], deadline);
     let both = tokio::time::timeout(Duration::from_secs(20), futures::future::join(waits, names));

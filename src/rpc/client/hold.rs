@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
 use regent_core::lease::holder::{Standing, VoidReason};
+use regent_core::role::HolderReport;
 use regent_core::time::Reading;
 use tokio::sync::watch;
 
@@ -98,6 +99,16 @@ impl SessionLease {
         // Written with the clock locked: it is of the same acknowledgement.
         let number = RenewalNumber(kept.extended.load(Ordering::Acquire));
         Some(Deadline { until, number })
+    }
+
+    /// Renewals say this from now on, beside their number (C4); when each is sent is filled in.
+    pub fn carry(&self, report: Option<HolderReport>) {
+        self.session.kept().reports().carry(report);
+    }
+
+    /// What the newest renewal said that is known to be in the log: nothing older comes after it.
+    pub fn last_committed(&self) -> Option<HolderReport> {
+        self.session.kept().reports().last_committed()
     }
 
     /// The highest grant that an acknowledgement has named; 0: none.

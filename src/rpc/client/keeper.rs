@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use regent_core::command::Renewal;
+use regent_core::command::FullRenewal;
 use regent_core::id::{RenewalNumber, Revision, SessionId};
 use regent_core::lease::HolderClock;
 use regent_core::lease::holder::{Answer, VoidReason};
@@ -30,6 +30,7 @@ use tonic::Status;
 
 use super::clocks::Clocks;
 use super::nodes::{Node, Nodes};
+use super::reports::Reports;
 use crate::clock::Clock;
 use crate::convert::election::{renewal_out, renewed_in};
 use crate::limits::MAX_RENEWALS_PER_MESSAGE;
@@ -53,6 +54,8 @@ pub(super) struct Kept {
     grant: AtomicU64,
     /// The renewal that the present validity counts from; written with the clock locked.
     pub extended: AtomicU64,
+    /// What renewals are to say of the role that this session holds.
+    reports: Mutex<Reports>,
     /// Rises when something happened that somebody may wait for: a grant, a confirmation, an end.
     happened: watch::Sender<u64>,
 }
@@ -60,7 +63,12 @@ pub(super) struct Kept {
 impl Kept {
     pub fn new(clock: HolderClock) -> Self {
         let (grant, extended) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { clock: Mutex::new(clock), grant, extended, happened: watch::Sender::new(0) }
+        let reports = Mutex::default();
+        Self { clock: Mutex::new(clock), reports, grant, extended, happened: watch::Sender::new(0) }
+    }
+
+    pub fn reports(&self) -> MutexGuard<'_, Reports> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn clock(&self) -> MutexGuard<'_, HolderClock> {
@@ -306,15 +314,17 @@ impl Task {
     }
 
     /// A new renewal of a session. `now` was read before: nothing of it can have left yet (C1).
-    fn next(&mut self, session: SessionId, now: Reading) -> Option<Renewal> {
+    fn next(&mut self, session: SessionId, now: Reading) -> Option<FullRenewal> {
         let entry = self.sessions.get_mut(&session)?;
         let mut clock = entry.kept.clock();
         clock.due_at()?;
         entry.waiting = true;
-        Some(clock.next(now))
+        let renewal = clock.next(now);
+        let report = entry.kept.reports().sent(renewal.number, now).map(Box::new);
+        Some(FullRenewal { renewal, report })
     }
 
-    fn send(&mut self, batch: Vec<Renewal>) {
+    fn send(&mut self, batch: Vec<FullRenewal>) {
         if batch.is_empty() {
             return;
         }
@@ -394,6 +404,9 @@ impl Task {
             let extended = clock.answered(number, answer, now);
             if let (true, Some(number)) = (extended, answer_number(answer)) {
                 entry.kept.extended.store(number.0, Ordering::Release);
+            }
+            if let Some(number) = answer_number(answer) {
+                entry.kept.reports().committed(number);
             }
             let sooner = clock.due_at() != before.1;
             let news = clock.void_reason() != before.0 || sooner || (extended && first);

@@ -23,6 +23,7 @@ mod lane;
 pub mod lease;
 mod nodes;
 mod operations;
+mod reports;
 mod resign;
 mod seat;
 #[cfg(test)]

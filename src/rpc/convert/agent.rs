@@ -3,7 +3,9 @@
 use regent_core::command::Request;
 use regent_core::id::{Epoch, Incarnation, InstanceName, Revision, ServiceName};
 use regent_core::role::observe::Observation;
-use regent_core::role::{AgentStart, Directive, Lsn, Proof, Receipt, SyncSet};
+use regent_core::role::{
+    AgentStart, Directive, HolderInstant, Lsn, MachineBoot, Proof, Receipt, StopInstant, SyncSet,
+};
 use regent_core::spec::{InstanceSpec, ServiceSpec};
 use tonic::{Code, Status};
 
@@ -39,8 +41,9 @@ pub struct Hello {
 pub enum Ask {
     /// A new session of the same start.
     Start(Box<AgentStart>),
-    /// What the instance has proved about itself; fsynced before.
-    Receipt(Box<Receipt>),
+    /// What the instance has proved about itself, fsynced before; and, of one that has stopped, when
+    /// nothing was left of it.
+    Receipt(Box<Receipt>, Option<StopInstant>),
     /// A transaction begun after the names of `set` were in force returned under it.
     Covered {
         /// Of the holder.
@@ -135,6 +138,8 @@ pub struct Instruction {
     pub timeline: u32,
     /// The service as declared: addresses, localities, policy.
     pub spec: ServiceSpec,
+    /// Revision of `spec`: what a holder names that acts by it (C7).
+    pub policy: Revision,
 }
 
 /// One message of a node.
@@ -191,7 +196,10 @@ pub fn agent_out(message: &FromAgent) -> v1::AgentMessage {
         FromAgent::Ask(number, ask, request) => {
             let what = match ask {
                 Ask::Start(start) => What::Start(start_out(start)),
-                Ask::Receipt(receipt) => What::Receipt(receipt_out(receipt)),
+                Ask::Receipt(receipt, stopped) => What::Receipt(v1::Receipt {
+                    stopped: stopped.map(stop_out),
+                    ..receipt_out(receipt)
+                }),
                 Ask::Covered { epoch, set } => {
                     What::Covered(v1::Covered { epoch: Some(epoch_out(*epoch)), set: set.0 })
                 }
@@ -246,7 +254,8 @@ fn ask_in(instance: &InstanceName, what: Option<v1::ask::What>) -> Result<Ask, I
         }
         Some(What::Start(start)) => Ask::Start(Box::new(start_in("ask.start", Some(start))?)),
         Some(What::Receipt(receipt)) => {
-            Ask::Receipt(Box::new(receipt_in("ask.receipt", instance, receipt)?))
+            let stopped = receipt.stopped.map(stop_in);
+            Ask::Receipt(Box::new(receipt_in("ask.receipt", instance, receipt)?), stopped)
         }
         Some(What::Covered(covered)) => {
             let (epoch, set) = covered_in("ask.covered", covered)?;
@@ -257,6 +266,14 @@ fn ask_in(instance: &InstanceName, what: Option<v1::ask::What>) -> Result<Ask, I
             Ask::Promoted { epoch, timeline, switch }
         }
     })
+}
+
+fn stop_out(stopped: StopInstant) -> v1::StopInstant {
+    v1::StopInstant { boot: stopped.boot.0, at_us: stopped.at.0 }
+}
+
+fn stop_in(stopped: v1::StopInstant) -> StopInstant {
+    StopInstant { boot: MachineBoot(stopped.boot), at: HolderInstant(stopped.at_us) }
 }
 
 /// An answer for the wire; `stamp` is of the node that gives it.
@@ -312,6 +329,7 @@ pub fn instruction_out(told: &Instruction, node: u64) -> v1::CoordinatorMessage 
         routes_open: told.routes_open,
         timeline: told.timeline,
         spec: Some(spec_out(&told.spec)),
+        policy: told.policy.0,
     };
     let message = v1::coordinator_message::Message::Instruction(instruction);
     v1::CoordinatorMessage { message: Some(message) }
@@ -382,5 +400,6 @@ fn instruction_in(told: v1::Instruction) -> Result<Instruction, Invalid> {
         routes_open: told.routes_open,
         timeline: told.timeline,
         spec: spec.map_err(|invalid| invalid.within("spec"))?,
+        policy: Revision(told.policy),
     })
 }

@@ -1,10 +1,11 @@
 //! Sessions, renewals and elections.
 
-use regent_core::command::{Command, Renewal};
+use regent_core::command::{Command, FullRenewal, Renewal};
 use regent_core::id::{ElectionName, Epoch, Nonce, RenewalNumber, Revision, SessionId};
 use regent_core::lease::holder::Answer;
 use regent_core::limits::MAX_TTL_MS;
 use regent_core::reply::RenewalOutcome;
+use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, Watermark};
 use regent_core::state::election::{Candidate, Election, Holder};
 use regent_core::timing::TtlAsk;
 
@@ -13,6 +14,7 @@ use super::common::{
     election_name, epoch, epoch_in, epoch_out, expect, locality, locality_out, positive, text,
     value,
 };
+use super::role::{position_in, position_out};
 use crate::limits::MAX_RENEWALS_PER_MESSAGE;
 use crate::pb::v1;
 
@@ -192,33 +194,70 @@ impl ObserveScope {
 ///
 /// # Errors
 /// [`Invalid`] for too many, or a renewal without session or number.
-pub fn renewals(request: &v1::KeepAliveRequest) -> Result<Vec<Renewal>, Invalid> {
+pub fn renewals(request: &v1::KeepAliveRequest) -> Result<Vec<FullRenewal>, Invalid> {
     let count = request.renewals.len();
     if count > MAX_RENEWALS_PER_MESSAGE {
         let problem = format!("it has {count} entries, the most is {MAX_RENEWALS_PER_MESSAGE}");
         return Err(Invalid::new("renewals", problem, "send more messages"));
     }
     let one = |renewal: &v1::Renewal| {
-        Ok(Renewal {
+        let report = renewal.report.map(|report| Box::new(report_in(report)));
+        let renewal = Renewal {
             session: session("session", renewal.session)?,
             nonce: Nonce(renewal.nonce),
             number: RenewalNumber(positive("number", renewal.number)?),
             acked: RenewalNumber(renewal.acked),
             known_grant: Revision(renewal.known_grant),
-        })
+        };
+        Ok(FullRenewal { renewal, report })
     };
     let all = request.renewals.iter().enumerate();
     all.map(|(at, r)| one(r).map_err(|e: Invalid| e.within(&format!("renewals[{at}]")))).collect()
 }
 
 /// A renewal for the wire.
-pub fn renewal_out(renewal: &Renewal) -> v1::Renewal {
+pub fn renewal_out(full: &FullRenewal) -> v1::Renewal {
+    let renewal = &full.renewal;
     v1::Renewal {
         session: renewal.session.0,
         nonce: renewal.nonce.0,
         number: renewal.number.0,
         acked: renewal.acked.0,
         known_grant: renewal.known_grant.0,
+        report: full.report.as_deref().map(report_out),
+    }
+}
+
+/// What a holder says, for the wire.
+pub(super) fn report_out(report: &HolderReport) -> v1::HolderReport {
+    let watermark = report
+        .watermark
+        .map(|mark| v1::Watermark { at: Some(position_out(&mark.at)), sampled_us: mark.sampled.0 });
+    v1::HolderReport {
+        armed: report.armed == Armed::Armed,
+        boot: report.boot.0,
+        sent_us: report.sent.0,
+        watermark,
+        pause: report.pause.map_or(0, |pause| pause.0),
+        policy: report.policy.0,
+        set: report.set.map_or(0, |set| set.0),
+    }
+}
+
+/// A watermark without its position is none.
+fn report_in(report: v1::HolderReport) -> HolderReport {
+    let revision = |number: u64| (number > 0).then_some(Revision(number));
+    let watermark = |mark: v1::Watermark| {
+        Some(Watermark { at: position_in(mark.at?), sampled: HolderInstant(mark.sampled_us) })
+    };
+    HolderReport {
+        armed: if report.armed { Armed::Armed } else { Armed::Weak },
+        boot: MachineBoot(report.boot),
+        sent: HolderInstant(report.sent_us),
+        watermark: report.watermark.and_then(watermark),
+        pause: revision(report.pause),
+        policy: Revision(report.policy),
+        set: revision(report.set),
     }
 }
 

@@ -4,10 +4,12 @@ use regent_core::decide::facts::Fact;
 use regent_core::id::{InstanceName, Revision, ServiceName, SessionId};
 use regent_core::role::{Armed, FenceKind, Loss};
 use regent_core::spec::InstanceSpec;
+use regent_core::state::role::holder::HolderRow;
 use regent_core::state::role::row::{Approval, Fence, InstanceRow, Operation, ServiceRole};
 use regent_core::time::Reading;
 
 use super::common::{epoch_out, locality_out};
+use super::election::report_out;
 use super::observe::observation_out;
 use super::role::{data_out, directive_out, receipt_out, set_out};
 use crate::pb::v1;
@@ -51,6 +53,18 @@ pub fn role_out(
         changed: row.changed.0,
         lapsed: row.lapsed.map(|armed| armed.as_str().to_owned()).unwrap_or_default(),
     }
+}
+
+/// What a holder said last; `None`: nothing that counts.
+pub fn said_out(row: &HolderRow) -> Option<v1::LastRenewal> {
+    let last = row.renewal.as_ref()?;
+    Some(v1::LastRenewal {
+        instance: last.instance.to_string(),
+        epoch: Some(epoch_out(last.epoch)),
+        number: last.number.0,
+        report: Some(report_out(&last.report)),
+        former_policies: row.former.len() as u64,
+    })
 }
 
 fn fence_out(fence: &Fence) -> v1::RoleFence {

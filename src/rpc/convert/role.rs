@@ -164,6 +164,7 @@ pub fn receipt_out(receipt: &Receipt) -> v1::Receipt {
         nonce: receipt.nonce.0,
         generation: receipt.generation,
         is_proven: receipt.is_proven,
+        stopped: None,
     }
 }
 

@@ -10,8 +10,8 @@ use regent_core::limits::{MAX_INSTANCES, MAX_TEXT_BYTES};
 use regent_core::reply::{Rejection, RoleRule};
 use regent_core::role::observe::{Canary, Observation, Probe, Receiver, Run, Sender, Sight};
 use regent_core::role::{
-    AgentStart, Armed, DataIdentity, Directive, DirectiveNumber, Lsn, Order, Position, Proof,
-    Receipt, SyncSet,
+    AgentStart, Armed, DataIdentity, Directive, DirectiveNumber, HolderInstant, Lsn, MachineBoot,
+    Order, Position, Proof, Receipt, StopInstant, SyncSet,
 };
 
 use super::agent::{
@@ -183,7 +183,11 @@ fn from_agent() -> impl Strategy<Value = FromAgent> {
     });
     let ask = prop_oneof![
         start().prop_map(|start| Ask::Start(Box::new(start))),
-        receipt().prop_map(|receipt| Ask::Receipt(Box::new(receipt))),
+        (receipt(), prop::option::of(any::<(u64, u64)>())).prop_map(|(receipt, stopped)| {
+            let stopped = stopped
+                .map(|(boot, at)| StopInstant { boot: MachineBoot(boot), at: HolderInstant(at) });
+            Ask::Receipt(Box::new(receipt), stopped)
+        }),
         (epoch(), 1..=u64::MAX).prop_map(|(epoch, set)| Ask::Covered { epoch, set: Revision(set) }),
         (epoch(), any::<u32>(), any::<u64>()).prop_map(|(epoch, timeline, switch)| {
             Ask::Promoted { epoch, timeline, switch: Lsn(switch) }
@@ -237,6 +241,7 @@ fn from_coordinator() -> impl Strategy<Value = FromCoordinator> {
             paused,
             fence,
             spec,
+            policy: Revision(role.3 / 2),
         };
         FromCoordinator::Instruction(Box::new(told))
     });

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use prost::Message;
-use regent_core::command::{Command, Expect, Renewal, Request};
+use regent_core::command::{Command, Expect, FullRenewal, Renewal, Request};
 use regent_core::id::*;
 use regent_core::lease::holder::Answer;
 use regent_core::reply::{Rejection, RenewalOutcome};
+use regent_core::role::{
+    Armed, HolderInstant, HolderReport, Lsn, MachineBoot, Position, Watermark,
+};
 use regent_core::spec::*;
 use regent_core::state::partition::Partition;
 use regent_core::state::service::{Life, Quarantine, Service};
@@ -142,8 +145,19 @@ proptest! {
     }
 
     #[test]
-    fn renewals_and_their_answers_survive_the_wire(n in any::<[u64; 5]>(), kind in 0..5_u8) {
+    fn renewals_and_their_answers_survive_the_wire(n in any::<[u64; 10]>(), kind in 0..5_u8) {
         let n = n.map(|n| n.max(1));
+        let epoch = regent_core::id::Epoch { incarnation: n[8], revision: Revision(n[9]) };
+        let at = Position { epoch, end: Lsn(n[5]), timeline: 3 };
+        let report = HolderReport {
+            armed: if kind == 0 { Armed::Weak } else { Armed::Armed },
+            boot: MachineBoot(n[0]),
+            sent: HolderInstant(n[1]),
+            watermark: (kind != 1).then_some(Watermark { at, sampled: HolderInstant(n[2]) }),
+            pause: (kind == 2).then_some(Revision(n[3])),
+            policy: Revision(n[6]),
+            set: (kind == 3).then_some(Revision(n[7])),
+        };
         let renewal = Renewal {
             session: SessionId(n[0]),
             nonce: Nonce(n[1]),
@@ -151,8 +165,9 @@ proptest! {
             acked: RenewalNumber(n[3]),
             known_grant: Revision(n[4]),
         };
-        let wire = v1::KeepAliveRequest { renewals: vec![election::renewal_out(&renewal)], probe: 0 };
-        prop_assert_eq!(election::renewals(&wire).unwrap(), vec![renewal]);
+        let full = FullRenewal { renewal, report: (kind < 4).then(|| Box::new(report)) };
+        let wire = v1::KeepAliveRequest { renewals: vec![election::renewal_out(&full)], probe: 0 };
+        prop_assert_eq!(election::renewals(&wire).unwrap(), vec![full]);
         let answer = match kind {
             0 => Answer::Resend,
             1 => Answer::Outcome(RenewalOutcome::SessionGone),

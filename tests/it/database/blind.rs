@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use regent_core::spec::Mode;
+use regent_lab::databases::SERVICE;
 use regent_lab::process::Fault;
 
 use super::load::Load;
@@ -67,4 +68,40 @@ async fn without_coordinators_a_lease_primary_stops_within_its_ttl_and_nobody_is
     load.resumed(back, None).await;
     load.progress(100).await;
     load.all_kept(&rig).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_lease_primary_does_not_end_with_its_lease_and_the_pause_can_end() {
+    let mut rig = Rig::up("blind-paused", Mode::Lease).await;
+    let primary = rig.redundant().await;
+    let postmaster = rig.postmaster(primary).await;
+    let load = Load::start(&rig).await;
+    let say = |verb: &str| {
+        let out = rig.cluster.verb(&[verb, SERVICE, "--reason", "a test"]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    };
+    say("pause");
+    until("the fencer to be disarmed", async || {
+        rig.log(primary).contains("the primary does not end with its lease")
+    })
+    .await;
+
+    let fault = Instant::now();
+    kill_coordinators(&rig);
+    // The time itself is what is tried: rows must flow through all of it.
+    let mut last = fault;
+    until("rows through all of the outage", async || {
+        last = load.writer.ledger().last_ack().map_or(last, |ack| ack.done);
+        last >= fault + HOLD
+    })
+    .await;
+    assert_eq!(rig.postmaster(primary).await, postmaster, "it was started again");
+    assert_eq!(rig.heal().await, primary, "nobody is promoted while it is paused");
+    let back = Instant::now();
+    let out = rig.cluster.verb(&["resume", SERVICE, "--reason", "a test"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    load.resumed(back, None).await;
+    load.progress(100).await;
+    let (_, verdict) = load.ended(&rig).await;
+    assert!(verdict.twice.is_empty() && verdict.refused_but_there.is_empty(), "{verdict:?}");
 }

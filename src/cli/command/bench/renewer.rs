@@ -219,6 +219,7 @@ impl Stream {
                 number: slot.number,
                 acked: slot.acked,
                 known_grant: slot.kept.grant,
+                report: None,
             });
         }
         (!renewals.is_empty()).then_some(v1::KeepAliveRequest { renewals, probe: 0 })

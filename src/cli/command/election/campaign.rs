@@ -171,10 +171,11 @@ async fn once(context: &Context, cluster: &Cluster, args: &Args) -> Outcome {
 /// acted on (C8).
 async fn confirm(cluster: &Cluster, session: u64, nonce: u64, epoch: &v1::Epoch) -> Outcome {
     let what = "confirm the lease";
-    let renewal = v1::Renewal { session, nonce, number: 0, acked: 0, known_grant: epoch.revision };
+    let known_grant = epoch.revision;
+    let renewal = v1::Renewal { session, nonce, known_grant, ..v1::Renewal::default() };
     // A renewal may be answered with "send a new one" (C5); twice is a sick link.
     for number in 1..=3 {
-        let renewals = vec![v1::Renewal { number, ..renewal }];
+        let renewals = vec![v1::Renewal { number, ..renewal.clone() }];
         let request = v1::KeepAliveRequest { renewals, probe: 0 };
         let mut stream = cluster
             .ask(what, |channel| {

@@ -5,11 +5,11 @@ use super::verdict::{self, Verdict as Named};
 use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::{InstanceName, Revision};
-use crate::role::{CompleteProof, Loss, OutProof, Proof};
+use crate::role::{Loss, OutProof, Proof};
 use crate::spec::{Mode, OnViolation};
 use crate::state::role::judge::Case;
 use crate::state::role::row::{Approval, Fence};
-use crate::time::{Micros, Reading};
+use crate::time::Micros;
 
 /// A primary that has not resigned after this long is left as it is: its checkpoint takes longer
 /// than people wait for, or it does not obey.
@@ -19,9 +19,6 @@ const RESIGN_WITHIN: Micros = Micros::from_ms(20_000);
 const STRAGGLERS: Micros = Micros::from_ms(150);
 /// In a failover nobody takes writes while the candidate that people wish for is waited for.
 const WISH: Micros = Micros::from_ms(3_000);
-/// A watermark was sampled at most this long before a leader heard it: an agent's report and a
-/// relay's batch. Longer ones only make a leader say too little of what an agent had not yet told.
-const SAMPLED_BEFORE: Micros = Micros::from_ms(300);
 /// A fence under which nothing can be granted for this long goes back to the old primary, if that
 /// has stopped and can come back: a service without a primary helps nobody (S13).
 const BACK_AFTER: Micros = Micros::from_ms(5_000);
@@ -143,7 +140,7 @@ impl Look<'_> {
         let name = &candidate.spec.name;
         let case = self.case(None).ok_or("the service is gone")?;
         case.free(name)?;
-        let loss = self.loss(&case, candidate);
+        let loss = case.loss(name);
         let operation = self.view.state.operations().get(&(self.name.clone(), fence.operation));
         let approval = operation.and_then(|operation| operation.approval.as_ref());
         let out = case.out();
@@ -202,7 +199,8 @@ impl Look<'_> {
         approval: Option<&Approval>,
         why: String,
     ) -> Result<Verdict, String> {
-        if self.spec.policy.loss_bound.on_violation != OnViolation::Ask {
+        let policy = self.view.state.policy_in_force(self.name).ok_or("the service is gone")?;
+        if policy.loss_bound.on_violation != OnViolation::Ask {
             return Err(why);
         }
         let without_out = self.case(None).is_some_and(|case| case.out().is_err());
@@ -257,40 +255,6 @@ impl Look<'_> {
             Mode::Quorum => Micros(0),
         };
         lapse.saturating_add(Micros::from_ms(2_000))
-    }
-
-    /// What promoting it could lose. In quorum mode a candidate that is complete loses nothing, and
-    /// one that is not may lose what nobody knows.
-    fn loss(&self, case: &Case<'_>, candidate: &Candidate<'_>) -> Loss {
-        let name = &candidate.spec.name;
-        match case.complete(name, Loss::default()) {
-            // A policy that accepts any loss has none proved away.
-            Ok(CompleteProof::WithinBound | CompleteProof::Approved) | Err(_) => {}
-            Ok(_) => return Loss { ms: Some(0), bytes: Some(0) },
-        }
-        match (self.spec.policy.mode, self.memory.out.filter(|_| case.out().is_ok())) {
-            (Mode::Lease, Some(out)) => self.lease_loss(candidate, out),
-            // While the old primary may go on, each moment adds to what is lost: a number said to
-            // people would be wrong before they have read it.
-            _ => Loss::default(),
-        }
-    }
-
-    /// PROTOCOL.md H, by what this leader has heard: everything up to the newest watermark that the
-    /// candidate holds is kept, so at most the time from before its sampling until the old primary
-    /// was out is lost. Watermarks are hot facts: a leader that has heard none does not know.
-    fn lease_loss(&self, candidate: &Candidate<'_>, out: Reading) -> Loss {
-        let (held, marks) = (&candidate.position, &self.memory.marks);
-        let own = |mark: &&super::Mark| mark.at.epoch == held.epoch;
-        let newest = marks.iter().rev().filter(own).find(|mark| mark.at.end <= held.end);
-        let reached = marks.iter().filter(own).map(|mark| mark.at.end.0).max();
-        Loss {
-            ms: newest.map(|mark| {
-                let since = out.since(mark.heard).saturating_add(SAMPLED_BEFORE);
-                since.as_ms()
-            }),
-            bytes: reached.map(|end| end.saturating_sub(held.end.0)),
-        }
     }
 
     /// Back to the old primary: it has stopped, and holds everything.

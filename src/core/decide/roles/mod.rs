@@ -22,17 +22,15 @@ mod tests;
 pub mod verdict;
 mod watch;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Decision;
 use super::facts::Facts;
 use crate::command::Command;
 use crate::id::{Revision, ServiceName};
-use crate::lease::Rules;
 use crate::lease::skew::SkewVerdict;
 use crate::role::observe::Run;
-use crate::role::{Position, Proof};
 use crate::spec::{ServiceSpec, TopologyKind};
 use crate::state::State;
 use crate::state::role::row::ServiceRole;
@@ -71,16 +69,6 @@ pub struct Roles {
     services: BTreeMap<ServiceName, Memory>,
 }
 
-/// Watermarks remembered of a primary: at five a second twelve seconds, four times the usual ttl.
-const MAX_MARKS: usize = 64;
-
-/// A primary's flushed end, and when it was heard of.
-#[derive(Clone, Copy, Debug)]
-struct Mark {
-    heard: Reading,
-    at: Position,
-}
-
 /// What is remembered of one service.
 #[derive(Clone, Debug, Default)]
 struct Memory {
@@ -100,11 +88,6 @@ struct Memory {
     stopped: Option<Reading>,
     /// Since when the primary is on its way up or down, and serves nobody.
     between: Option<Reading>,
-    /// When the old primary's right had ended, of the fence that is open: its stop was heard of, or
-    /// its lease was seen to have lapsed, less what the cluster waited beyond the lease.
-    out: Option<Reading>,
-    /// Where the primary's WAL was when: the newest last.
-    marks: VecDeque<Mark>,
     /// When this leader first saw the promotion whose repair goes on.
     repair: Option<(Revision, Reading)>,
 }
@@ -211,43 +194,11 @@ impl Look<'_> {
             // Who is silent says nothing about that.
             None => {}
         }
-        self.note_out(now);
-        let running = fact.filter(|fact| fact.observation.run == Run::Primary);
-        let seen = running
-            .and_then(|fact| fact.observation.position.map(|at| Mark { heard: fact.heard, at }));
-        if let Some(mark) = seen.filter(|_| self.role.fence.is_none()) {
-            let marks = &mut self.memory.marks;
-            if marks.back().is_none_or(|last| last.heard != mark.heard) {
-                if marks.len() == MAX_MARKS {
-                    marks.pop_front();
-                }
-                marks.push_back(mark);
-            }
-        }
         match (&self.role.promoted, self.memory.repair) {
             (Some(promoted), Some((of, _))) if promoted.revision == of => {}
             (promoted, _) => {
                 self.memory.repair = promoted.map(|promoted| (promoted.revision, now));
             }
-        }
-    }
-
-    fn note_out(&mut self, now: Reading) {
-        let Some(fence) = &self.role.fence else {
-            self.memory.out = None;
-            return;
-        };
-        if self.memory.out.is_some() {
-            return;
-        }
-        let holder = self.role.holder.as_ref().and_then(|name| fence.receipts.get(name));
-        if holder.is_some_and(|receipt| receipt.proof >= Proof::Stopped) {
-            self.memory.out = Some(now);
-        } else if self.role.lapsed.is_some() {
-            // C1 against C2: the holder stopped by ttl·(1−rho), the cluster waited for the long time.
-            let ttl_ms = self.spec.policy.ttl_ms;
-            let waited = Rules::LAW.long(ttl_ms).saturating_sub(Rules::LAW.short(ttl_ms));
-            self.memory.out = Some(now.minus(waited));
         }
     }
 

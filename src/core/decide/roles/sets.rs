@@ -19,7 +19,8 @@ impl Look<'_> {
         let (Some(set), Some(holder)) = (&self.role.set, &self.role.holder) else {
             return Verdict::Fine;
         };
-        let policy = &self.spec.policy;
+        let binds = self.view.state.policy_in_force(self.name);
+        let policy = &binds.unwrap_or(self.spec.policy);
         if policy.mode != Mode::Quorum || !self.has_facts {
             return Verdict::Fine;
         }

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use super::judge::{Case, Missing};
 use super::row::{Operation, RoleLease, ServiceRole};
-use super::{fence, load, operation_in, rule, save, start, this_fence};
+use super::{fence, holder, load, operation_in, rule, save, start, this_fence};
 use crate::authz::{Principal, Role};
 use crate::id::{InstanceName, Revision, ServiceName};
 use crate::limits::MAX_FAILOVERS_KEPT;
 use crate::reply::{Rejection, Reply, RoleRule};
-use crate::role::{CompleteProof, FenceKind, Loss, OutProof, Phase, SyncSet};
+use crate::role::{CompleteProof, FenceKind, HolderInstant, Loss, OutProof, Phase, SyncSet};
 use crate::spec::{Mode, ServiceSpec};
 use crate::state::journal::Draft;
 use crate::state::session;
@@ -32,7 +32,7 @@ pub(super) fn grant(
     let key = (name.clone(), open.operation);
     let failover = matches!(open.kind, FenceKind::Failover { .. });
     let mut row = operation_in(draft, &key, Phase::Promote)?;
-    let (out, complete) = judge(draft, &service.spec, &role, &row, &bid)?;
+    let (out, complete, out_by) = judge(draft, &service.spec, &role, &row, &bid)?;
     let Bid { candidate, loss, .. } = bid;
     let epoch = draft.epoch();
     (row.to, row.epoch) = (Some(candidate.clone()), Some(epoch));
@@ -45,6 +45,7 @@ pub(super) fn grant(
     let outcome = format!("{candidate} under epoch {epoch}: {out}; {complete}");
     let recruits = recruits(&service.spec, &role, &candidate);
     renew_sets(draft, &service.spec, &mut role, &candidate, recruits, complete);
+    holder::followed(draft, name, role.epoch, out_by);
     take_role(draft, name, role, candidate);
     draft.set_operation(&key, Some(row));
     draft.note("role.granted", name.as_str(), &format!("fence {fence}"), &outcome);
@@ -57,20 +58,22 @@ fn judge(
     role: &ServiceRole,
     row: &Operation,
     bid: &Bid,
-) -> Result<(OutProof, CompleteProof), Rejection> {
+) -> Result<(OutProof, CompleteProof, Option<HolderInstant>), Rejection> {
     let asked = row.approval.as_ref();
     let approval =
         asked.filter(|asked| Some(asked.id) == bid.approval && asked.candidate == bid.candidate);
-    let case = Case { spec, role, sessions: draft.rows().sessions(), approval };
+    let case = Case::in_rows(draft.rows(), &spec.name, spec, role, approval);
     case.free(&bid.candidate).map_err(|why| rule(RoleRule::NotFree, why))?;
     let out = case.out().map_err(|why| rule(RoleRule::NotOut, why))?;
+    // S7: the figure is the log's, whatever its proposer heard or left out.
+    case.is_not_below(&bid.candidate, bid.loss).map_err(|why| rule(RoleRule::LossBound, why))?;
     let complete = case.complete(&bid.candidate, bid.loss);
     let complete = complete.map_err(|Missing { rule: name, why }| rule(name, why))?;
     if out == OutProof::Approved && !case.is_loss_approved(&bid.candidate, bid.loss) {
         let why = "the loss is above what the approval allows: ask again".to_owned();
         return Err(rule(RoleRule::LossBound, why));
     }
-    Ok((out, complete))
+    Ok((out, complete, case.out_by(out)))
 }
 
 /// Who has a receipt of this change, the candidate excepted.

@@ -6,23 +6,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::holder::{HolderRow, LastRenewal};
 use super::row::{Approval, Fence, ServiceRole};
 use crate::id::{InstanceName, Revision, ServiceName, SessionId};
 use crate::reply::RoleRule;
 use crate::role::{Armed, CompleteProof, Loss, OutProof, Position, Proof, Receipt, SyncSet};
-use crate::spec::{OnViolation, ServiceSpec};
+use crate::spec::{LossBound, OnViolation, Policy, ServiceSpec};
 use crate::state::State;
 use crate::state::session::Session;
+use crate::state::tables::Tables;
+use crate::state::version::REPORTS_LEVEL;
+
+/// Of a holder that has not renewed since the cluster keeps what renewals say.
+static NOTHING_SAID: HolderRow = HolderRow { renewal: None, former: Vec::new() };
 
 /// What is needed to judge one role change.
 #[derive(Clone, Copy, Debug)]
 pub struct Case<'a> {
     /// The service as declared.
     pub spec: &'a ServiceSpec,
+    /// The policy that binds: the declared one, made safer by those of before that the holder may
+    /// still act by (C7).
+    pub policy: Policy,
     /// Its role.
     pub role: &'a ServiceRole,
     /// Open sessions.
     pub sessions: &'a BTreeMap<SessionId, Session>,
+    /// What the holder said last; `None` below the level at which renewals say anything, where the
+    /// start of its agent has to do.
+    pub said: Option<&'a HolderRow>,
     /// The approval that the grant names, as the operation holds it; it counts only if it was
     /// granted.
     pub approval: Option<&'a Approval>,
@@ -47,7 +59,27 @@ impl<'a> Case<'a> {
         let operation = operation.and_then(|key| state.operations().get(&key));
         let asked = operation.and_then(|row| row.approval.as_ref());
         let approval = asked.filter(|asked| Some(asked.id) == approval);
-        Some(Self { spec, role, sessions: state.sessions(), approval })
+        Some(Self::in_rows(&state.tables, service, spec, role, approval))
+    }
+
+    /// The case of a role that is not in the rows yet.
+    pub(in crate::state) fn in_rows(
+        rows: &'a Tables,
+        service: &ServiceName,
+        spec: &'a ServiceSpec,
+        role: &'a ServiceRole,
+        approval: Option<&'a Approval>,
+    ) -> Self {
+        let kept = rows.cluster().feature_level >= REPORTS_LEVEL;
+        let said = || rows.holders().get(service).map_or(&NOTHING_SAID, |row| &**row);
+        let said = kept.then(said);
+        let policy = said.map_or(spec.policy, |said| said.policy_in_force(&spec.policy));
+        Self { spec, policy, role, sessions: rows.sessions(), said, approval }
+    }
+
+    /// The last renewal of a holder that acted.
+    pub(super) fn last(&self) -> Option<&'a LastRenewal> {
+        self.said.and_then(|said| said.renewal.as_ref())
     }
 
     /// Whether the holder has ever named its grant, so that it may have acted (C8). Under a fence it
@@ -90,11 +122,15 @@ impl<'a> Case<'a> {
         Err(self.why_not_out(fence, holder))
     }
 
-    /// (b): never in quorum mode, never while people keep Regent's hands off (E5).
-    fn has_lapsed_armed(&self) -> bool {
-        self.role.lapse_counts(self.spec.policy.mode)
+    /// (b): never in quorum mode; never while people keep Regent's hands off, nor while the holder's
+    /// last word is that it goes by a pause, whose fencer may have no deadline (E5).
+    pub(super) fn has_lapsed_armed(&self) -> bool {
+        let own = self.last().filter(|last| last.epoch == self.role.epoch);
+        let unpaused = own.is_some_and(|last| last.report.pause.is_none());
+        self.role.lapse_counts(self.policy.mode)
             && self.role.paused.is_none()
             && self.role.lapsed == Some(Armed::Armed)
+            && (self.said.is_none() || unpaused)
     }
 
     fn why_not_out(&self, fence: &Fence, holder: &InstanceName) -> String {
@@ -112,11 +148,12 @@ impl<'a> Case<'a> {
                 }
             }
         }
-        if self.role.lapse_counts(self.spec.policy.mode) {
+        if self.role.lapse_counts(self.policy.mode) {
             why.push(match (self.role.lapsed, self.role.paused.is_some()) {
                 (None, _) => "its lease has not lapsed".to_owned(),
                 (_, true) => "the service is paused, so that a lapse proves nothing".to_owned(),
-                _ => "its lease lapsed, but its fencer was weak".to_owned(),
+                (Some(Armed::Weak), _) => "its lease lapsed, but its fencer was weak".to_owned(),
+                _ => "its lease lapsed, but its last renewal still went by a pause".to_owned(),
             });
         }
         why.join("; ")
@@ -175,8 +212,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn bound_counts(&self) -> bool {
-        self.role.lapse_counts(self.spec.policy.mode)
+    pub(super) fn bound_counts(&self) -> bool {
+        self.role.lapse_counts(self.policy.mode)
     }
 
     /// The bound excuses what was acknowledged without waiting for anybody, and nothing else: sets
@@ -188,10 +225,12 @@ impl<'a> Case<'a> {
         own: &Receipt,
         loss: Loss,
     ) -> bool {
-        let bound = &self.spec.policy.loss_bound;
+        let bound = &self.policy.loss_bound;
         let below = |value: Option<u64>, most| value.is_some_and(|value| value <= most);
+        // No bound on what is only estimated is met by what nobody could estimate.
+        let any = self.said.is_some() && bound.max_bytes == LossBound::ANY_BYTES;
         let within = bound.on_violation == OnViolation::Accept
-            || below(loss.ms, bound.max_ms) && below(loss.bytes, bound.max_bytes);
+            || below(loss.ms, bound.max_ms) && (any || below(loss.bytes, bound.max_bytes));
         let mut others = self.role.c.iter().filter(|set| !set.is_degraded());
         self.bound_counts()
             && within
@@ -201,7 +240,7 @@ impl<'a> Case<'a> {
     /// The approval that the grant names, if people said yes.
     fn consent(&self) -> Option<&'a Approval> {
         let granted = |asked: &&Approval| asked.answer.as_ref().is_some_and(|said| said.granted);
-        let asks = self.spec.policy.loss_bound.on_violation != OnViolation::Refuse;
+        let asks = self.policy.loss_bound.on_violation != OnViolation::Refuse;
         self.approval.filter(|_| asks).filter(granted)
     }
 
@@ -219,7 +258,7 @@ impl<'a> Case<'a> {
 
     fn why_above(&self, loss: Loss) -> String {
         let show = |value: Option<u64>| value.map_or("unknown".to_owned(), |v| v.to_string());
-        let bound = &self.spec.policy.loss_bound;
+        let bound = &self.policy.loss_bound;
         format!(
             "the loss could be {} ms and {} bytes; the policy allows {} ms and {} bytes",
             show(loss.ms),

@@ -6,8 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use super::enter;
 use super::row::{Operation, ServiceRole};
+use super::{enter, holder};
 use crate::id::{InstanceName, ServiceName, SessionId};
 use crate::reply::Rejection;
 use crate::role::{Armed, Phase};
@@ -27,7 +27,8 @@ pub(in crate::state) fn session_ended(draft: &mut Draft<'_>, id: SessionId, how:
     let mut role = ServiceRole::clone(role);
     let Some(lease) = role.lease.take() else { return };
     role.confirmed |= known.is_some_and(|known| known >= lease.mark);
-    let fencer = if how == End::Expired { lease.fencer } else { Armed::Weak };
+    let armed = how == End::Expired && said_armed(draft, &name, &role);
+    let fencer = if armed { lease.fencer } else { Armed::Weak };
     role.lapsed = Some(fencer);
     role.changed = draft.revision;
     let holder = role.holder.as_ref().map_or("nobody", |holder| holder.as_str()).to_owned();
@@ -35,6 +36,15 @@ pub(in crate::state) fn session_ended(draft: &mut Draft<'_>, id: SessionId, how:
         format!("the lease of {holder} under epoch {} ended, {}", role.epoch, fencer.as_str());
     draft.set_role(&name, Some(role));
     draft.note("role.lapsed", name.as_str(), &format!("session {id}: {how:?}"), &outcome);
+}
+
+/// Whether the last committed renewal of this epoch said that its fencer holds what it guards (C4).
+/// Before a cluster keeps what renewals say, the start of the agent has said it.
+fn said_armed(draft: &Draft<'_>, name: &ServiceName, role: &ServiceRole) -> bool {
+    let row = draft.rows().holders().get(name);
+    let last = row.and_then(|row| row.renewal.as_ref());
+    let own = last.filter(|last| last.epoch == role.epoch);
+    !holder::is_kept(draft) || own.is_some_and(|last| last.report.armed == Armed::Armed)
 }
 
 /// A new life of the cluster (G): what is running where is not known any more. Epochs stay, because
@@ -54,6 +64,10 @@ pub(in crate::state) fn begin_anew(draft: &mut Draft<'_>) {
         let end = if row.epoch.is_some() { Phase::Done } else { Phase::GivenUp };
         enter(draft, &mut row, end);
         draft.set_operation(&key, Some(row));
+    }
+    let said: Vec<_> = draft.rows().holders().keys().cloned().collect();
+    for name in said {
+        draft.set_holder(&name, None);
     }
     for (name, was) in roles {
         let row = ServiceRole {
@@ -148,6 +162,9 @@ pub(in crate::state) fn forget(draft: &mut Draft<'_>, name: &ServiceName) {
     let ids: Vec<_> = draft.rows().operations_of(name).map(|(id, _)| id).collect();
     for id in ids {
         draft.set_operation(&(name.clone(), id), None);
+    }
+    if draft.rows().holders().contains_key(name) {
+        draft.set_holder(name, None);
     }
     draft.set_role(name, None);
 }

@@ -6,19 +6,22 @@
 //!
 //! # Map
 //!
-//! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE; `invariants` what must be true of the rows.
+//! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE, `loss` the bound; `invariants` what must be true of the rows.
 //! - `start` an agent comes up (B); `first` the first grant (G); `fence` opening, cutting, taking
 //!   over, fetching, closing; `receipt` what instances prove; `grant` the next epoch; `set` sync sets
 //!   and `Covered`; `operation` promotion, phases, approvals, pause.
+//! - [`holder`] what the holder's last renewal said, and the policies it has not taken up.
 //! - `life` what the rest of the state does to roles: sessions end, services change, a new life of
 //!   the cluster begins.
 
 mod fence;
 mod first;
 mod grant;
+pub mod holder;
 pub(super) mod invariants;
 pub mod judge;
 pub(super) mod life;
+mod loss;
 mod operation;
 mod receipt;
 pub mod row;
@@ -35,7 +38,7 @@ use crate::command::Command;
 use crate::id::{Epoch, InstanceName, Revision, ServiceName};
 use crate::limits::MAX_PHASES;
 use crate::reply::{Rejection, Reply, RoleRule};
-use crate::role::Phase;
+use crate::role::{Phase, Proof};
 use crate::spec::TopologyKind;
 use crate::state::OperationKey;
 
@@ -54,6 +57,14 @@ pub(super) fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Reje
             fence::take_over(draft, &service, fence, verdict, &reason)
         }
         Command::RecordReceipt { service, receipt } => receipt::record(draft, &service, *receipt),
+        Command::RecordStop { service, receipt, stopped } => {
+            let is_end = receipt.proof >= Proof::Stopped;
+            let reply = receipt::record(draft, &service, *receipt)?;
+            if is_end {
+                holder::stopped(draft, &service, stopped);
+            }
+            Ok(reply)
+        }
         Command::OrderFetch { service, fence, to, from } => {
             fence::fetch(draft, &service, fence, &to, from)
         }

@@ -1,5 +1,6 @@
 //! What follows a grant, and what people say: the verified promotion, phases, approvals, pauses.
 
+use super::judge::Case;
 use super::row::{Answer, Approval, Operation, Pause, Promotion, ServiceRole};
 use super::{
     active, holder_or_cluster, load, no_fence, not_found, operation_in, rule, same_epoch, save,
@@ -119,7 +120,10 @@ pub(super) fn ask(
     if !service.spec.instances.iter().any(|declared| declared.name == candidate) {
         return Err(not_found("instance", super::at(name, &candidate)));
     }
-    if service.spec.policy.loss_bound.on_violation == OnViolation::Refuse {
+    // H: people answer to figures of the log.
+    let case = Case::in_rows(draft.rows(), name, &service.spec, &role, None);
+    case.is_not_below(&candidate, loss).map_err(|why| rule(RoleRule::LossBound, why))?;
+    if case.policy.loss_bound.on_violation == OnViolation::Refuse {
         let why = "the policy is to refuse and not to ask".to_owned();
         return Err(rule(RoleRule::LossBound, why));
     }

@@ -10,7 +10,7 @@ use crate::id::{Epoch, InstanceName, Revision, ServiceName};
 use crate::limits::MAX_UNCOVERED_SETS;
 use crate::reply::{Rejection, Reply, RoleRule};
 use crate::role::{Order, SyncSet};
-use crate::spec::{Mode, ServiceSpec, TooFewSync};
+use crate::spec::{Mode, Policy, ServiceSpec, TooFewSync};
 use crate::state::journal::Draft;
 
 pub(super) fn change(
@@ -27,12 +27,12 @@ pub(super) fn change(
         return Err(rule(RoleRule::NotAdopted, why));
     };
     same_set(name, &present, seen)?;
-    check(&service.spec, &role, &holder, &members, k)?;
+    let case = Case::in_rows(draft.rows(), name, &service.spec, &role, None);
+    check(&service.spec, &case.policy, &role, &holder, &members, k)?;
     if present.members == members && present.k == k {
         return Ok(Reply::Unchanged { revision: present.revision });
     }
-    let sessions = draft.rows().sessions();
-    if !(Case { spec: &service.spec, role: &role, sessions, approval: None }).is_confirmed() {
+    if !case.is_confirmed() {
         let why = format!("{holder} has not taken up its grant yet");
         return Err(rule(RoleRule::WrongPhase, why));
     }
@@ -61,6 +61,7 @@ fn same_set(name: &ServiceName, present: &SyncSet, seen: Revision) -> Result<(),
 
 fn check(
     spec: &ServiceSpec,
+    policy: &Policy,
     role: &ServiceRole,
     holder: &InstanceName,
     members: &BTreeSet<InstanceName>,
@@ -70,7 +71,6 @@ fn check(
         let (field, fix) = (field.to_owned(), fix.to_owned());
         Err(Rejection::Invalid { field, problem, fix })
     };
-    let policy = &spec.policy;
     if policy.mode != Mode::Quorum {
         let problem = "in lease mode no commit waits".to_owned();
         return invalid("members", problem, "use mode = \"quorum\"");

@@ -78,9 +78,7 @@ pub(super) fn accept(
     let lease = bind(draft, service.spec.policy.mode, &role, instance, start, same);
     let is_bound = lease.is_some();
     if let Some(lease) = lease {
-        let approval = None;
-        let sessions = draft.rows().sessions();
-        let case = Case { spec: &service.spec, role: &role, sessions, approval };
+        let case = Case::in_rows(draft.rows(), name, &service.spec, &role, None);
         role.confirmed = case.is_confirmed();
         role.lease = Some(lease);
         role.lapsed = None;

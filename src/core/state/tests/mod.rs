@@ -21,6 +21,7 @@ use crate::spec::{
     ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use crate::state::State;
+use crate::state::version::FEATURE_LEVEL;
 use crate::time::WallMs;
 use crate::timing::Timing;
 
@@ -164,7 +165,7 @@ fn a_revision_that_does_not_rise_changes_nothing() {
 fn behind_the_barrier_nothing_is_applied_not_even_the_revision() {
     let mut bench = Bench::new();
     assert_eq!(bench.state.barrier(), None);
-    bench.run(Command::RaiseFeatureLevel { to: 3 });
+    bench.run(Command::RaiseFeatureLevel { to: FEATURE_LEVEL + 1 });
     assert!(bench.state.barrier().is_some());
     let before = (bench.state.revision(), bench.state.rolling_hash());
     let applied = bench.run(open_session(5_000, 1));
@@ -172,7 +173,8 @@ fn behind_the_barrier_nothing_is_applied_not_even_the_revision() {
     bench.state.apply_blank(Revision(100));
     assert_eq!((bench.state.revision(), bench.state.rolling_hash()), before);
     let error = State::decode_snapshot(&bench.state.encode_snapshot()).unwrap_err();
-    assert!(error.to_string().contains("feature level 3"), "{error}");
+    let level = format!("feature level {}", FEATURE_LEVEL + 1);
+    assert!(error.to_string().contains(&level), "{error}");
 }
 
 #[test]
@@ -188,6 +190,8 @@ fn below_the_level_of_roles_a_snapshot_is_one_that_the_release_before_can_read()
     assert_eq!(version(&bench.state), 1);
     bench.run(Command::RaiseFeatureLevel { to: 2 });
     assert_eq!(version(&bench.state), 2);
+    bench.run(Command::RaiseFeatureLevel { to: 3 });
+    assert_eq!(version(&bench.state), 3);
 }
 
 #[test]

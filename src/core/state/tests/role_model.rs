@@ -8,13 +8,15 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{Lapsed, Renewal};
+use crate::command::{FullRenewal, Lapsed, Renewal};
 use crate::id::{Epoch, RenewalNumber};
 use crate::role::{
-    AgentStart, Armed, DataIdentity, DirectiveNumber, FenceKind, Loss, Lsn, Order, OutProof, Phase,
-    Position, Proof, Receipt,
+    AgentStart, Armed, CompleteProof, DataIdentity, DirectiveNumber, FenceKind, HolderInstant,
+    HolderReport, Loss, Lsn, MachineBoot, Order, OutProof, Phase, Position, Proof, Receipt,
+    StopInstant, Watermark,
 };
 use crate::spec::Mode;
+use crate::state::role::judge::Case;
 use crate::state::role::row::ServiceRole;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -39,7 +41,7 @@ enum Step {
     Ask { who: u8, without_out: bool },
     Answer { granted: bool },
     Pause { on: bool },
-    Renew { who: u8, knows: bool },
+    Renew { who: u8, knows: bool, says: u8 },
     End { who: u8, close: bool },
     Put { instances: u8, quorum: bool },
     Delete,
@@ -72,7 +74,8 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (who(), any::<bool>()).prop_map(|(who, without_out)| Step::Ask { who, without_out }),
         3 => any::<bool>().prop_map(|granted| Step::Answer { granted }),
         1 => any::<bool>().prop_map(|on| Step::Pause { on }),
-        8 => (who(), any::<bool>()).prop_map(|(who, knows)| Step::Renew { who, knows }),
+        16 => (who(), prop::bool::weighted(0.8), 0..6u8)
+            .prop_map(|(who, knows, says)| Step::Renew { who, knows, says }),
         3 => (who(), any::<bool>()).prop_map(|(who, close)| Step::End { who, close }),
         2 => (1..8u8, any::<bool>()).prop_map(|(instances, quorum)| Step::Put { instances, quorum }),
         1 => Just(Step::Delete),
@@ -148,6 +151,7 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
         Step::Receipt { who, proof, end, off } => {
             let kinds = [Proof::Detached, Proof::Recruited, Proof::Stopped, Proof::Resigned];
             let kind = if who == holder { proof | 2 } else { proof & 1 };
+            let level = state.cluster().feature_level;
             let receipt = Receipt {
                 instance: instance(who),
                 fence: Revision(fence.0 - u64::from(off)),
@@ -158,7 +162,16 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
                 generation: 1,
                 is_proven: end != 0,
             };
-            return (agent(who), Command::RecordReceipt { service, receipt: Box::new(receipt) });
+            let receipt = Box::new(receipt);
+            let at = HolderInstant(state.revision().0 * 1_000);
+            let stopped = StopInstant { boot: MachineBoot(1), at };
+            return (
+                agent(who),
+                match level {
+                    2 => Command::RecordReceipt { service, receipt },
+                    _ => Command::RecordStop { service, receipt, stopped },
+                },
+            );
         }
         Step::First { who } => Command::GrantFirst { service, candidate: instance(who) },
         Step::Fence { planned, off } => {
@@ -177,14 +190,16 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
             Command::OrderFetch { service, fence, to: instance(to), from: instance(from) }
         }
         Step::Grant { who, loss, approved } => {
+            let case = Case::of(state, &name, None).filter(|case| case.said.is_some());
             let zero = Loss { ms: Some(0), bytes: Some(0) };
+            let named = case.map_or(zero, |case| case.loss(&instance(who)));
             let row = state.operations().get(&(name, operation));
             let asked = row.and_then(|row| row.approval.as_ref()).map(|asked| asked.id);
             Command::GrantRole {
                 service,
                 fence,
                 candidate: instance(who),
-                loss: if loss { zero } else { Loss::default() },
+                loss: if loss { named } else { Loss::default() },
                 approval: asked.filter(|_| approved),
             }
         }
@@ -213,13 +228,15 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
             Command::AnswerApproval { service, approval, granted, reason }
         }
         Step::Pause { on } => Command::SetPause { service, paused: on, reason },
-        Step::Renew { who, knows } => {
+        Step::Renew { who, knows, says } => {
             let session = newest(who);
             let number = state.sessions().get(&session).map_or(1, |row| row.renewed.0 + 1);
             let known_grant = if knows { Revision(u64::MAX) } else { Revision(0) };
             let (nonce, number, acked) = (Nonce(1), RenewalNumber(number), RenewalNumber(0));
             let renewal = Renewal { session, nonce, number, acked, known_grant };
-            Command::RenewSessions { renewals: vec![renewal] }
+            let report = (says > 0).then(|| Box::new(report(state, says)));
+            let level = state.cluster().feature_level;
+            Command::renew(&[FullRenewal { renewal, report }], level)
         }
         Step::End { who, close } => {
             let session = newest(who);
@@ -239,10 +256,25 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
     (cluster, command)
 }
 
-fn ready() -> Bench {
+/// What an agent says with a renewal; time is the revision, in milliseconds.
+fn report(state: &State, says: u8) -> HolderReport {
+    let sent = HolderInstant(state.revision().0 * 1_000);
+    let at = Position { epoch: Epoch::NONE, end: Lsn(u64::from(says % 3)), timeline: 1 };
+    HolderReport {
+        armed: if says == 2 { Armed::Weak } else { Armed::Armed },
+        boot: MachineBoot(u64::from(says == 5) + 1),
+        sent,
+        watermark: (says != 4).then_some(Watermark { at, sampled: sent }),
+        pause: (says == 3).then_some(Revision(1)),
+        policy: if says == 1 { Revision(1) } else { state.revision() },
+        set: None,
+    }
+}
+
+fn ready(level: u32, quorum: bool) -> Bench {
     let mut bench = Bench::new();
-    bench.run(Command::RaiseFeatureLevel { to: 2 });
-    bench.run(declare(7, true));
+    bench.run(Command::RaiseFeatureLevel { to: level });
+    bench.run(declare(7, quorum));
     for who in 0..3 {
         let start =
             Step::Start { who, nonce: 1, off: 0, old_disk: false, seen: true, primary: who == 0 };
@@ -275,6 +307,18 @@ fn check_grants(before: &State, after: &State, highest: &mut BTreeMap<ServiceNam
         }
         let quorum = !was.a.is_empty() && was.a.iter().all(|set| !set.is_degraded());
         assert!(!quorum || operation.out != Some(OutProof::Lapsed), "a lapse in quorum mode");
+        let said = before.holders().get(name).and_then(|row| row.renewal.as_ref());
+        if before.cluster().feature_level >= 3 && operation.out == Some(OutProof::Lapsed) {
+            let last = said.unwrap();
+            assert_eq!((last.epoch, last.report.pause), (was.epoch, None), "E5");
+            assert_eq!(last.report.armed, Armed::Armed, "C4");
+        }
+        if before.cluster().feature_level >= 3
+            && operation.complete == Some(CompleteProof::WithinBound)
+        {
+            let must = Case::of(before, name, None).unwrap().loss(candidate);
+            assert!(operation.loss.ms >= must.ms, "S7: {:?} {must:?}", operation.loss);
+        }
         let told = &role.instances[candidate].directive.order;
         assert!(matches!(told, Order::Lead { .. }), "{told}");
     }
@@ -287,8 +331,10 @@ proptest! {
     fn random_role_changes_keep_the_invariants_and_replay_to_the_same_bytes(
         steps in vec(steps(), 1..160),
         cut in any::<prop::sample::Index>(),
+        level in 2..=3u32,
+        quorum: bool,
     ) {
-        let mut bench = ready();
+        let mut bench = ready(level, quorum);
         let mut log = Vec::new();
         let mut highest = BTreeMap::new();
         for step in &steps {
@@ -303,11 +349,12 @@ proptest! {
             if matches!(applied.reply, Reply::Rejected(_)) {
                 prop_assert_eq!(before.roles(), bench.state.roles());
                 prop_assert_eq!(before.operations(), bench.state.operations());
+                prop_assert_eq!(before.holders(), bench.state.holders());
             }
             check_grants(&before, &bench.state, &mut highest);
             log.push(entry);
         }
-        let (mut one, mut two) = (ready().state, ready().state);
+        let (mut one, mut two) = (ready(level, quorum).state, ready(level, quorum).state);
         let cut = cut.index(log.len());
         for (at, entry) in log.iter().enumerate() {
             if at == cut {

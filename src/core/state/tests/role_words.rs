@@ -7,10 +7,10 @@ use crate::authz::{Principal, Role};
 use crate::command::Command;
 use crate::id::{Epoch, InstanceName, Nonce, Revision, ServiceName, SessionId};
 use crate::role::{
-    AgentStart, Armed, DataIdentity, DirectiveNumber, FenceKind, Loss, Lsn, Phase, Position, Proof,
-    Receipt,
+    AgentStart, Armed, DataIdentity, DirectiveNumber, FenceKind, HolderInstant, HolderReport, Loss,
+    Lsn, MachineBoot, Phase, Position, Proof, Receipt, StopInstant, Watermark,
 };
-use crate::spec::{Mode, OnViolation, Policy, ServiceSpec, TooFewSync};
+use crate::spec::{LossBound, Mode, OnViolation, Policy, ServiceSpec, TooFewSync};
 use crate::state::State;
 use crate::state::role::row::{Operation, ServiceRole};
 
@@ -88,6 +88,74 @@ fn receipt(words: &mut Words<'_>) -> Receipt {
     }
 }
 
+fn instant(words: &Words<'_>, key: &str) -> HolderInstant {
+    HolderInstant(words.option_number(key, 0) * 1_000)
+}
+
+fn boot_of_machine(words: &Words<'_>) -> MachineBoot {
+    MachineBoot(words.option_number("machine", 1))
+}
+
+/// What a renewal says: `sent=ms sampled=ms end=0/10 policy=3 set=8`, and `armed=no pause=7 machine=2`.
+pub(super) fn report(words: &Words<'_>) -> HolderReport {
+    let mark = Watermark { at: position(words), sampled: instant(words, "sampled") };
+    HolderReport {
+        armed: if words.option("armed") == "no" { Armed::Weak } else { Armed::Armed },
+        boot: boot_of_machine(words),
+        sent: instant(words, "sent"),
+        watermark: (!words.option("end").is_empty()).then_some(mark),
+        pause: words.option("pause").parse().ok().map(Revision),
+        policy: Revision(words.option_number("policy", u64::MAX)),
+        set: words.option("set").parse().ok().map(Revision),
+    }
+}
+
+/// What holders said last, a line each.
+pub(super) fn said(state: &State) -> String {
+    let mut out = String::new();
+    for (name, row) in state.holders() {
+        match &row.renewal {
+            None => writeln!(out, "  said {name}: nothing").unwrap(),
+            Some(last) => {
+                let marks: Vec<_> = last
+                    .marks
+                    .iter()
+                    .map(|mark| format!("{} at {} ms", mark.at.end, mark.sampled.0 / 1_000))
+                    .collect();
+                let report = &last.report;
+                write!(
+                    out,
+                    "  said {name}: {} {} renewal {} of {} for {} ms, {}, sent {} ms, [{}]",
+                    last.instance,
+                    last.epoch,
+                    last.number,
+                    last.session,
+                    last.ttl_ms,
+                    report.armed.as_str(),
+                    report.sent.0 / 1_000,
+                    marks.join(", "),
+                )
+                .unwrap();
+                if let Some(pause) = report.pause {
+                    write!(out, ", pause {pause}").unwrap();
+                }
+                if let Some(stopped) = last.stopped {
+                    write!(out, ", stopped {} ms", stopped.at.0 / 1_000).unwrap();
+                }
+                if let Some(out_by) = last.out_by {
+                    write!(out, ", out by {} ms", out_by.0 / 1_000).unwrap();
+                }
+                out.push('\n');
+            }
+        }
+        for former in &row.former {
+            let bound = former.policy.loss_bound.max_ms;
+            writeln!(out, "    until {}: a loss of {bound} ms", former.until).unwrap();
+        }
+    }
+    out
+}
+
 fn phase(text: &str) -> Phase {
     match text {
         "fence" => Phase::Fence,
@@ -100,7 +168,7 @@ fn phase(text: &str) -> Phase {
 }
 
 /// Puts what stands in the role of the first service in the place of `@fence`, `@op`, `@epoch`,
-/// `@set`, `@lease` and `@asked`.
+/// `@set`, `@lease`, `@mark`, `@pause` and `@asked`.
 pub(super) fn resolve(state: &State, line: &str) -> String {
     let Some((name, role)) = state.roles().iter().next() else { return line.to_owned() };
     let op = role.operation.unwrap_or_default();
@@ -109,7 +177,11 @@ pub(super) fn resolve(state: &State, line: &str) -> String {
     let fence = role.fence.as_ref().map_or(Revision(0), |fence| fence.fence);
     let set = role.set.as_ref().map_or(Revision(0), |set| set.revision);
     let lease = role.lease.as_ref().map_or(SessionId(0), |lease| lease.session);
+    let mark = role.lease.as_ref().map_or(Revision(0), |lease| lease.mark);
+    let pause = role.paused.as_ref().map_or(Revision(0), |pause| pause.since);
     line.replace("@lease", &lease.to_string())
+        .replace("@mark", &mark.to_string())
+        .replace("@pause", &pause.to_string())
         .replace("@fence", &fence.to_string())
         .replace("@op", &op.to_string())
         .replace("@epoch", &role.epoch.to_string())
@@ -124,7 +196,8 @@ pub(super) fn sender(command: &Command) -> Option<Principal> {
     };
     match command {
         Command::AcceptStart { service, instance, .. } => agent(service, instance),
-        Command::RecordReceipt { service, receipt } => agent(service, &receipt.instance),
+        Command::RecordReceipt { service, receipt }
+        | Command::RecordStop { service, receipt, .. } => agent(service, &receipt.instance),
         _ => None,
     }
 }
@@ -186,7 +259,15 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
             let (fence, verdict) = (revision(words.next()), "primary_gone".to_owned());
             Command::TakeOverFence { service, fence, verdict, reason }
         }
-        "receipt" => Command::RecordReceipt { service, receipt: Box::new(receipt(words)) },
+        "receipt" => {
+            let receipt = Box::new(receipt(words));
+            let stopped =
+                StopInstant { boot: boot_of_machine(words), at: instant(words, "stopped") };
+            match words.option("stopped") {
+                "" => Command::RecordReceipt { service, receipt },
+                _ => Command::RecordStop { service, receipt, stopped },
+            }
+        }
         "fetch" => Command::OrderFetch {
             service,
             fence: revision(words.next()),
@@ -242,7 +323,7 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
 }
 
 /// Options of `service` that roles need: `mode=quorum k=1 kmin=1 few=degrade violation=accept
-/// zero=pg3`.
+/// zero=pg3 most=1000` (the last a loss in milliseconds, with any bytes).
 pub(super) fn policy(spec: &mut ServiceSpec, words: &Words<'_>) {
     if words.option("mode") == "quorum" {
         spec.policy = Policy { ttl_ms: spec.policy.ttl_ms, ..Policy::default_for(Mode::Quorum) };
@@ -256,6 +337,10 @@ pub(super) fn policy(spec: &mut ServiceSpec, words: &Words<'_>) {
         "accept" => spec.policy.loss_bound.on_violation = OnViolation::Accept,
         "refuse" => spec.policy.loss_bound.on_violation = OnViolation::Refuse,
         _ => {}
+    }
+    if let Ok(most) = words.option("most").parse() {
+        (spec.policy.loss_bound.max_ms, spec.policy.loss_bound.max_bytes) =
+            (most, LossBound::ANY_BYTES);
     }
     for instance in &mut spec.instances {
         if instance.name.as_str() == words.option("zero") {

@@ -163,6 +163,7 @@ fn step(bench: &mut Bench, line: &str) -> String {
             return String::new();
         }
         "show" => return show(&bench.state),
+        "said" => return role_words::said(&bench.state),
         "snapshot" => {
             let bytes = bench.state.encode_snapshot();
             bench.state = State::decode_snapshot(&bytes).unwrap();
@@ -283,6 +284,10 @@ fn command(verb: &str, words: &mut Words<'_>) -> Command {
             label: words.option("label").to_owned(),
         },
         "renew" => Command::RenewSessions { renewals: words.plain.by_ref().map(renewal).collect() },
+        "report" => Command::RenewHolders {
+            renewals: vec![renewal(words.next())],
+            reports: vec![(0, role_words::report(words))],
+        },
         "close" => Command::CloseSession { session: session(words), nonce: nonce(words) },
         "expire" => Command::ExpireSessions {
             lapsed: words

@@ -10,7 +10,7 @@ use crate::agent::notebook::Taken;
 use crate::agent::tests::{does, standby};
 use crate::agent::{Data, Notebook, OnDisk, Step, World, next};
 use crate::authz::{Principal, Role};
-use crate::command::{Command, Entry, Expect, Renewal};
+use crate::command::{Command, Entry, Expect, FullRenewal, Renewal};
 use crate::decide::Decision;
 use crate::decide::facts::Facts;
 use crate::decide::roles::{Roles, View};
@@ -22,11 +22,13 @@ use crate::lease::skew::SkewVerdict;
 use crate::reply::{RenewalOutcome, Reply};
 use crate::role::observe::{Observation, Probe, Receiver, Run, Sender, Sight};
 use crate::role::{
-    AgentStart, Armed, DataIdentity, FenceKind, Lsn, Order, Position, Proof, Receipt,
+    AgentStart, Armed, DataIdentity, FenceKind, HolderInstant, HolderReport, Lsn, MachineBoot,
+    Order, Position, Proof, Receipt, StopInstant, Watermark,
 };
 use crate::spec::{Engine, InstanceSpec, Mode, Policy, ServiceSpec, TopologyKind};
 use crate::state::State;
 use crate::state::role::row::{Operation, ServiceRole};
+use crate::state::version::FEATURE_LEVEL;
 use crate::time::{Micros, Reading, WallMs};
 use crate::timing::Timing;
 
@@ -105,7 +107,7 @@ impl Bench {
         let incarnation = Incarnation { counter: 1, id: 7 };
         let (cluster, timing) = ("lab".into(), Timing::LAN);
         bench.apply(Command::Bootstrap { incarnation, cluster, timing });
-        bench.apply(Command::RaiseFeatureLevel { to: 2 });
+        bench.apply(Command::RaiseFeatureLevel { to: FEATURE_LEVEL });
         bench.put(spec);
         for (who, disk) in [("a", 1), ("b", 2), ("c", 3)] {
             bench.start(who, disk);
@@ -228,8 +230,8 @@ impl Bench {
             is_proven,
         };
         let by = Principal::new(Role::Agent, format!("s/{who}"));
-        let receipt = Box::new(receipt);
-        let reply = self.apply_as(&by, Command::RecordReceipt { service: service(), receipt });
+        let command = self.ends(who, receipt);
+        let reply = self.apply_as(&by, command);
         assert!(matches!(reply, Reply::Done { .. } | Reply::Unchanged { .. }), "{reply:?}");
     }
 
@@ -357,8 +359,9 @@ impl Bench {
         let known_grant = mark.unwrap_or_default();
         let acked = RenewalNumber(number.0 - 1);
         let renewal = Renewal { session, nonce, number, acked, known_grant };
-        let renewals = vec![renewal];
-        let reply = self.apply_as(&Principal::cluster(), Command::RenewSessions { renewals });
+        let report = mark.map(|_| Box::new(self.report_of(who)));
+        let command = Command::renew(&[FullRenewal { renewal, report }], FEATURE_LEVEL);
+        let reply = self.apply_as(&Principal::cluster(), command);
         let Reply::Renewed { outcomes, .. } = reply else { panic!("{reply:?}") };
         let extended = matches!(outcomes[0], RenewalOutcome::Extended { .. });
         let sim = self.agents.get_mut(who).unwrap();
@@ -367,6 +370,32 @@ impl Bench {
         if outcomes[0] == RenewalOutcome::SessionGone && self.role().fence.is_none() {
             self.reopen(who);
         }
+    }
+
+    /// What its renewal says of a holder; a machine's clock is that of the world.
+    fn report_of(&self, who: &str) -> HolderReport {
+        let sim = &self.agents[who];
+        let sent = HolderInstant(self.now * 1_000);
+        HolderReport {
+            armed: Armed::Armed,
+            boot: MachineBoot(sim.notebook.disk),
+            sent,
+            watermark: Some(Watermark { at: sim.wal, sampled: sent }),
+            pause: None,
+            policy: self.state.services()[&service()].changed,
+            set: sim.world.in_force,
+        }
+    }
+
+    /// As [`Command::RecordReceipt`], with the instant at which all had ended.
+    fn ends(&self, who: &str, receipt: Receipt) -> Command {
+        let (service, receipt) = (service(), Box::new(receipt));
+        if receipt.proof < Proof::Stopped {
+            return Command::RecordReceipt { service, receipt };
+        }
+        let boot = MachineBoot(self.agents[who].notebook.disk);
+        let stopped = StopInstant { boot, at: HolderInstant(self.now * 1_000) };
+        Command::RecordStop { service, receipt, stopped }
     }
 
     /// A new session of the same start, after a fence ended the old one.
@@ -484,8 +513,8 @@ impl Bench {
             generation: row.disk,
             is_proven: pledge.is_proven,
         };
-        let receipt = Box::new(receipt);
-        self.say(who, Command::RecordReceipt { service: service(), receipt });
+        let command = self.ends(who, receipt);
+        self.say(who, command);
     }
 
     /// The primary that standbys can stream from: it runs, and is not cut off.

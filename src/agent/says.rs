@@ -1,0 +1,131 @@
+//! What renewals say of this instance while it holds the role (PROTOCOL.md C4), when its last process had
+//! ended (H), what it does about a pause (E5), and what it must not forget of a refusal (F).
+
+use std::time::{Duration, Instant};
+
+use regent_core::agent::{Data, OnDisk, Pausing};
+use regent_core::id::Revision;
+use regent_core::lease::holder::VoidReason;
+use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
+use regent_core::spec::Mode;
+use regent_rpc::client::SessionLease;
+
+use crate::run::Agent;
+
+/// A disarming that the fencer has not confirmed is asked for again after this long.
+const DISARM_AGAIN: Duration = Duration::from_secs(1);
+
+impl Agent {
+    /// Renewals say this from now on.
+    pub(crate) fn carry(&self) {
+        if let Some(session) = &self.session {
+            session.carry((self.mark.0 > 0).then(|| self.holder_report()));
+        }
+    }
+
+    fn holder_report(&self) -> HolderReport {
+        let primary = self.local.data == Data::Present(OnDisk::Primary) && self.local.running;
+        let seen = self.local.seen.as_ref().filter(|(seen, _)| primary && !seen.in_recovery);
+        HolderReport {
+            armed: if self.guard.is_armed() { Armed::Armed } else { Armed::Weak },
+            boot: machine_boot(&self.guard.status().boot_id),
+            // Filled in when it is sent.
+            sent: HolderInstant::default(),
+            watermark: seen.map(|(seen, _)| Watermark {
+                at: seen.position,
+                sampled: HolderInstant(self.local.sampled.boottime_us),
+            }),
+            pause: self.pausing().says(),
+            policy: self.instruction.as_ref().map_or(Revision(0), |told| told.policy),
+            set: self.local.in_force,
+        }
+    }
+
+    /// When nothing was left of the last run, of an instance that is down and whose end the fencer saw.
+    pub(crate) fn stopped(&self) -> Option<StopInstant> {
+        let status = self.guard.status();
+        let receipt = status.receipt.filter(|_| status.running.is_none())?;
+        // Word of a later end has come, and its receipt has not been read yet.
+        (receipt.sequence >= self.local.last_end).then(|| StopInstant {
+            boot: machine_boot(&receipt.boot_id),
+            at: HolderInstant(receipt.ended_at.boottime_us),
+        })
+    }
+
+    /// What is known of a pause. In quorum mode the fencer keeps its deadlines: safety rests on the
+    /// names, and certificates hold the right up.
+    pub(crate) fn pausing(&self) -> Pausing {
+        let told = self.instruction.as_ref();
+        let told = told.filter(|told| told.spec.policy.mode == Mode::Lease);
+        let committed = self.session.as_ref().and_then(SessionLease::last_committed);
+        let status = self.guard.status();
+        Pausing {
+            told: told.and_then(|told| told.paused),
+            committed: committed.and_then(|report| report.pause),
+            unbounded: status.running.is_some() && status.lease.until.is_none(),
+            obeyed: status.lease.pause,
+        }
+    }
+
+    /// Takes the fencer's deadline away, once the log has it that there is a pause.
+    pub(crate) fn disarm_for(&mut self, pause: Revision, unbounded: bool) {
+        let asked = self.disarmed.is_some_and(|at| at.elapsed() < DISARM_AGAIN);
+        if unbounded || asked || !self.local.running {
+            return;
+        }
+        tracing::info!(%pause, "paused: the primary does not end with its lease");
+        self.disarmed = Some(Instant::now());
+        self.armed_until = None;
+        self.guard.disarm_for(pause);
+    }
+
+    /// F: the session of the holder was refused. Nothing certifies from here on, over restarts too,
+    /// until the log has taken a renewal of the same grant.
+    pub(crate) fn note_refusal(&mut self) {
+        let over = self.session.as_ref().filter(|_| self.mark.0 > 0).and_then(SessionLease::over);
+        let refused = matches!(over, Some(VoidReason::SessionGone | VoidReason::NonceStale));
+        if refused {
+            self.latch("a renewal was refused");
+        }
+    }
+
+    pub(crate) fn latch(&mut self, why: &str) {
+        if self.notes.book.latched {
+            return;
+        }
+        tracing::info!(why, "no certificate is renewed until the coordinators confirm the lease");
+        if let Err(error) = self.notes.change(regent_core::agent::Notebook::refused) {
+            tracing::error!(%error, "the notebook cannot be written");
+            // What cannot be kept over a restart is kept until then.
+            self.notes.book.refused();
+        }
+    }
+
+    /// A renewal of the present grant was acknowledged: what was refused before is over.
+    pub(crate) fn unlatch(&mut self) {
+        if !self.notes.book.latched {
+            return;
+        }
+        if let Err(error) = self.notes.change(regent_core::agent::Notebook::renewed) {
+            tracing::error!(%error, "the notebook cannot be written: no certificate counts");
+        }
+    }
+}
+
+/// A kernel's boot id is random: its first half names the boot well enough.
+fn machine_boot(boot_id: &str) -> MachineBoot {
+    let digits: String = boot_id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    MachineBoot(u64::from_str_radix(&digits, 16).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_boots_have_two_names() {
+        let one = machine_boot("0f4c9a2e-1b7d-4c2a-9d0e-3f1f2a3b4c5d");
+        assert_eq!(one, MachineBoot(0x0f4c_9a2e_1b7d_4c2a));
+        assert_ne!(one, machine_boot("1f4c9a2e-1b7d-4c2a-9d0e-3f1f2a3b4c5d"));
+    }
+}
