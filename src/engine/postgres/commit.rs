@@ -23,6 +23,8 @@ type Ended = (Option<Link>, Result<Duration, CommitError>);
 struct Inside {
     link: Option<Link>,
     running: Option<JoinHandle<Ended>>,
+    /// The names that the session showed when it was opened, until its next commit.
+    known: Option<String>,
 }
 
 /// A place for one commit at a time.
@@ -63,12 +65,14 @@ impl Inside {
         if self.running.is_some() && self.finish(by).await.is_none() {
             return Err(CommitError::StillWaiting);
         }
+        self.known = None;
         let task = commit(Arc::clone(options), self.link.take(), synchronous(statement), by);
         self.running = Some(tokio::spawn(task));
         Ok(())
     }
 
-    /// Has a session whose server has read `names`; needed while nothing runs.
+    /// Has a session of a server that has read `names`. Only what a session shows when it is new is
+    /// the postmaster's; an older one reads the file by itself, whenever it gets to that.
     async fn knows(
         &mut self,
         options: &Options,
@@ -76,19 +80,17 @@ impl Inside {
         by: Instant,
     ) -> Result<(), CommitError> {
         const ASK: &str = "SELECT current_setting('synchronous_standby_names') AS names";
+        let is_open = self.link.as_ref().is_some_and(|link| !link.is_closed());
+        if is_open && self.known.as_deref() == Some(names) {
+            return Ok(());
+        }
         loop {
-            let link = match self.link.take().filter(|link| !link.is_closed()) {
-                Some(link) => link,
-                None => Link::open(options, AGENT, For::Commits, by).await?,
-            };
+            let link = Link::open(options, AGENT, For::Commits, by).await?;
             let row = link.row("read the names", ASK, by).await?;
             if get::<String>(&row, "names")? == names {
-                self.link = Some(link);
+                (self.link, self.known) = (Some(link), Some(names.to_owned()));
                 return Ok(());
             }
-            // An older one may not have got to its settings; one that is new has what the
-            // postmaster has.
-            drop(link);
             let pause = timeout_at(by, sleep(Duration::from_millis(2)));
             pause.await.map_err(|_| SqlError::TimedOut("the server reads its settings"))?;
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use regent_engine::{CommitError, Engine, SyncNames};
 
-use crate::rig::{LONG, Rig, any};
+use crate::rig::{LONG, Rig, any, epoch};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sets_change_under_load_and_each_is_confirmed() {
@@ -86,4 +86,15 @@ async fn a_cancelled_wait_is_no_acknowledgement_and_a_lowered_promise_is_seen() 
     // The canary asks for the promise itself.
     let canary = primary.pg.canary(Duration::from_millis(200)).await;
     assert!(matches!(canary, Err(CommitError::TimedOut)), "{canary:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_epoch_is_written_before_the_server_has_read_the_names_on_disk() {
+    let rig = Rig::new();
+    let primary = rig.primary("a").await;
+    // Names that nobody satisfies, on disk only: the server still waits for nobody.
+    primary.pg.erase_upstream().await.unwrap();
+    let early = primary.pg.write_epoch(epoch(2), Duration::from_millis(300)).await;
+    assert!(matches!(early, Err(CommitError::Sql(_))), "{early:?}");
+    assert_eq!(primary.pg.observe(LONG).await.unwrap().position.epoch, epoch(1));
 }
