@@ -1,0 +1,3 @@
+//! The simulator on trial.
+
+use super::*;
