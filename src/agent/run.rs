@@ -516,7 +516,7 @@ impl Agent {
             }
             _ => None,
         };
-        self.tools.led = self.notes.book.led;
+        self.tools.led = self.notes.book.may_carry();
         let (tools, reports, doing) = (self.tools.clone(), self.reports.clone(), step.clone());
         let task = tokio::spawn(async move {
             let outcome = tools.run(&doing, arm).await;

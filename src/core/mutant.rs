@@ -50,11 +50,14 @@ pub enum Mutant {
     CutAfterResign,
     /// H: any loss is within the bound.
     LossBound,
+    /// D, receipts: the end of the WAL of an instance that is down is said with the epochs that this
+    /// start of its agent has seen, and not with those that the WAL may carry.
+    EndCarriesDirective,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 22] = [
+    pub const ALL: [(Self, &'static str); 23] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -77,6 +80,7 @@ impl Mutant {
         (Self::CertificatesLatched, "certificates-latched"),
         (Self::CutAfterResign, "cut-after-resign"),
         (Self::LossBound, "loss-bound"),
+        (Self::EndCarriesDirective, "end-carries-directive"),
     ];
 
     /// The one with this name.

@@ -50,6 +50,9 @@ struct Args {
     /// At depth databases: only this mode, lease or quorum.
     #[arg(long)]
     mode: Option<String>,
+    /// At depth databases: history files are not copied, and numbers of timelines repeat.
+    #[arg(long)]
+    repeats: bool,
     /// Print every event.
     #[arg(long)]
     trace: bool,
@@ -185,8 +188,10 @@ fn run_databases(args: &Args) -> ExitCode {
     let duration_ms = args.seconds.map_or(usual.duration_ms, |seconds| seconds * 1_000);
     let (class, profile, trace) = (args.class, args.profile, args.trace);
     let mutant = mutant.and_then(|(_, mutant)| mutant);
-    let options = databases::Options { duration_ms, class, profile, mode, mutant, trace, ..usual };
-    let mut said = format!(" --profile {profile}");
+    let repeats = args.repeats;
+    let options = databases::Options { duration_ms, class, profile, mode, repeats, mutant, trace };
+
+    let mut said = format!(" --profile {profile}{}", if repeats { " --repeats" } else { "" });
     for (flag, value) in [("mode", &args.mode), ("mutant", &args.mutant)] {
         if let Some(value) = value {
             said.push_str(&format!(" --{flag} {value}"));

@@ -249,12 +249,16 @@ impl World {
                 }
             }
             Fault::AgentHangs => {
+                self.check.hung = self.check.hung.max(lasts);
                 let until = self.now + lasts;
                 if let Some(agent) = self.hosts[i].agent.as_mut() {
                     agent.frozen_until = until;
                 }
             }
-            Fault::HostHangs => self.hosts[i].machine.freeze(self.now, lasts),
+            Fault::HostHangs => {
+                self.check.hung = self.check.hung.max(lasts);
+                self.hosts[i].machine.freeze(self.now, lasts);
+            }
             Fault::HostPauses => {
                 let class = self.options.class;
                 self.hosts[i].machine.pause(self.now, class, &mut self.random);

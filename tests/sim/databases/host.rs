@@ -29,7 +29,6 @@ pub struct Host {
     pub fencer: Fencer,
     pub server: Option<Server>,
     pub agent: Option<Agent>,
-    pub lives: u64,
 }
 
 /// A fencer.
@@ -65,7 +64,6 @@ impl Host {
             fencer: Fencer { up: false, life: 0, lease: Lease::default(), receipt: None, timer: 0 },
             server: None,
             agent: None,
-            lives: 0,
         }
     }
 

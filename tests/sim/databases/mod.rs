@@ -21,10 +21,12 @@ mod clients;
 mod coordinators;
 mod faults;
 mod host;
+mod link;
 mod local;
 mod net;
 mod plan;
 mod postgres;
+mod senses;
 mod steps;
 mod streams;
 #[cfg(test)]
@@ -116,7 +118,7 @@ impl Default for Options {
             class: Class::Within,
             profile: Profile::Mixed,
             mode: None,
-            repeats: true,
+            repeats: false,
             mutant: None,
             trace: false,
         }

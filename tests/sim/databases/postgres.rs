@@ -2,7 +2,6 @@
 //! from a slot, commits that wait in SyncRep until a walsender, by the names that *it* has read,
 //! releases them.
 
-use regent_core::id::Epoch;
 use regent_core::mutant::{Mutant, leaves_out};
 
 use super::net::End;
@@ -543,12 +542,6 @@ impl World {
             server.upstream = None;
         }
         self.judge_primary(i, "is promoted");
-    }
-
-    /// The epoch that the WAL of `i` carries.
-    pub fn wal_epoch(&self, i: usize) -> Epoch {
-        let wal = &self.hosts[i].dir.wal;
-        wal.epoch(wal.end())
     }
 }
 

@@ -72,6 +72,12 @@ impl World {
         false
     }
 
+    /// What another directory can be compared with and made from: a primary that answers.
+    fn is_source(&self, i: usize, up: usize) -> bool {
+        let server = self.hosts[up].server.as_ref();
+        self.answers(End::Instance(i), up) && server.is_some_and(|server| server.primary)
+    }
+
     fn small(&mut self) -> Time {
         match self.random.below(100) {
             0..2 => self.random.between(20 * MS, 900 * MS),
@@ -117,8 +123,8 @@ impl World {
                 let up = index_of(&name);
                 let wait = self.small();
                 self.then(at, wait, move |world| {
-                    if !world.answers(End::Instance(i), up) {
-                        return world.failed(at, "the upstream does not answer");
+                    if !world.is_source(i, up) {
+                        return world.failed(at, "the upstream is no primary that answers");
                     }
                     let (mine, theirs) = (&world.hosts[i].dir.wal, &world.hosts[up].dir.wal);
                     let diverged = mine.parts_from(theirs) < mine.end();
@@ -196,7 +202,13 @@ impl World {
         self.then(at, wait, move |world| {
             let host = &world.hosts[at.i];
             let end = host.dir.wal.position(host.dir.wal.end());
-            let led = host.agent.as_ref().map_or(Epoch::NONE, |agent| agent.book.led);
+            let led = host.agent.as_ref().map_or(Epoch::NONE, |agent| {
+                if leaves_out(Mutant::EndCarriesDirective) {
+                    agent.book.led
+                } else {
+                    agent.book.may_carry()
+                }
+            });
             world.ok(at, move |local| {
                 let epoch = local.written.max(led);
                 local.end = Some(regent_core::role::Position { epoch, ..end });
@@ -304,7 +316,7 @@ impl World {
         let i = at.i;
         let begin = self.small();
         self.then(at, begin, move |world| {
-            if !world.answers(End::Instance(i), up) || world.hosts[i].server.is_some() {
+            if !world.is_source(i, up) || world.hosts[i].server.is_some() {
                 return world.failed(at, "it cannot begin");
             }
             let dir = &world.hosts[i].dir;
@@ -319,7 +331,7 @@ impl World {
 
     fn rebuilt(&mut self, at: At, up: usize, rewinds: bool) {
         let i = at.i;
-        if !self.answers(End::Instance(i), up) {
+        if !self.is_source(i, up) {
             let dir = self.hosts[i].dir.clone();
             return self.done(i, at.id, Ok(Box::new(move |local| local.discovered(&dir))));
         }
