@@ -50,6 +50,9 @@ struct Args {
     /// At depth databases: only this mode, lease or quorum.
     #[arg(long)]
     mode: Option<String>,
+    /// At depth databases: do not ask that somebody serves in the end (S13).
+    #[arg(long)]
+    safety_only: bool,
     /// At depth databases: history files are not copied, and numbers of timelines repeat.
     #[arg(long)]
     repeats: bool,
@@ -188,10 +191,15 @@ fn run_databases(args: &Args) -> ExitCode {
     let duration_ms = args.seconds.map_or(usual.duration_ms, |seconds| seconds * 1_000);
     let (class, profile, trace) = (args.class, args.profile, args.trace);
     let mutant = mutant.and_then(|(_, mutant)| mutant);
-    let repeats = args.repeats;
-    let options = databases::Options { duration_ms, class, profile, mode, repeats, mutant, trace };
-
-    let mut said = format!(" --profile {profile}{}", if repeats { " --repeats" } else { "" });
+    let (repeats, liveness) = (args.repeats, !args.safety_only);
+    let options =
+        databases::Options { duration_ms, class, profile, mode, liveness, repeats, mutant, trace };
+    let mut said = format!(" --profile {profile}");
+    for (flag, is_set) in [("repeats", repeats), ("safety-only", !liveness)] {
+        if is_set {
+            said.push_str(&format!(" --{flag}"));
+        }
+    }
     for (flag, value) in [("mode", &args.mode), ("mutant", &args.mutant)] {
         if let Some(value) = value {
             said.push_str(&format!(" --{flag} {value}"));

@@ -4,29 +4,25 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use regent_core::agent::notebook::Taken;
 use regent_core::agent::{Data, Notebook, OnDisk, Right, Step, may_stay_shut, next};
 use regent_core::authz::{Principal, Role};
 use regent_core::command::Command;
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
 use regent_core::lease::HolderClock;
-use regent_core::lease::holder::{Answer, HolderSession, Standing, VoidReason};
+use regent_core::lease::holder::Standing;
 use regent_core::mutant::{Mutant, leaves_out};
-use regent_core::reply::Reply;
 use regent_core::role::observe::{Run, Sight};
-use regent_core::role::{AgentStart, Armed, DataIdentity, Order, Receipt};
+use regent_core::role::{Order, Receipt};
 use regent_core::spec::Policy;
 use regent_core::time::{Micros, Reading};
 use regent_fencer::Arm;
 
 use super::host::{FENCE_BUDGET_MS, News, is_proven};
-use super::local::{Local, Seen, Told};
+use super::local::{Local, Told};
 use super::net::End;
-use super::plan::{index_of, instance_name, service_name};
-use super::postgres::Waiter;
+use super::plan::{index_of, instance_name};
 use super::steps::{Change, Job};
-use super::streams::{Ask, FromNode, Instruction, Outcome};
-use super::wal::Kind;
+use super::streams::{Ask, Instruction};
 use super::world::{Place, World};
 use crate::agents::machine::{MS, SECOND, Time};
 
@@ -471,6 +467,5 @@ impl World {
         let leader = self.coord.leader;
         let by = Principal::new(Role::Operator, "ann");
         self.propose(leader, by, command, Box::new(|_, _| {}));
-        let _ = service_name();
     }
 }

@@ -33,6 +33,8 @@ struct Grant {
     out: Option<OutProof>,
     complete: Option<CompleteProof>,
     loss: Loss,
+    /// When it was committed: the old primary was out by then.
+    at: Time,
     /// It was acted on.
     led: bool,
 }
@@ -207,6 +209,7 @@ impl World {
             Some(at) if !running => *at,
             _ => self.now,
         };
+        let out = out.min(grant.at);
         // The bound is of clocks that may run slow by rho.
         // Known and larger than it should be (docs/adr/0011): a report may be older than the leader
         // takes it for, by an agent that stood still, or by its way.
@@ -263,6 +266,7 @@ impl World {
                 out: of.as_ref().and_then(|row| row.out),
                 complete: of.as_ref().and_then(|row| row.complete),
                 loss: of.as_ref().map(|row| row.loss).unwrap_or_default(),
+                at: self.now,
                 led: false,
             };
             // Nothing was added to what it may lack since a grant that it did not act on.
@@ -289,7 +293,7 @@ impl World {
 
     /// S13: with nothing broken any more, somebody serves, or people are asked.
     pub fn judge_the_end(&mut self) {
-        if !self.check.violations.is_empty() || self.serves() {
+        if !self.options.liveness || !self.check.violations.is_empty() || self.serves() {
             return;
         }
         let Some(role) = self.coord.role() else { return };

@@ -50,8 +50,6 @@ pub struct Weights {
     pub doubt: u64,
     /// Per mille of detached standbys that lose power right after.
     pub reboot: u64,
-    /// Per mille of fences during which the old primary is cut off from the nodes only.
-    pub holder: u64,
 }
 
 impl Profile {
@@ -140,7 +138,6 @@ impl Profile {
             of,
             doubt: if quiet { 0 } else { 5 },
             reboot: if quiet { 0 } else { [0, 0, 100, 500][random.index(4)] },
-            holder: if quiet { 0 } else { [0, 200, 600][random.index(3)] },
         }
     }
 }
@@ -303,6 +300,12 @@ impl World {
             }
             Fault::Policy => {
                 self.plan.ttl_ms = [2_500, 3_000, 4_500][self.random.index(3)];
+                // A shorter time to live under a holder hurts if nothing renews it any more.
+                if self.random.chance(500) {
+                    let wait = self.random.between(100 * MS, 2_500 * MS);
+                    let cuts: Vec<_> = self.nodes().flat_map(|it| [(me, it), (it, me)]).collect();
+                    self.later(wait, Place::World, move |world| world.cut(cuts));
+                }
                 let spec = Box::new(self.plan.spec());
                 self.person(&Command::PutService { spec, expect: Expect::Any });
             }
@@ -335,9 +338,11 @@ impl World {
     fn disk_goes_back(&mut self, i: usize, for_us: Time) {
         let Host { up, image, book, dir, .. } = &mut self.hosts[i];
         let Some(now) = book.as_ref().filter(|_| *up) else { return };
-        // What was acknowledged in the same start is not protected (docs/adr/0010, 1).
-        let older =
-            image.as_ref().is_some_and(|(_, was)| was.boot < now.boot && was.disk == now.disk);
+        // What was acknowledged since the last accepted start is not protected (docs/adr/0010, 1), and
+        // an image of while that start was asked for looks like its lost answer.
+        let older = image.as_ref().is_some_and(|(_, was)| {
+            was.boot < now.boot && was.attempt != now.attempt && was.disk == now.disk
+        });
         if !older {
             *image = Some((dir.clone(), now.clone()));
             return;
@@ -433,17 +438,7 @@ impl World {
     fn calm_down(&mut self) {
         self.say(|| "-- calm".into());
         self.net = super::net::Net::default();
-        let now = self.now;
-        for i in 0..self.hosts.len() {
-            let host = &mut self.hosts[i];
-            host.machine.asleep_until = host.machine.asleep_until.min(now + SECOND);
-            if let Some(server) = host.server.as_mut() {
-                (server.frozen_until, server.deaf_until, server.stalled_until) = (0, 0, 0);
-            }
-            if let Some(agent) = host.agent.as_mut() {
-                agent.frozen_until = 0;
-            }
-        }
+        // Who stands still wakes up by itself, as was drawn when it began.
         for n in 0..self.coord.nodes.len() {
             self.node_back(n);
         }

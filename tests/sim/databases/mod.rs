@@ -103,6 +103,8 @@ pub struct Options {
     pub profile: Profile,
     /// Only this mode; else the seed chooses.
     pub mode: Option<Mode>,
+    /// Whether somebody must serve in the end (S13).
+    pub liveness: bool,
     /// Timeline numbers repeat.
     pub repeats: bool,
     /// A rule to leave out.
@@ -118,6 +120,7 @@ impl Default for Options {
             class: Class::Within,
             profile: Profile::Mixed,
             mode: None,
+            liveness: true,
             repeats: false,
             mutant: None,
             trace: false,
