@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use regent_core::agent::notebook::Taken;
 use regent_core::agent::{Right, Step, may_stay_shut, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
-use regent_core::role::{AgentStart, Armed, DataIdentity, Order};
+use regent_core::role::Order;
 use regent_core::spec::Policy;
 use regent_core::time::{Micros, Reading};
 use regent_engine as engine;
@@ -163,34 +163,6 @@ impl Agent {
             Heard::Answer(number, outcome) => self.answered(number, outcome),
             Heard::Instruction(told) => self.instructed(told),
             Heard::Renewed => {}
-        }
-    }
-
-    /// What the coordinators must know before they accept this start.
-    pub(crate) fn start(&mut self, session: &SessionLease) -> AgentStart {
-        let book = &self.notes.book;
-        let present = matches!(self.local.data, regent_core::agent::Data::Present(_));
-        let data = present.then(|| DataIdentity {
-            system: self.local.system,
-            generation: self.local.generation,
-            epoch: book.led.max(self.local.written),
-            position: self.local.position(),
-            out_of_recovery: matches!(
-                self.local.data,
-                regent_core::agent::Data::Present(regent_core::agent::OnDisk::Primary)
-            ),
-        });
-        self.said_end = data.is_none_or(|data| data.position.is_some());
-        let fencer = if self.guard.is_armed() { Armed::Armed } else { Armed::Weak };
-        AgentStart {
-            session: session.id(),
-            nonce: self.nonce,
-            boot: book.boot,
-            disk: book.disk,
-            seen: book.seen(),
-            data,
-            fencer,
-            run: self.guard.run(),
         }
     }
 
@@ -510,22 +482,10 @@ impl Agent {
         directive.is_some_and(|directive| matches!(directive.order, Order::Lead { .. }))
     }
 
-    fn next_arm(&mut self, until: Reading) -> Arm {
+    pub(crate) fn next_arm(&mut self, until: Reading) -> Arm {
         self.arms += 1;
         let epoch = self.notes.book.directive.as_ref().map_or(Epoch::NONE, |it| it.epoch);
         Arm { epoch, number: RenewalNumber(self.arms), until }
-    }
-
-    /// A later deadline goes to the fencer while a primary runs under it.
-    fn arm(&mut self, until: Reading) {
-        use regent_core::agent::{Data, OnDisk};
-        let primary = self.local.running && self.local.data == Data::Present(OnDisk::Primary);
-        let later = self.armed_until.is_none_or(|at| at.is_before(until));
-        if primary && later {
-            self.armed_until = Some(until);
-            let arm = self.next_arm(until);
-            self.guard.post_arm(arm);
-        }
     }
 
     /// One turn: rights, the next step, words to the coordinators.
@@ -621,7 +581,7 @@ impl Agent {
             }
             _ => None,
         };
-        self.tools.led = self.notes.book.led;
+        self.tools.led = self.notes.book.may_carry();
         let (tools, reports, doing) = (self.tools.clone(), self.reports.clone(), step.clone());
         let task = tokio::spawn(async move {
             let outcome = tools.run(&doing, arm).await;

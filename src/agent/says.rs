@@ -1,5 +1,6 @@
 //! What renewals say of this instance while it holds the role (PROTOCOL.md C4), when its last process had
-//! ended (H), what it does about a pause (E5), and what it must not forget of a refusal (F).
+//! ended (H), what deadlines its fencer gets, what it does about a pause (E5), and what it must not
+//! forget of a refusal (F).
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use regent_core::id::Revision;
 use regent_core::lease::holder::VoidReason;
 use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
 use regent_core::spec::Mode;
+use regent_core::time::Reading;
 use regent_rpc::client::SessionLease;
 
 use crate::run::Agent;
@@ -64,6 +66,17 @@ impl Agent {
             committed: committed.and_then(|report| report.pause),
             unbounded: status.running.is_some() && status.lease.until.is_none(),
             obeyed: status.lease.pause,
+        }
+    }
+
+    /// A later deadline goes to the fencer while a primary runs under it.
+    pub(crate) fn arm(&mut self, until: Reading) {
+        let primary = self.local.running && self.local.data == Data::Present(OnDisk::Primary);
+        let later = self.armed_until.is_none_or(|at| at.is_before(until));
+        if primary && later {
+            self.armed_until = Some(until);
+            let arm = self.next_arm(until);
+            self.guard.post_arm(arm);
         }
     }
 

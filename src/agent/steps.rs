@@ -56,7 +56,7 @@ pub struct Tools {
     pub guard: Guard,
     /// This instance.
     pub me: InstanceName,
-    /// The highest epoch it was to lead.
+    /// The highest epoch that its WAL may carry.
     pub led: Epoch,
     /// Where the instances are.
     pub declared: Vec<InstanceSpec>,

@@ -1,8 +1,11 @@
-//! What the agent says: receipts and other asks, observations, and what others on the host may read.
+//! What the agent says: its start, receipts and other asks, observations, and what others on the host may
+//! read.
 
 use std::time::{Duration, Instant};
 
-use regent_core::role::{Position, Proof, Receipt};
+use regent_core::agent::{Data, OnDisk};
+use regent_core::role::{AgentStart, Armed, DataIdentity, Position, Proof, Receipt};
+use regent_rpc::client::SessionLease;
 use regent_rpc::convert::agent::Ask;
 
 use crate::run::Agent;
@@ -36,6 +39,31 @@ impl Refusals {
 }
 
 impl Agent {
+    /// What the coordinators must know before they accept this start.
+    pub(crate) fn start(&mut self, session: &SessionLease) -> AgentStart {
+        let book = &self.notes.book;
+        let present = matches!(self.local.data, Data::Present(_));
+        let data = present.then(|| DataIdentity {
+            system: self.local.system,
+            generation: self.local.generation,
+            epoch: book.led.max(self.local.written),
+            position: self.local.position(),
+            out_of_recovery: self.local.data == Data::Present(OnDisk::Primary),
+        });
+        self.said_end = data.is_none_or(|data| data.position.is_some());
+        let fencer = if self.guard.is_armed() { Armed::Armed } else { Armed::Weak };
+        AgentStart {
+            session: session.id(),
+            nonce: self.nonce,
+            boot: book.boot,
+            disk: book.disk,
+            seen: book.seen(),
+            data,
+            fencer,
+            run: self.guard.run(),
+        }
+    }
+
     pub(crate) fn send_receipt(&mut self) {
         let Some(pledge) = self.notes.book.pledge.clone() else { return };
         let receipt = Receipt {

@@ -32,6 +32,7 @@ pub mod effect;
 pub mod id;
 pub mod lease;
 pub mod limits;
+pub mod mutant;
 pub mod reply;
 pub mod role;
 pub mod route;

@@ -2,6 +2,7 @@
 //! printed together with the command that replays it.
 
 mod agents;
+mod databases;
 mod nodes;
 mod resource;
 
@@ -20,6 +21,8 @@ enum Depth {
     Nodes,
     /// The core and lease holders over an abstract log: a hundred times as much time per second.
     Agents,
+    /// Failover of PostgreSQL: the core with agents, fencers, and a model of servers.
+    Databases,
 }
 
 /// Runs seeds of the deterministic simulator.
@@ -35,12 +38,21 @@ struct Args {
     /// How much of the product is simulated.
     #[arg(long, value_enum, default_value_t = Depth::Nodes)]
     depth: Depth,
-    /// Virtual seconds with faults, per seed; by default 20, at depth agents 1200.
+    /// Virtual seconds with faults, per seed; by default 20, at depth agents 1200, at depth databases 60.
     #[arg(long)]
     seconds: Option<u64>,
-    /// At depth agents: clocks within the assumptions of PROTOCOL.md A1, or beyond them.
+    /// At depths agents and databases: clocks within the assumptions of PROTOCOL.md A1, or beyond them.
     #[arg(long, default_value_t = agents::Class::Within)]
     class: agents::Class,
+    /// At depth databases: what breaks often.
+    #[arg(long, default_value_t = databases::Profile::Mixed)]
+    profile: databases::Profile,
+    /// At depth databases: only this mode, lease or quorum.
+    #[arg(long)]
+    mode: Option<String>,
+    /// At depth databases: do not ask that somebody serves in the end (S13).
+    #[arg(long)]
+    safety_only: bool,
     /// Print every event.
     #[arg(long)]
     trace: bool,
@@ -81,6 +93,9 @@ fn main() -> ExitCode {
     }
     if args.depth == Depth::Agents {
         return run_agents(&args);
+    }
+    if args.depth == Depth::Databases {
+        return run_databases(&args);
     }
     let mutant = match args.mutant.as_deref() {
         None => None,
@@ -150,6 +165,45 @@ fn run_agents(args: &Args) -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = if args.trace { 1 } else { args.jobs.unwrap_or(cores) };
     agents::run_many(args.from, args.seeds, jobs, &options, args.mutant.as_deref())
+}
+
+fn run_databases(args: &Args) -> ExitCode {
+    use regent_core::mutant::Mutant;
+    use regent_core::spec::Mode;
+    let mutant = args.mutant.as_deref().map(|name| (name, Mutant::named(name)));
+    if let Some((name, None)) = mutant {
+        eprintln!("{name:?} is not one of {}", Mutant::ALL.map(|(_, name)| name).join(", "));
+        return ExitCode::from(2);
+    }
+    let mode = match args.mode.as_deref() {
+        None => None,
+        Some("lease") => Some(Mode::Lease),
+        Some("quorum") => Some(Mode::Quorum),
+        Some(other) => {
+            eprintln!("{other:?} is not one of lease, quorum");
+            return ExitCode::from(2);
+        }
+    };
+    let usual = databases::Options::default();
+    let duration_ms = args.seconds.map_or(usual.duration_ms, |seconds| seconds * 1_000);
+    let (class, profile, trace) = (args.class, args.profile, args.trace);
+    let mutant = mutant.and_then(|(_, mutant)| mutant);
+    let liveness = !args.safety_only;
+    let options = databases::Options { duration_ms, class, profile, mode, liveness, mutant, trace };
+    let mut said = format!(" --profile {profile}");
+    for (flag, is_set) in [("safety-only", !liveness)] {
+        if is_set {
+            said.push_str(&format!(" --{flag}"));
+        }
+    }
+    for (flag, value) in [("mode", &args.mode), ("mutant", &args.mutant)] {
+        if let Some(value) = value {
+            said.push_str(&format!(" --{flag} {value}"));
+        }
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = if args.trace { 1 } else { args.jobs.unwrap_or(cores) };
+    databases::run_many(args.from, args.seeds, jobs, &options, &said)
 }
 
 /// Runs one seed and adds it up. A panic in the product is a failure of the seed.

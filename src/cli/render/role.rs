@@ -295,7 +295,7 @@ fn or_dash(name: &str) -> &str {
 
 /// What a primary said last, for programs.
 pub fn said(said: &v1::LastRenewal) -> Value {
-    let report = said.report.clone().unwrap_or_default();
+    let report = said.report.unwrap_or_default();
     let mark = report.watermark.as_ref();
     json!({
         "instance": said.instance,
@@ -314,7 +314,7 @@ pub fn said(said: &v1::LastRenewal) -> Value {
 
 /// What a primary said last, for people.
 pub fn said_text(said: &v1::LastRenewal) -> String {
-    let report = said.report.clone().unwrap_or_default();
+    let report = said.report.unwrap_or_default();
     let mark = report.watermark.as_ref();
     let mut head = Table::pairs();
     head.pair("last renewal", format!("{} of {}", said.number, said.instance));

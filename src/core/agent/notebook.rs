@@ -82,6 +82,13 @@ impl Notebook {
         self.directive.as_ref().map(Directive::number).unwrap_or_default()
     }
 
+    /// The highest epoch that the WAL of this instance may carry, whatever this start of the agent
+    /// has seen of it: none is written that was not granted, and what was granted comes with a
+    /// directive before anything of it can be streamed here.
+    pub fn may_carry(&self) -> Epoch {
+        self.led.max(self.seen().epoch)
+    }
+
     /// Judges a directive; a new one is in force from here on, and the notebook has to be written
     /// before anything is done about it. A higher directive frees a pledge to another fence.
     pub fn take(&mut self, directive: &Directive) -> Taken {

@@ -3,6 +3,7 @@
 use super::notebook::{Notebook, Pledge};
 use super::world::{Data, OnDisk, World};
 use crate::id::{Epoch, InstanceName, Revision};
+use crate::mutant::{Mutant, leaves_out};
 use crate::role::observe::Run;
 use crate::role::{Order, Proof, SyncSet};
 
@@ -111,6 +112,9 @@ fn lead(notebook: &Notebook, world: &World, epoch: Epoch, set: &SyncSet) -> Step
         },
         (Data::Present(OnDisk::Standby(_)), Run::Down) => Step::StartStandby(None),
         (_, Run::Standby) if !world.answers => Step::Rest,
+        (_, Run::Standby) if leaves_out(Mutant::NamesBeforePromotion) => {
+            Step::Promote(world.timeline)
+        }
         (_, Run::Standby) => match names_missing(world, set) {
             Some(step) => step,
             None if world.timeline == 0 => Step::Stuck("no timeline was set aside for it"),

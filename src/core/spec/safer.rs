@@ -63,13 +63,14 @@ mod tests {
 
     #[test]
     fn each_rule_takes_the_safer_of_both_whichever_came_first() {
-        let with = |change: fn(&mut Policy)| {
+        type Change = fn(&mut Policy);
+        let with = |change: Change| {
             let mut policy = base();
             change(&mut policy);
             policy
         };
         // One that is safer, one that is laxer, in one field each.
-        let table: [(fn(&mut Policy), fn(&mut Policy)); 8] = [
+        let table: [(Change, Change); 8] = [
             (|it| it.mode = Mode::Quorum, |it| it.mode = Mode::Lease),
             (|it| it.ttl_ms = 9_000, |it| it.ttl_ms = 3_000),
             (|it| it.sync_standbys = 2, |it| it.sync_standbys = 1),

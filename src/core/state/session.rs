@@ -19,6 +19,7 @@ use crate::id::{Nonce, RenewalNumber, Revision, SessionId};
 use crate::limits::{
     MAX_RENEWALS_PER_ENTRY, MAX_SESSIONS, MAX_SESSIONS_PER_OWNER, MAX_TEXT_BYTES, MAX_TTL_MS,
 };
+use crate::mutant::{Mutant, leaves_out};
 use crate::reply::{Rejection, RenewalOutcome, Reply};
 use crate::role::HolderReport;
 use crate::timing::{Timing, TtlAsk};
@@ -211,7 +212,7 @@ fn renew_one(draft: &mut Draft<'_>, renewal: &Renewal) -> RenewalOutcome {
         return RenewalOutcome::NonceStale;
     }
     // PROTOCOL.md D: under a fence the holder's lease is never extended, whatever its agent knows.
-    if is_fenced(draft, renewal.session) {
+    if is_fenced(draft, renewal.session) && !leaves_out(Mutant::FenceRefusesRenewals) {
         return RenewalOutcome::SessionGone;
     }
     let mut marks = session.marks();

@@ -21,10 +21,10 @@ mod cli;
 mod client;
 mod faults;
 mod log;
-mod machine;
+pub mod machine;
 mod node;
 mod queue;
-mod random;
+pub mod random;
 mod resource;
 #[cfg(test)]
 mod tests;

@@ -175,7 +175,7 @@ async fn confirm(cluster: &Cluster, session: u64, nonce: u64, epoch: &v1::Epoch)
     let renewal = v1::Renewal { session, nonce, known_grant, ..v1::Renewal::default() };
     // A renewal may be answered with "send a new one" (C5); twice is a sick link.
     for number in 1..=3 {
-        let renewals = vec![v1::Renewal { number, ..renewal.clone() }];
+        let renewals = vec![v1::Renewal { number, ..renewal }];
         let request = v1::KeepAliveRequest { renewals, probe: 0 };
         let mut stream = cluster
             .ask(what, |channel| {

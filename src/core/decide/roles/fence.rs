@@ -5,6 +5,7 @@ use super::verdict::{self, Verdict as Named};
 use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::{InstanceName, Revision};
+use crate::mutant::{Mutant, leaves_out};
 use crate::role::{Loss, OutProof, Proof};
 use crate::spec::{Mode, OnViolation};
 use crate::state::role::judge::Case;
@@ -45,7 +46,7 @@ impl Look<'_> {
         let holder = self.role.holder.as_ref();
         let proof =
             holder.and_then(|holder| fence.receipts.get(holder)).map(|receipt| receipt.proof);
-        if proof == Some(Proof::Resigned) {
+        if proof == Some(Proof::Resigned) || leaves_out(Mutant::CutAfterResign) {
             let text = "the old primary has resigned: its standbys are detached".to_owned();
             return Verdict::Do(Command::CutStandbys { service, fence: fence.fence }, text);
         }

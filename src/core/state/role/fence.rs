@@ -10,6 +10,7 @@ use super::{at, enter, load, no_fence, operation_in, rule, same_epoch, save, thi
 use crate::authz::Role;
 use crate::id::{Epoch, InstanceName, Revision, ServiceName};
 use crate::limits::{MAX_NAME_BYTES, MAX_OPERATIONS_PER_SERVICE, MAX_TEXT_BYTES};
+use crate::mutant::{Mutant, leaves_out};
 use crate::reply::{Rejection, Reply, RoleRule};
 use crate::role::{FenceKind, Loss, Order, Phase, Position, Proof};
 use crate::spec::ServiceSpec;
@@ -158,8 +159,9 @@ pub(super) fn cut(
     if !open.uncut {
         return Ok(Reply::Unchanged { revision: role.changed });
     }
-    let Some(holder) = role.holder.clone().filter(|_| holder_proof(&role) == Some(Proof::Resigned))
-    else {
+    let resigned =
+        holder_proof(&role) == Some(Proof::Resigned) || leaves_out(Mutant::CutAfterResign);
+    let Some(holder) = role.holder.clone().filter(|_| resigned) else {
         let why = "the primary has not resigned: its standbys still need what it writes".to_owned();
         return Err(rule(RoleRule::NotOut, why));
     };

@@ -8,6 +8,7 @@ use super::{fence, holder, load, operation_in, rule, save, start, this_fence};
 use crate::authz::{Principal, Role};
 use crate::id::{InstanceName, Revision, ServiceName};
 use crate::limits::MAX_FAILOVERS_KEPT;
+use crate::mutant::{Mutant, leaves_out};
 use crate::reply::{Rejection, Reply, RoleRule};
 use crate::role::{CompleteProof, FenceKind, HolderInstant, Loss, OutProof, Phase, SyncSet};
 use crate::spec::{Mode, ServiceSpec};
@@ -125,6 +126,7 @@ fn renew_sets(
     match complete {
         CompleteProof::Approved => role.c.clear(),
         CompleteProof::WithinBound => role.c.retain(|set| !set.is_degraded()),
+        _ if leaves_out(Mutant::UncoveredKept) => role.c.clear(),
         _ => {}
     }
     role.a.clear();

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::holder::{HolderRow, LastRenewal};
 use super::row::{Approval, Fence, ServiceRole};
 use crate::id::{InstanceName, Revision, ServiceName, SessionId};
+use crate::mutant::{Mutant, leaves_out};
 use crate::reply::RoleRule;
 use crate::role::{Armed, CompleteProof, Loss, OutProof, Position, Proof, Receipt, SyncSet};
 use crate::spec::{LossBound, OnViolation, Policy, ServiceSpec};
@@ -109,7 +110,10 @@ impl<'a> Case<'a> {
         if !self.is_confirmed() {
             return Ok(OutProof::NeverActed);
         }
-        let revoked = |set: &SyncSet| set.is_met_by(fence.receipts.keys());
+        let revoked = |set: &SyncSet| {
+            let any = fence.receipts.keys().any(|name| set.members.contains(name));
+            set.is_met_by(fence.receipts.keys()) || leaves_out(Mutant::OutCounts) && any
+        };
         if !self.role.a.is_empty() && self.role.a.iter().all(revoked) {
             return Ok(OutProof::QuorumRevoked);
         }
@@ -183,7 +187,8 @@ impl<'a> Case<'a> {
         }
         let sets = &self.role.c;
         let unmet = sets.iter().find_map(|set| lacks(set, fence, candidate, own.position));
-        if !sets.is_empty() && unmet.is_none() {
+        let any = leaves_out(Mutant::CompleteOverSets) && own.position.is_some();
+        if !sets.is_empty() && (unmet.is_none() || any) {
             return Ok(CompleteProof::Recruits);
         }
         if self.is_within_bound(fence, candidate, own, loss) {
@@ -229,7 +234,8 @@ impl<'a> Case<'a> {
         let below = |value: Option<u64>, most| value.is_some_and(|value| value <= most);
         // No bound on what is only estimated is met by what nobody could estimate.
         let any = self.said.is_some() && bound.max_bytes == LossBound::ANY_BYTES;
-        let within = bound.on_violation == OnViolation::Accept
+        let within = leaves_out(Mutant::LossBound)
+            || bound.on_violation == OnViolation::Accept
             || below(loss.ms, bound.max_ms) && (any || below(loss.bytes, bound.max_bytes));
         let mut others = self.role.c.iter().filter(|set| !set.is_degraded());
         self.bound_counts()
@@ -274,6 +280,9 @@ impl<'a> Case<'a> {
     /// What is in the way.
     pub fn free(&self, candidate: &InstanceName) -> Result<(), String> {
         electable(self.spec, self.role, candidate)?;
+        if leaves_out(Mutant::FreeReceipt) {
+            return Ok(());
+        }
         let fence = self.role.fence.as_ref().ok_or("no role change is open")?;
         let Some(receipt) = fence.receipts.get(candidate) else {
             return Err(format!("{candidate} has no receipt of this fence"));

@@ -6,7 +6,8 @@
 //!
 //! # Map
 //!
-//! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE, `loss` the bound; `invariants` what must be true of the rows.
+//! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE, `loss` the bound; `invariants` what must be
+//!   true of the rows.
 //! - `start` an agent comes up (B); `first` the first grant (G); `fence` opening, cutting, taking
 //!   over, fetching, closing; `receipt` what instances prove; `grant` the next epoch; `set` sync sets
 //!   and `Covered`; `operation` promotion, phases, approvals, pause.

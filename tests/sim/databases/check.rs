@@ -1,0 +1,326 @@
+//! The judge: looks at what really is, from outside, and never at what anybody believes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regent_core::agent::Notebook;
+use regent_core::effect::{Applied, Change};
+use regent_core::id::Epoch;
+use regent_core::role::{CompleteProof, DirectiveNumber, Loss, OutProof};
+use regent_core::spec::{LossBound, Mode};
+
+use super::plan::{index_of, service_name};
+use super::world::World;
+use super::{LIVENESS_MS, Stats};
+use crate::agents::Class;
+use crate::agents::machine::{MS, SECOND, Time};
+
+/// A write that a client was told is done.
+#[derive(Clone, Copy, Debug)]
+struct Acked {
+    end: usize,
+    id: u64,
+    epoch: Epoch,
+    at: Time,
+    /// It waited for standbys.
+    waited: bool,
+}
+
+/// An epoch that was given.
+#[derive(Clone, Copy, Debug)]
+struct Grant {
+    to: usize,
+    from: Option<usize>,
+    out: Option<OutProof>,
+    complete: Option<CompleteProof>,
+    loss: Loss,
+    /// When it was committed: the old primary was out by then.
+    at: Time,
+    /// It was acted on.
+    led: bool,
+}
+
+/// The judge's memory.
+pub struct Check {
+    class: Class,
+    pub stats: Stats,
+    pub violations: Vec<String>,
+    acked: Vec<Acked>,
+    highest: Epoch,
+    last_ack: Time,
+    grants: BTreeMap<Epoch, Grant>,
+    confirmed: BTreeSet<Epoch>,
+    /// The highest directive on each disk.
+    seen: BTreeMap<u64, DirectiveNumber>,
+    /// When the last server of each instance ended.
+    pub ended: BTreeMap<usize, Time>,
+    /// How long agents and hosts stood still at most.
+    pub hung: Time,
+}
+
+impl Check {
+    pub fn new(class: Class) -> Self {
+        Self {
+            class,
+            stats: Stats::default(),
+            violations: Vec::new(),
+            acked: Vec::new(),
+            highest: Epoch::NONE,
+            last_ack: 0,
+            grants: BTreeMap::new(),
+            confirmed: BTreeSet::new(),
+            seen: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            hung: 0,
+        }
+    }
+
+    fn broken(&mut self, text: String) {
+        self.violations.push(text);
+    }
+
+    /// Something that rests on clocks: beyond A1 it is counted and no more.
+    fn broken_within(&mut self, text: String) {
+        match self.class {
+            Class::Within => self.broken(text),
+            Class::Beyond => self.stats.overlaps += 1,
+        }
+    }
+
+    /// A disk went back in time.
+    pub fn went_back(&mut self, disk: u64) {
+        self.seen.remove(&disk);
+    }
+
+    /// WAL is streamed onto a history that is another one.
+    pub fn diverged(&mut self, to: usize, from: usize) {
+        self.broken(format!("S2: {to} streams from {from} on top of records that are not its own"));
+    }
+}
+
+impl World {
+    /// A client was told that its write is done.
+    pub fn judge_write(&mut self, i: usize, end: usize, id: u64, waited: bool) {
+        let epoch = self.hosts[i].dir.wal.epoch(end);
+        self.trace(&[30, i as u64, id]);
+        let quorum = self.plan.mode == Mode::Quorum && waited;
+        let highest = self.check.highest;
+        self.check.stats.acked += 1;
+        let at = format!("at {}.{:06} s", self.now / SECOND, self.now % SECOND);
+        if epoch < highest {
+            let text = format!("S1: {at} {i} acknowledges under {epoch} after {highest} did");
+            match quorum {
+                true => self.check.broken(text),
+                false => self.check.broken_within(text),
+            }
+        }
+        if self.check.grants.get(&epoch).is_none_or(|grant| grant.to != i) {
+            self.check
+                .broken(format!("S6: {at} {i} acknowledges under {epoch}, never granted to it"));
+        }
+        if !waited {
+            for other in (0..self.hosts.len()).filter(|other| *other != i) {
+                if self.is_able(other) {
+                    let text =
+                        format!("S1: {at} {i} acknowledges under {epoch}, and {other} can too");
+                    self.check.broken_within(text);
+                }
+            }
+        }
+        self.check.highest = highest.max(epoch);
+        if epoch >= highest {
+            self.check.last_ack = self.now;
+        }
+        let (at, acked) = (self.now, &mut self.check.acked);
+        acked.push(Acked { end, id, epoch, at, waited });
+    }
+
+    /// Whether an instance could acknowledge a write without anybody's help.
+    fn is_able(&self, i: usize) -> bool {
+        let host = &self.hosts[i];
+        let awake = host.up && host.machine.runs(self.now);
+        let server = host.server.as_ref().filter(|it| awake && it.up && it.primary && !it.waits);
+        server.is_some_and(|it| {
+            let lets_in = it.open && it.deaf_until <= self.now || !it.sessions.is_empty();
+            !it.stopping && it.frozen_until <= self.now && lets_in
+        })
+    }
+
+    /// An instance becomes a primary under its fencer.
+    pub fn judge_primary(&mut self, i: usize, how: &str) {
+        let led = self.hosts[i].book.as_ref().map_or(Epoch::NONE, |book| book.led);
+        let at = format!("at {}.{:06} s", self.now / SECOND, self.now % SECOND);
+        self.check.stats.primaries += 1;
+        self.say(|| format!("{i} {how} under {led}"));
+        let Some(grant) = self.check.grants.get(&led).copied().filter(|grant| grant.to == i) else {
+            return self.check.broken(format!("S6: {at} {i} {how} under {led}, not granted to it"));
+        };
+        if !self.check.confirmed.contains(&led) {
+            return self
+                .check
+                .broken(format!("C8: {at} {i} {how} under {led}, which no renewal named"));
+        }
+        if let Some(grant) = self.check.grants.get_mut(&led) {
+            grant.led = true;
+        }
+        let wal = &self.hosts[i].dir.wal;
+        let lost = |it: &&Acked| it.epoch <= led && !wal.holds(it.end, it.id);
+        let lost: Vec<Acked> = self.check.acked.iter().filter(lost).copied().collect();
+        if lost.is_empty() {
+            return;
+        }
+        let ids: BTreeSet<u64> = lost.iter().map(|it| it.id).collect();
+        let by_people = grant.complete == Some(CompleteProof::Approved)
+            || grant.out == Some(OutProof::Approved);
+        if by_people {
+            self.check.stats.excused += lost.len() as u64;
+        } else if grant.complete == Some(CompleteProof::WithinBound) {
+            self.judge_loss(&grant, &lost);
+        } else {
+            let first = lost[0];
+            let text = format!(
+                "S2: {at} {i} {how} under {led} ({:?}, {:?}) without {} acknowledged writes, the \
+                 first at {} of {}, acknowledged at {} ms",
+                grant.out,
+                grant.complete,
+                lost.len(),
+                first.end,
+                first.epoch,
+                first.at / MS,
+            );
+            match self.plan.mode == Mode::Quorum && first.waited {
+                true => self.check.broken(text),
+                false => self.check.broken_within(text),
+            }
+        }
+        self.check.acked.retain(|it| !ids.contains(&it.id));
+    }
+
+    /// S7: what is lost was acknowledged within the bound that the grant carried.
+    fn judge_loss(&mut self, grant: &Grant, lost: &[Acked]) {
+        self.check.stats.lost += lost.len() as u64;
+        let most = self.plan.spec().policy.loss_bound.max_ms.max(LossBound::usual_ms(4_500));
+        let (Some(ms), Some(from)) = (grant.loss.ms.filter(|ms| *ms <= most), grant.from) else {
+            let text = format!("S7: {:?} is lost without an approval, above {most} ms", grant.loss);
+            return self.check.broken(text);
+        };
+        let first = lost.iter().map(|it| it.at).min().unwrap_or_default();
+        let running = self.hosts[from].server.as_ref().is_some_and(|it| it.primary && it.fenced);
+        let out = match self.check.ended.get(&from) {
+            Some(at) if !running => *at,
+            _ => self.now,
+        };
+        let out = out.min(grant.at);
+        // The bound is of clocks that may run slow by rho.
+        // Known and larger than it should be (docs/adr/0011): a report may be older than the leader
+        // takes it for, by an agent that stood still, or by its way.
+        let most = ms * MS * 102 / 100 + self.check.hung + 2 * SECOND;
+        if out.saturating_sub(first) > most {
+            let text = format!(
+                "S7: a write of {} ms before the end of {from} is lost, and the bound was {ms} ms",
+                (out - first) / MS
+            );
+            self.check.broken_within(text);
+        }
+    }
+
+    /// An agent wrote its notebook.
+    pub fn judge_notebook(&mut self, i: usize, book: &Notebook) {
+        let highest = self.check.seen.entry(book.disk).or_default();
+        if book.seen() < *highest {
+            let text = format!("S4: {i} obeys {:?} after {highest:?}", book.seen());
+            self.check.broken(text);
+            return;
+        }
+        *highest = book.seen();
+    }
+
+    /// An entry was committed.
+    pub fn judge_entry(&mut self, applied: &Applied) {
+        let Some(role) = self.coord.role() else { return };
+        let epoch = role.epoch;
+        let named = role.lease.as_ref().is_some_and(|lease| {
+            let session = self.coord.state.sessions().get(&lease.session);
+            session.is_some_and(|session| session.known_grant >= lease.mark)
+        });
+        if named || role.confirmed {
+            self.check.confirmed.insert(epoch);
+        }
+        let changed = applied.changes.iter().any(|change| matches!(change, Change::Role(..)));
+        if !changed {
+            return;
+        }
+        let newest = self.check.grants.last_key_value().map_or(Epoch::NONE, |(epoch, _)| *epoch);
+        let service = &self.coord.state.services()[&service_name()];
+        let still = service.quarantine.clone();
+        let operation = role
+            .operation
+            .and_then(|id| self.coord.state.operations().get(&(service_name(), id)).cloned());
+        if epoch < newest {
+            self.check.broken(format!("S3: {newest} was granted, and now {epoch}"));
+        }
+        if let (true, Some(holder)) = (epoch > newest, &role.holder) {
+            let of = operation.filter(|row| row.epoch == Some(epoch));
+            let mut grant = Grant {
+                to: index_of(holder),
+                from: of.as_ref().and_then(|row| row.from.as_ref()).map(index_of),
+                out: of.as_ref().and_then(|row| row.out),
+                complete: of.as_ref().and_then(|row| row.complete),
+                loss: of.as_ref().map(|row| row.loss).unwrap_or_default(),
+                at: self.now,
+                led: false,
+            };
+            // Nothing was added to what it may lack since a grant that it did not act on.
+            let before = self.check.grants.last_key_value().map(|(_, before)| *before);
+            if let Some(before) = before.filter(|it| it.to == grant.to && !it.led)
+                && grant.complete == Some(CompleteProof::LastHolder)
+            {
+                grant = Grant { out: before.out, ..before };
+            }
+            self.check.stats.grants += 1;
+            self.check.grants.insert(epoch, grant);
+            self.say(|| format!("{epoch} is granted to {}: {grant:?}", grant.to));
+        }
+        if let Some(still) = still {
+            self.check.broken(format!("an entry broke an invariant of the state: {still:?}"));
+        }
+    }
+
+    /// Whether writes have been acknowledged lately, under the newest epoch.
+    pub fn serves(&self) -> bool {
+        let newest = self.check.grants.last_key_value().map(|(epoch, _)| *epoch);
+        Some(self.check.highest) == newest && self.now < self.check.last_ack + SECOND
+    }
+
+    /// S13: with nothing broken any more, somebody serves, or people are asked.
+    pub fn judge_the_end(&mut self) {
+        if !self.options.liveness || !self.check.violations.is_empty() || self.serves() {
+            return;
+        }
+        let Some(role) = self.coord.role() else { return };
+        let operation = role
+            .operation
+            .and_then(|id| self.coord.state.operations().get(&(service_name(), id)).cloned());
+        let asks = operation.as_ref().is_some_and(|row| row.approval.is_some());
+        if asks && role.fence.is_some() || self.needs_people() {
+            self.check.stats.asked += 1;
+            return;
+        }
+        let text = format!(
+            "S13: {} s after the last fault nobody serves; role {role:#?}, operation {operation:?}",
+            LIVENESS_MS / 1_000
+        );
+        self.check.broken(text);
+    }
+
+    /// No rule can bring it back: too few sound copies are left.
+    fn needs_people(&self) -> bool {
+        let Some(role) = self.coord.role() else { return true };
+        let sound = role.instances.values().filter(|row| row.quarantined.is_none()).count();
+        let holder_gone = role.holder.as_ref().is_some_and(|holder| {
+            let dir = &self.hosts[index_of(holder)].dir;
+            !dir.present || dir.broken
+        });
+        let needed = if self.plan.mode == Mode::Quorum { 2 } else { 1 };
+        sound < needed || holder_gone
+    }
+}

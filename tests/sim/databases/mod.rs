@@ -1,0 +1,206 @@
+//! The third depth: failover of PostgreSQL. The core's state machine with its role handlers, the
+//! leader's deciders, and the agent's machine, all real, over models of what they command: servers
+//! with WAL and SyncRep, fencers, hosts, a network.
+//!
+//! ```text
+//! writers ──> postgres ◄── steps ◄── agent ── core::agent::next
+//!                ▲  │ WAL              │ streams, renewals
+//!       fencer ──┘  ▼                  ▼
+//!                postgres          coordinators ── core::state, core::decide
+//!                         check: looks at all of it from outside
+//! ```
+//! What is real: `State::apply`, `decide::{Roles, Expiry}`, `NodeClock`, `HolderClock`, `Notebook`,
+//! `Right`, `next`, the fencer's rules of deadlines. What is written again: the agent's loop
+//! (`src/agent/{run,steps,link,local}.rs`) and the node's side of its stream, in the same order and by
+//! the same rules. What is a model: PostgreSQL, the kernel, the network, the log.
+
+mod agent;
+mod check;
+mod cli;
+mod clients;
+mod coordinators;
+mod faults;
+mod host;
+mod link;
+mod local;
+mod net;
+mod plan;
+mod postgres;
+mod senses;
+mod steps;
+mod streams;
+#[cfg(test)]
+mod tests;
+mod wal;
+mod world;
+
+use std::fmt;
+use std::str::FromStr;
+
+use regent_core::mutant::Mutant;
+use regent_core::spec::Mode;
+
+pub use crate::agents::Class;
+pub use cli::run_many;
+
+/// How long after the last fault somebody must serve, in simulated milliseconds.
+pub const LIVENESS_MS: u64 = 90_000;
+
+/// What breaks often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// Everything.
+    Mixed,
+    /// Only primaries that die.
+    Quiet,
+    /// The network.
+    Cuts,
+    /// Processes, power and disks.
+    Crashes,
+    /// People who change the primary.
+    Switchovers,
+    /// What stands still.
+    Clocks,
+}
+
+impl Profile {
+    /// Every one, with its name on the command line.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Mixed, "mixed"),
+        (Self::Quiet, "quiet"),
+        (Self::Cuts, "cuts"),
+        (Self::Crashes, "crashes"),
+        (Self::Switchovers, "switchovers"),
+        (Self::Clocks, "clocks"),
+    ];
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = Self::ALL.iter().find(|(profile, _)| profile == self);
+        f.write_str(named.map_or("", |(_, name)| name))
+    }
+}
+
+impl FromStr for Profile {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = Self::ALL.iter().find(|(_, name)| *name == text);
+        named.map(|(profile, _)| *profile).ok_or_else(|| {
+            format!("{text:?} is not one of {}", Self::ALL.map(|(_, name)| name).join(", "))
+        })
+    }
+}
+
+/// What to simulate.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// For how long things break, in simulated milliseconds.
+    pub duration_ms: u64,
+    /// Which assumptions about clocks hold.
+    pub class: Class,
+    /// What breaks often.
+    pub profile: Profile,
+    /// Only this mode; else the seed chooses.
+    pub mode: Option<Mode>,
+    /// Whether somebody must serve in the end (S13).
+    pub liveness: bool,
+    /// A rule to leave out.
+    pub mutant: Option<Mutant>,
+    /// Print what happens.
+    pub trace: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            duration_ms: 60_000,
+            class: Class::Within,
+            profile: Profile::Mixed,
+            mode: None,
+            liveness: true,
+            mutant: None,
+            trace: false,
+        }
+    }
+}
+
+/// What happened, so that a run in which nothing happened is not taken for a good one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Events handled.
+    pub events: u64,
+    /// Entries committed.
+    pub entries: u64,
+    /// Leaders after the first.
+    pub leaders: u64,
+    /// Things that broke.
+    pub faults: u64,
+    /// Writes that clients were told are done.
+    pub acked: u64,
+    /// Epochs granted.
+    pub grants: u64,
+    /// Promotions, and starts as a primary.
+    pub primaries: u64,
+    /// Times that clients were let in.
+    pub opened: u64,
+    /// Certificates (F).
+    pub certificates: u64,
+    /// Deadlines that a fencer kept.
+    pub fired: u64,
+    /// Directives refused as too old (S4).
+    pub stale: u64,
+    /// Rewinds and clones.
+    pub rebuilt: u64,
+    /// Disks that went back in time.
+    pub went_back: u64,
+    /// Writes lost within the bound (lease mode).
+    pub lost: u64,
+    /// Writes lost by an approval.
+    pub excused: u64,
+    /// Runs that ended with a question to people.
+    pub asked: u64,
+    /// Two primaries at a time, beyond A1, where that may be.
+    pub overlaps: u64,
+}
+
+impl Stats {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        self.events += other.events;
+        self.entries += other.entries;
+        self.leaders += other.leaders;
+        self.faults += other.faults;
+        self.acked += other.acked;
+        self.grants += other.grants;
+        self.primaries += other.primaries;
+        self.opened += other.opened;
+        self.certificates += other.certificates;
+        self.fired += other.fired;
+        self.stale += other.stale;
+        self.rebuilt += other.rebuilt;
+        self.went_back += other.went_back;
+        self.lost += other.lost;
+        self.excused += other.excused;
+        self.asked += other.asked;
+        self.overlaps += other.overlaps;
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Over every event and what it did: equal for equal seeds and options.
+    pub hash: u64,
+    /// Simulated milliseconds.
+    pub sim_ms: u64,
+    /// Broken invariants.
+    pub violations: Vec<String>,
+    /// What happened.
+    pub stats: Stats,
+}
+
+/// Runs one seed.
+pub fn run(seed: u64, options: &Options) -> Outcome {
+    regent_core::mutant::with(options.mutant, || world::World::new(seed, options).run())
+}

@@ -1,0 +1,99 @@
+//! What a seed is about: the service's shape and policy, and which faults are frequent.
+
+use regent_core::id::{InstanceName, Locality, ServiceName};
+use regent_core::spec::{
+    Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, ServiceSpec, TooFewSync,
+    TopologyKind,
+};
+
+use super::Options;
+use super::faults::Weights;
+use crate::agents::machine::{SECOND, Time};
+use crate::agents::random::Random;
+
+/// One seed's choices.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub mode: Mode,
+    pub instances: usize,
+    pub writers: usize,
+    pub degrade: bool,
+    pub two_needed: bool,
+    /// People answer what they are asked.
+    pub answers: bool,
+    /// Mean time between two faults.
+    pub between: Time,
+    pub weights: Weights,
+    pub ttl_ms: u64,
+}
+
+impl Plan {
+    pub fn draw(options: &Options, random: &mut Random) -> Self {
+        let mode = options.mode.unwrap_or(match random.chance(650) {
+            true => Mode::Quorum,
+            false => Mode::Lease,
+        });
+        let quorum = mode == Mode::Quorum;
+        let instances = [2, 3, 3, 3, 3, 4, 5][random.index(7)];
+        Self {
+            mode,
+            instances,
+            writers: 2,
+            degrade: quorum && random.chance(80),
+            two_needed: quorum && instances > 3 && random.chance(400),
+            answers: random.chance(150),
+            between: [SECOND, 3 * SECOND, 6 * SECOND, 12 * SECOND][random.index(4)],
+            weights: options.profile.weights(random),
+            ttl_ms: 3_000,
+        }
+    }
+
+    /// The service as it is declared.
+    pub fn spec(&self) -> ServiceSpec {
+        let usual = Policy::default_for(self.mode);
+        let accepts = |bound: LossBound| LossBound { on_violation: OnViolation::Ask, ..bound };
+        let policy = Policy {
+            ttl_ms: self.ttl_ms,
+            failover_cooldown_ms: 0,
+            restart_grace_ms: 2_000,
+            sync_standbys: match (self.mode, self.two_needed) {
+                (Mode::Lease, _) => 0,
+                (_, true) => 2,
+                _ => 1,
+            },
+            on_too_few_sync: if self.degrade { TooFewSync::Degrade } else { TooFewSync::Block },
+            loss_bound: accepts(usual.loss_bound),
+            ..usual
+        };
+        let instances = (0..self.instances).map(|i| InstanceSpec {
+            name: instance_name(i),
+            locality: Locality { region: "r".into(), zone: format!("z{i}"), host: format!("h{i}") },
+            address: format!("{}:5432", instance_name(i)),
+            priority: 1,
+        });
+        ServiceSpec {
+            name: service_name(),
+            description: String::new(),
+            engine: Engine::Postgres,
+            topology: TopologyKind::ActivePassive,
+            instances: instances.collect(),
+            partitions: Vec::new(),
+            policy,
+        }
+    }
+}
+
+/// The only service.
+pub fn service_name() -> ServiceName {
+    "s".parse().expect("a name")
+}
+
+/// The name of the `i`th instance.
+pub fn instance_name(i: usize) -> InstanceName {
+    ["a", "b", "c", "d", "e"][i].parse().expect("a name")
+}
+
+/// Which instance has this name.
+pub fn index_of(name: &InstanceName) -> usize {
+    usize::from(name.as_str().as_bytes()[0] - b'a')
+}

@@ -1,0 +1,157 @@
+//! What a simulated agent feels without being asked: looks at its server, fresh connections, own
+//! commits (`src/agent/senses.rs`, `sights.rs`).
+
+use regent_core::mutant::{Mutant, leaves_out};
+
+use super::agent::{REPORT_EVERY, Tried};
+use super::local::Seen;
+use super::net::End;
+use super::postgres::Waiter;
+use super::wal::Kind;
+use super::world::World;
+use crate::agents::machine::{MS, SECOND, Time};
+
+/// What hears whether a commit returned in time.
+type Told = Box<dyn FnOnce(&mut World, bool)>;
+
+impl World {
+    pub(super) fn observes(&mut self, i: usize) {
+        let seen = self.look_at_server(i);
+        let running = self.agent(i).local.running;
+        let pause = match &seen {
+            None if running => 12 * MS,
+            Some(seen) if seen.in_recovery => 60 * MS,
+            _ => REPORT_EVERY,
+        };
+        let place = self.agent_place(i);
+        self.later(pause, place, move |world| world.observes(i));
+        self.deliver(i, seen);
+    }
+
+    /// A look is wanted now.
+    pub fn look(&mut self, i: usize) {
+        if std::mem::replace(&mut self.agent(i).looks, true) {
+            return;
+        }
+        let place = self.agent_place(i);
+        self.later(MS / 2, place, move |world| {
+            world.agent(i).looks = false;
+            let seen = world.look_at_server(i);
+            world.deliver(i, seen);
+        });
+    }
+
+    pub(super) fn deliver(&mut self, i: usize, seen: Option<Seen>) {
+        let Some(seen) = seen else { return };
+        let wait = self.random.between(50, 2 * MS);
+        let place = self.agent_place(i);
+        self.later(wait, place, move |world| {
+            let now = world.now;
+            let agent = world.agent(i);
+            if agent.local.running {
+                let streamed = agent.local.streams();
+                agent.local.observed(seen, now);
+                if streamed && !agent.local.streams() {
+                    agent.reported = None;
+                }
+            }
+            world.turn(i);
+        });
+    }
+
+    pub(super) fn look_at_server(&self, i: usize) -> Option<Seen> {
+        if !self.answers(End::Instance(i), i) {
+            return None;
+        }
+        let host = &self.hosts[i];
+        let server = host.server.as_ref()?;
+        let receiver = server.receiver.and_then(|id| self.conns.get(&id));
+        Some(Seen {
+            in_recovery: !server.primary,
+            position: host.dir.wal.position(host.dir.wal.flushed),
+            receiver: receiver.map(|conn| (conn.from, self.now - conn.alive)),
+            senders: server.senders.iter().map(|it| (it.to, it.flushed)).collect(),
+            names: server.names,
+        })
+    }
+
+    /// Fresh connections: to its own server, and to the neighbours.
+    pub(super) fn probes(&mut self, i: usize) {
+        let place = self.agent_place(i);
+        self.later(REPORT_EVERY, place, move |world| world.probes(i));
+        let answered = self.answers(End::Instance(i), i);
+        let now = self.now;
+        let mut tried = Vec::new();
+        if self.agent(i).instruction.is_some() {
+            for other in (0..self.hosts.len()).filter(|other| *other != i) {
+                let host = &self.hosts[other];
+                let reached = host.up
+                    && host.machine.runs(now)
+                    && self.net.joins(End::Instance(i), End::Instance(other));
+                let listens = host.server.as_ref().is_some_and(|it| it.fenced && it.up);
+                tried.push((other, self.answers(End::Instance(i), other), reached && !listens));
+            }
+        }
+        let agent = self.agent(i);
+        if agent.local.running {
+            agent.local.probed(answered, now);
+        }
+        for (other, answers, refused) in tried {
+            let before = agent.sights.get(&other).and_then(|it| it.answered);
+            let answered = if answers { Some(now) } else { before };
+            agent.sights.insert(other, Tried { answered, refused, tried: now });
+        }
+    }
+
+    /// Own commits while there is a set to certify.
+    pub(super) fn certifies(&mut self, i: usize) {
+        let Some(set) = self.agent(i).canary else {
+            self.agent(i).certifying = false;
+            return;
+        };
+        let begun = self.hosts[i].machine.read(self.now);
+        let place = self.agent_place(i);
+        let since = self.now;
+        let returned = move |world: &mut World, returned: bool| {
+            let agent = world.agent(i);
+            let same = agent.canary == Some(set);
+            agent.local.canary = Some((since, Some(returned)));
+            let sound = returned && agent.local.has_its_names() && same;
+            if sound {
+                let latched = agent.book.latched && !leaves_out(Mutant::CertificatesLatched);
+                agent.right.certified(begun, set, latched);
+                world.check.stats.certificates += 1;
+            }
+            world.later(300 * MS, place, move |world| world.certifies(i));
+            world.turn(i);
+        };
+        self.own_commit(i, Kind::Write, 5 * SECOND, Box::new(returned));
+    }
+
+    /// A commit of the agent's own; `told` whether it returned in time.
+    pub fn own_commit(&mut self, i: usize, kind: Kind, within: Time, told: Told) -> u64 {
+        let number = self.fresh();
+        let place = self.agent_place(i);
+        let life = self.agent(i).life;
+        let written = match self.answers(End::Instance(i), i) {
+            true => self.commit_write(i, kind, Waiter::Agent(life, number)),
+            false => None,
+        };
+        self.agent(i).commits.insert(number, told);
+        let wait = if written.is_some() { within } else { MS };
+        self.later(wait, place, move |world| {
+            if let Some(told) = world.agent(i).commits.remove(&number) {
+                world.give_up(i, |who| matches!(who, Waiter::Agent(_, of) if *of == number));
+                told(world, false);
+            }
+        });
+        number
+    }
+
+    /// An own commit returned.
+    pub fn returned(&mut self, i: usize, number: u64) {
+        if let Some(told) = self.agent(i).commits.remove(&number) {
+            told(self, true);
+        }
+    }
+}
