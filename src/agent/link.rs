@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use regent_core::id::{InstanceName, ServiceName};
+use regent_core::lease::holder::Standing;
 use regent_core::role::AgentStart;
 use regent_core::spec::Policy;
 use regent_rpc::client::{
@@ -142,6 +143,14 @@ async fn open(client: &Client, speaker: &Speaker, ttl_ms: u64) -> Result<Session
     Session::open(client, options).await.map_err(|error| error.to_string())
 }
 
+/// Whether nothing is held by this session any more: it ended, or its right ran out while nobody
+/// could be reached, which no renewal brings back (C1). A new one is bound to the same epoch.
+fn is_over(session: &Session) -> bool {
+    let hold = session.hold();
+    let mark = hold.grant();
+    hold.over().is_some() || mark.0 > 0 && hold.standing(mark) == Standing::Over
+}
+
 /// One stream, from its hello to its end; `Ok` when the session is over or nobody listens.
 async fn attach(
     client: &Client,
@@ -190,7 +199,7 @@ async fn attach(
                 }
             }
             _ = changes.changed() => {
-                if session.over().is_none() {
+                if !is_over(session) {
                     if heard.send(Heard::Renewed).await.is_err() {
                         return Ok(());
                     }

@@ -19,7 +19,7 @@ const ROLES: [&str; 6] =
 const AGENTS: [&str; 5] = ["heard", "silent", "armed", "weak", "quarantined"];
 /// A service of which nobody is primary yet.
 const NOBODY: &str = "NoPrimary";
-const VERDICTS: [&str; 8] = [
+const VERDICTS: [&str; 10] = [
     NOBODY,
     Verdict::Healthy.as_str(),
     Verdict::PrimaryProcessDead.as_str(),
@@ -27,6 +27,8 @@ const VERDICTS: [&str; 8] = [
     Verdict::PrimaryHostSilent.as_str(),
     Verdict::PrimaryUnreachableButReplicating.as_str(),
     Verdict::PrimaryStalled.as_str(),
+    Verdict::PrimaryRestarting.as_str(),
+    Verdict::SyncSetTampered.as_str(),
     Verdict::NotEnoughObservers.as_str(),
 ];
 

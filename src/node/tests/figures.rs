@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use regent_core::authz::Role;
 use regent_core::command::Expect;
-use regent_core::id::{ElectionName, Locality, NodeId};
+use regent_core::id::{ElectionName, Locality, NodeId, SessionId};
 use regent_core::role::observe::Observation;
 use regent_core::spec::{Engine, InstanceSpec, Mode, Policy, ServiceSpec, TopologyKind};
 use regent_rpc::client::{AgentStream, CampaignOptions, Client, Session, SessionOptions};
+use regent_rpc::convert::agent::{FromCoordinator, HELLO, Outcome};
 use regent_rpc::convert::common::{Freshness, From};
 use regent_rpc::convert::election::ObserveScope;
 use regent_rpc::pb::v1;
@@ -100,6 +101,21 @@ async fn abandon_a_session(client: &Client, id: &'static str) -> String {
     answer.metadata().get("x-request-id").unwrap().to_str().unwrap().to_owned()
 }
 
+/// A stream whose start was accepted: until all nodes can read such entries it is refused.
+async fn accepted(agent: &Client, session: SessionId) -> AgentStream {
+    let began = Instant::now();
+    loop {
+        let hello = super::agents::hello("a", session);
+        let mut stream = AgentStream::connect(agent, hello, PATIENCE).await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, stream.receiver.next()).await.unwrap();
+        match answer {
+            Ok(Some(FromCoordinator::Answer(HELLO, Outcome::Accepted { .. }))) => return stream,
+            other => assert!(began.elapsed() < PATIENCE, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_family_of_a_cluster_in_use_has_moved() {
     let rig = Rig::start(3).await;
@@ -115,8 +131,7 @@ async fn every_family_of_a_cluster_in_use_has_moved() {
     // One instance of three: nobody is primary, and its standby is behind.
     let agent = rig.client_as(Role::Agent, "orders/a", &[rig.address(follower)]);
     let of_agent = Session::open(&agent, SessionOptions::default()).await.unwrap();
-    let hello = super::agents::hello("a", of_agent.id());
-    let attached = AgentStream::connect(&agent, hello, PATIENCE).await.unwrap();
+    let attached = accepted(&agent, of_agent.id()).await;
     let behind = Observation { replay_lag_bytes: 7, ..Observation::default() };
     attached.sender.observe(behind).unwrap();
 

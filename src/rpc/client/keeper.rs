@@ -483,6 +483,11 @@ impl Task {
             self.drop_slot(0);
         }
         self.at += 1;
+        if let Some(until) = self.all_broken() {
+            // Each refuses at once: another try at once would only be the next of thousands.
+            self.silent_at = Some(until);
+            return;
+        }
         let now = self.clock.now();
         let waiting: Vec<_> = self
             .sessions
@@ -502,6 +507,16 @@ impl Task {
         let slot = self.slots.remove(at);
         self.clocks.forget(slot.id);
         self.broken.insert(slot.address.clone(), Instant::now() + REOPEN_AFTER);
+    }
+
+    /// Until when no node is to be tried, if that is so of all of them.
+    fn all_broken(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let nodes = self.nodes.all();
+        let until = |node: &Arc<Node>| self.broken.get(&node.address).copied();
+        let until: Vec<_> = nodes.iter().filter_map(until).filter(|until| *until > now).collect();
+        let all = self.slots.is_empty() && until.len() == nodes.len();
+        until.into_iter().min().filter(|_| all)
     }
 
     /// Makes sure that there is a stream in use, and spares.

@@ -281,6 +281,10 @@ mod tests {
         let metrics = Metrics::new();
         // Roles and verbs are too many to show them all at zero.
         metrics.authz_refusals.get_or_create(&Refused { role: "client", verb: "backup" }).inc();
+        // What services and instances are like is shown once there are any.
+        for family in [&metrics.roles, &metrics.verdicts, &metrics.agents] {
+            family.get_or_create(&Kind { kind: "any" }).set(0);
+        }
         let text = metrics.render();
         let mut described: BTreeSet<&str> = BTreeSet::new();
         for line in text.lines() {

@@ -38,6 +38,8 @@ pub enum Mode {
     LosesAcks,
     /// Has applied nothing of what it is asked about: names no incarnation.
     Behind,
+    /// Ends each stream of renewals as soon as it is opened.
+    Refuses,
     /// Answers renewals with RESEND: alive, but cut off from the others.
     CutOff,
 }
@@ -66,6 +68,8 @@ pub struct State {
     /// From this round on the clocks of these nodes are ahead by so many microseconds.
     pub jump: Option<(u64, Vec<usize>, u64)>,
     pub incarnation: u64,
+    /// Streams of renewals that were refused.
+    pub streams_refused: u32,
 }
 
 pub struct Fake {
@@ -318,6 +322,10 @@ impl ElectionService for Node {
         &self,
         request: Request<Streaming<v1::KeepAliveRequest>>,
     ) -> Result<Response<Self::KeepAliveStream>, Status> {
+        if self.mode() == Mode::Refuses {
+            self.state.lock().unwrap().streams_refused += 1;
+            return Err(Status::unavailable("not now"));
+        }
         let node = self.clone();
         let answers = request.into_inner().filter_map(move |message| {
             let node = node.clone();
@@ -325,6 +333,7 @@ impl ElectionService for Node {
                 let mode = node.mode();
                 match mode {
                     Mode::Frozen | Mode::Hint(_) | Mode::NoLeader => return None,
+                    Mode::Refuses => return Some(Err(Status::unavailable("not now"))),
                     _ => {}
                 }
                 let message = message.ok()?;

@@ -47,6 +47,22 @@ async fn cut(fake: &Fake, mode: Mode, lease: &Lease) {
 }
 
 #[tokio::test]
+async fn nodes_that_all_refuse_at_once_are_not_asked_without_a_pause() {
+    let fake = Fake::start(3).await;
+    let session = open(&fake).await;
+    let lease = win(&session).await;
+    fake.all(&Mode::Refuses);
+    // The time itself is what is tried.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let refused = fake.state().streams_refused;
+    assert!((3..60).contains(&refused), "{refused} in a second");
+    fake.all(&Mode::Sound);
+    let before = fake.state().renewed.len();
+    eventually("renewals go on", || fake.state().renewed.len() > before + 2).await;
+    assert!(lease.is_held());
+}
+
+#[tokio::test]
 async fn a_lease_is_granted_only_once_a_renewal_that_names_it_is_acknowledged() {
     let fake = Fake::start(3).await;
     let session = open(&fake).await;
