@@ -511,12 +511,11 @@ impl Task {
 
     /// Until when no node is to be tried, if that is so of all of them.
     fn all_broken(&self) -> Option<Instant> {
-        let now = Instant::now();
         let nodes = self.nodes.all();
         let until = |node: &Arc<Node>| self.broken.get(&node.address).copied();
-        let until: Vec<_> = nodes.iter().filter_map(until).filter(|until| *until > now).collect();
-        let all = self.slots.is_empty() && until.len() == nodes.len();
-        until.into_iter().min().filter(|_| all)
+        // One that may be tried again has no time, and none is the least of all.
+        let until = nodes.iter().map(|node| until(node).filter(|it| *it > Instant::now())).min();
+        until.flatten().filter(|_| self.slots.is_empty())
     }
 
     /// Makes sure that there is a stream in use, and spares.

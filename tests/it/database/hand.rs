@@ -1,6 +1,6 @@
 //! A person starts the old primary's data directory by hand: it must not take a write.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -16,18 +16,32 @@ use crate::cluster::until;
 struct ByHand<'r> {
     rig: &'r Rig,
     at: usize,
+    /// Its log, and how long that was before.
+    log: (PathBuf, u64),
 }
 
 impl<'r> ByHand<'r> {
     fn start(rig: &'r Rig, at: usize, options: &str) -> Self {
         let data = rig.instances()[at].data_dir();
         let log = rig.instances()[at].dir.join("by-hand.log");
-        let by_hand = Self { rig, at };
+        let by_hand = Self { rig, at, log: (log.clone(), written(&log)) };
         let mut words = vec!["start", "-W", "-D", data.to_str().unwrap()];
         words.extend(["-l", log.to_str().unwrap(), "-o", options]);
         let out = pg_ctl(rig, &words, &rig.instances()[at].dir);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         by_hand
+    }
+}
+
+/// How much is in a file; nothing if there is none.
+fn written(log: &Path) -> u64 {
+    std::fs::metadata(log).map_or(0, |file| file.len())
+}
+
+impl ByHand<'_> {
+    /// Whether it came up, be it only to say why it does not stay: one without any address ends at once.
+    fn has_tried(&self) -> bool {
+        !self.rig.postgres(self.at).is_empty() || written(&self.log.0) > self.log.1
     }
 }
 
@@ -67,7 +81,7 @@ async fn started_by_hand(what: &str, mode: Mode) {
     // As it lies on disk; and by somebody who wants it to be reached.
     for options in [String::new(), format!("-h {host} -p {port}")] {
         let by_hand = ByHand::start(&rig, old, &options);
-        until("PostgreSQL to run", async || !rig.postgres(old).is_empty()).await;
+        until("PostgreSQL to try", async || by_hand.has_tried()).await;
         let taken = rig
             .access
             .writable_within(Pace::STEADY, new, Duration::from_secs(1))

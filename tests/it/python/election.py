@@ -23,7 +23,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 def stubs(proto_dir):
     """Compiles the protos into a folder of their own and imports them."""
     out = tempfile.mkdtemp(prefix="regent-proto-")
-    files = ["regent/v1/common.proto", "regent/v1/election.proto"]
+    # With what it imports.
+    names = ["common", "topology", "agent", "election"]
+    files = [f"regent/v1/{name}.proto" for name in names]
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", "-I", proto_dir]
         + ["--python_out", out, "--grpc_python_out", out] + files,
