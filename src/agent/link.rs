@@ -206,7 +206,10 @@ async fn attach(
                     continue;
                 }
                 // The stream stays: only who renews is another one (a fence ends the holder's).
-                *session = open(client, speaker, ttl_ms).await?;
+                let next = open(client, speaker, ttl_ms).await?;
+                // Word that it is closed could come before the new one is bound, and end the lease.
+                session.abandon();
+                *session = next;
                 changes = session.hold().subscribe();
                 let (tx, rx) = oneshot::channel();
                 if heard.send(Heard::Session(session.hold(), tx)).await.is_err() {

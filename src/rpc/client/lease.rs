@@ -317,6 +317,12 @@ impl Session {
         self.inner.end();
         self.inner.client.close_session(self.inner.session, self.inner.nonce).await.map(|_| ())
     }
+
+    /// Renews it no more and does not close it either: it lapses in its time, unless another one is
+    /// bound in its place before. A lease that is closed proves less than one that lapsed.
+    pub fn abandon(&self) {
+        self.inner.end();
+    }
 }
 
 impl Inner {

@@ -47,6 +47,18 @@ async fn cut(fake: &Fake, mode: Mode, lease: &Lease) {
 }
 
 #[tokio::test]
+async fn a_session_that_is_abandoned_is_neither_renewed_nor_closed() {
+    let fake = Fake::start(3).await;
+    let (first, second) = (open(&fake).await, open(&fake).await);
+    first.abandon();
+    drop(first);
+    second.close().await.unwrap();
+    let closed = || fake.state().seen.iter().filter(|seen| seen.1 == "close_session").count();
+    eventually("the other one is closed", || closed() > 0).await;
+    assert_eq!((closed(), fake.state().sessions.len()), (1, 1));
+}
+
+#[tokio::test]
 async fn nodes_that_all_refuse_at_once_are_not_asked_without_a_pause() {
     let fake = Fake::start(3).await;
     let session = open(&fake).await;
