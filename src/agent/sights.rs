@@ -25,13 +25,20 @@ struct Seen {
     tried: Instant,
 }
 
+impl Seen {
+    /// Whether the newest attempt was answered, and whether it was refused.
+    fn kind(&self) -> (bool, bool) {
+        (self.answered.is_some_and(|at| at >= self.tried), self.refused)
+    }
+}
+
 /// The neighbours, each tried by a task of its own.
 #[derive(Debug, Default)]
 pub struct Sights {
     seen: Arc<Mutex<BTreeMap<InstanceName, Seen>>>,
     tasks: BTreeMap<InstanceName, (String, JoinHandle<()>)>,
     hurry: Arc<Notify>,
-    /// Some host began or ceased to refuse connections.
+    /// Some host began or ceased to answer, or to refuse connections.
     news: Arc<AtomicBool>,
 }
 
@@ -61,8 +68,8 @@ impl Sights {
         self.hurry.notify_waiters();
     }
 
-    /// Whether a host began or ceased to refuse connections since this was asked last: a database
-    /// that listens no more is news for those who judge its silence.
+    /// Whether a host began or ceased to answer, or to refuse, since this was asked last: that is news
+    /// for those who judge its silence.
     pub fn has_news(&self) -> bool {
         self.news.swap(false, Ordering::Relaxed)
     }
@@ -111,17 +118,17 @@ async fn look(
         let tried = Instant::now();
         let outcome = tokio::time::timeout(ANSWER_WITHIN, answer(&address)).await;
         let last = seen.lock().get(&name).cloned();
-        let (before, refused_before) =
-            last.map_or((None, false), |last| (last.answered, last.refused));
+        let before = last.as_ref().and_then(|last| last.answered);
         let (answered, refused) = match outcome {
             Ok(Ok(())) => (Some(Instant::now()), false),
             Ok(Err(error)) => (before, error.kind() == ErrorKind::ConnectionRefused),
             Err(_) => (before, false),
         };
-        seen.lock().insert(name.clone(), Seen { answered, refused, tried });
-        if refused != refused_before {
+        let found = Seen { answered, refused, tried };
+        if last.is_some_and(|last| last.kind() != found.kind()) {
             news.store(true, Ordering::Relaxed);
         }
+        seen.lock().insert(name.clone(), found);
         let pause = every.saturating_sub(tried.elapsed());
         let _ = tokio::time::timeout(pause, hurry.notified()).await;
     }

@@ -153,16 +153,18 @@ fn absent(
         let Some(fact) = facts.of(service, &other.name).filter(|fact| is_fresh(fact, now)) else {
             continue;
         };
-        if sees(fact, primary, now) {
-            alive.push(other.name.as_str());
-        } else {
-            gone.push(other.name.as_str());
-            zones.insert((&other.locality.region, &other.locality.zone));
+        match vote(fact, primary, now) {
+            Vote::Sees => alive.push(other.name.as_str()),
+            Vote::Misses => {
+                gone.push(other.name.as_str());
+                zones.insert((&other.locality.region, &other.locality.zone));
+            }
+            Vote::Abstains => {}
         }
     }
     let observers = gone.len() + alive.len();
     if observers == 0 {
-        let why = "its agent is silent, and no other instance reports";
+        let why = "its agent is silent, and no other instance says anything of it";
         return Finding::new(Verdict::NotEnoughObservers, why);
     }
     // The coordinators' own vote is one of them: nobody hears the agent.
@@ -181,26 +183,45 @@ fn absent(
     Finding::new(Verdict::PrimaryUnreachableButReplicating, text)
 }
 
-/// Whether an observer has a fresh sign of life of `primary`: WAL that arrives from it, or an answer
-/// of its address.
-fn sees(fact: &Fact, primary: &InstanceName, now: Reading) -> bool {
+/// What one observer's fresh report says of `primary`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Vote {
+    /// WAL arrives from it, or its address answers.
+    Sees,
+    /// It was tried and failed, or its WAL ceased to come.
+    Misses,
+    /// Nothing: it was never tried, or what was seen then is too old by now. A report that grew old
+    /// on its way, or whose next one is lost with a coordinator, must not pass for a failed attempt.
+    Abstains,
+}
+
+fn vote(fact: &Fact, primary: &InstanceName, now: Reading) -> Vote {
     let age_ms = fact.age(now).as_ms();
-    let streams = fact.observation.receiver.as_ref().is_some_and(|receiver| {
-        receiver.from.as_ref() == Some(primary)
-            && receiver.streams
-            && receiver.silent_ms.saturating_add(age_ms) < RECEIVER_SILENT_MS
+    let seen = &fact.observation;
+    let receiver = seen.receiver.as_ref().filter(|one| one.from.as_ref() == Some(primary));
+    let streams = receiver.map_or(Vote::Abstains, |receiver| {
+        if !receiver.streams || receiver.silent_ms >= RECEIVER_SILENT_MS {
+            Vote::Misses
+        } else if receiver.silent_ms.saturating_add(age_ms) < RECEIVER_SILENT_MS {
+            Vote::Sees
+        } else {
+            Vote::Abstains
+        }
     });
-    let sight = fact.observation.sights.iter().find(|sight| sight.instance == *primary);
+    let Some(sight) = seen.sights.iter().find(|sight| sight.instance == *primary) else {
+        return streams;
+    };
     // A refused connection is an answer of the host, and says that no database listens there.
-    if sight.is_some_and(|sight| sight.refused) {
-        return false;
+    if sight.refused {
+        return Vote::Misses;
     }
-    let answers = sight
-        .and_then(|sight| sight.answered_ms)
-        .is_some_and(|ms| ms.saturating_add(age_ms) < SIGHT_SILENT_MS);
-    match sight {
+    match sight.answered_ms {
+        // Never yet: WAL that arrives says more than an address that may be wrong.
+        None if streams == Vote::Sees => Vote::Sees,
+        None => Vote::Misses,
+        Some(ms) if ms.saturating_add(age_ms) < SIGHT_SILENT_MS => Vote::Sees,
         // Tried and not answered weighs more than a walreceiver that has not noticed yet.
-        Some(sight) if sight.answered_ms.is_some() => answers,
-        _ => streams || answers,
+        Some(ms) if sight.tried_ms < ms => Vote::Misses,
+        Some(_) => streams,
     }
 }

@@ -13,8 +13,14 @@ const NOW: u64 = 10_000;
 fn observer(streams: Option<u64>, answered_ms: Option<u64>, refused: bool) -> Observation {
     let receiver =
         streams.map(|silent_ms| Receiver { from: Some(name("a")), streams: true, silent_ms });
-    let sight = Sight { instance: name("a"), answered_ms, refused, tried_ms: 0 };
+    // The newest attempt began 100 ms ago; an answer that is older is of one before.
+    let sight = Sight { instance: name("a"), answered_ms, refused, tried_ms: 100 };
     Observation { run: Run::Standby, receiver, sights: vec![sight], ..Observation::default() }
+}
+
+/// What a standby says that streams from `a` and never tried to reach it otherwise.
+fn untried(silent_ms: u64) -> Observation {
+    Observation { sights: Vec::new(), ..observer(Some(silent_ms), None, false) }
 }
 
 fn sees() -> Observation {
@@ -93,6 +99,17 @@ fn a_silent_agent_is_dead_only_if_more_than_half_of_all_observers_miss_it() {
         (vec![("b", observer(None, Some(599), false), 0)], Replicates),
         (vec![("b", observer(None, Some(400), false), 200)], Gone),
         (vec![("b", down, 0)], Gone),
+        // What was answered when it was last tried has not failed since: an old report of it, of an
+        // observer whose own coordinator falls silent, is no word against a primary.
+        (vec![("b", observer(None, Some(50), false), 580)], Few),
+        (vec![("b", observer(Some(10), Some(50), false), 580)], Replicates),
+        (vec![("b", observer(Some(10), Some(50), false), 580), ("c", sees(), 0)], Replicates),
+        (vec![("b", observer(Some(10), Some(101), false), 580), ("c", sees(), 0)], Gone),
+        (vec![("b", untried(400), 580)], Few),
+        (vec![("b", untried(899), 0)], Replicates),
+        (vec![("b", untried(900), 0)], Gone),
+        // Who neither streams from it nor ever tried it has nothing to say.
+        (vec![("b", Observation { run: Run::Standby, ..Observation::default() }, 0)], Few),
     ];
     for (heard, want) in rows {
         assert_eq!(found(&standbys(&heard)), want, "{heard:?}");
