@@ -23,6 +23,9 @@ const COMPARE_AGAIN: Duration = Duration::from_secs(30);
 
 /// A look at the names is at most this old when it is heard of.
 const STRANGE_AFTER: Duration = Duration::from_millis(500);
+/// Strange names are told after this long: one look may be older than the last change of ours, and
+/// a false alarm about promised rows is worse than one that comes with the next report.
+const STRANGE_TOLD_AFTER: Duration = Duration::from_millis(250);
 
 /// Everything local.
 #[derive(Debug)]
@@ -285,7 +288,8 @@ impl Local {
     fn tampered(&self, run: Run) -> String {
         let Some((seen, _)) = &self.seen else { return String::new() };
         let mut found = tampered(seen);
-        if run == Run::Primary && self.in_force.is_some() && !self.has_its_names() {
+        let strange = self.strange_names.is_some_and(|it| it.elapsed() >= STRANGE_TOLD_AFTER);
+        if strange && run == Run::Primary && self.in_force.is_some() && !self.has_its_names() {
             let text = format!("synchronous_standby_names is {:?}", seen.sync_names);
             found = if found.is_empty() { text } else { format!("{text}; {found}") };
         }
