@@ -5,7 +5,7 @@ use super::world::{Data, OnDisk, World};
 use crate::id::{Epoch, InstanceName, Revision};
 use crate::mutant::{Mutant, leaves_out};
 use crate::role::observe::Run;
-use crate::role::{Order, Proof, SyncSet};
+use crate::role::{Order, Position, Proof, SyncSet};
 
 /// What to do next. Each is idempotent, and ends with a look at the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub fn next(notebook: &Notebook, world: &World) -> Step {
         Order::Lead { set } => lead(notebook, world, directive.epoch, set),
         Order::Follow { upstream } => follow(world, upstream),
         Order::Detach { fence } => detach(notebook, world, *fence),
-        Order::Fetch { fence, from } => fetch(notebook, world, *fence, from),
+        Order::Fetch { fence, from, upto } => fetch(notebook, world, *fence, from, upto),
         Order::Stop { fence } => stop(notebook, world, *fence, false),
         Order::Resign { fence } => stop(notebook, world, *fence, true),
         Order::Quarantined if world.is_running() => Step::Kill,
@@ -245,24 +245,35 @@ fn detach(notebook: &Notebook, world: &World, fence: Revision) -> Step {
     }
 }
 
-/// D, fetch: stream from a recruit that is ahead; a receipt may only rise.
-fn fetch(notebook: &Notebook, world: &World, fence: Revision, from: &InstanceName) -> Step {
+/// D, fetch: stream from a recruit that is ahead, then detach once more and say how far it reaches; a
+/// receipt may only rise.
+fn fetch(
+    notebook: &Notebook,
+    world: &World,
+    fence: Revision,
+    from: &InstanceName,
+    upto: &Position,
+) -> Step {
     let Some(pledge) = notebook.pledge.as_ref().filter(|pledge| pledge.fence == fence) else {
         return Step::Stuck("told to fetch under a fence it is not pledged to");
     };
-    match world.run {
-        Run::Standby if !world.answers => Step::Rest,
-        Run::Standby if world.upstream().is_some_and(|at| at.as_ref() == Some(from)) => {
-            if world.replayed && world.position > pledge.position {
-                let (proof, position) = (Proof::Recruited, world.position);
-                return Step::Pledge(Pledge { fence, proof, position, is_proven: true });
-            }
-            send_if_missing(world, pledge, Step::Rest)
+    if pledge.position.is_some_and(|own| own.covers(upto)) {
+        return send_if_missing(world, pledge, Step::Rest);
+    }
+    let is_here = world.received.is_some_and(|at| at.covers(upto));
+    match (world.run, world.upstream()) {
+        (Run::Standby, _) if !world.answers => Step::Rest,
+        (Run::Standby, Some(Some(at))) if at == from && is_here => Step::Detach,
+        (Run::Standby, Some(Some(at))) if at == from => Step::Rest,
+        (Run::Standby, Some(None)) if world.replayed && world.position > pledge.position => {
+            let (proof, position) = (Proof::Recruited, world.position);
+            Step::Pledge(Pledge { fence, proof, position, is_proven: true })
         }
-        Run::Standby => Step::Follow(from.clone()),
-        Run::Down => Step::StartStandby(Some(from.clone())),
-        Run::Primary => Step::Kill,
-        Run::Starting | Run::Stopping | Run::Rebuilding => Step::Rest,
+        (Run::Standby, Some(None)) if is_here && !world.replayed => Step::Replay,
+        (Run::Standby, _) => Step::Follow(from.clone()),
+        (Run::Down, _) => Step::StartStandby(Some(from.clone())),
+        (Run::Primary, _) => Step::Kill,
+        (Run::Starting | Run::Stopping | Run::Rebuilding, _) => Step::Rest,
     }
 }
 

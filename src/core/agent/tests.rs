@@ -40,6 +40,7 @@ pub(crate) fn standby() -> World {
         starved: false,
         replayed: true,
         position: Some(at(2, 100)),
+        received: Some(at(2, 100)),
         has_slots: true,
         names: None,
         in_force: None,

@@ -29,6 +29,8 @@ pub struct World {
     pub replayed: bool,
     /// Flushed end.
     pub position: Option<Position>,
+    /// Standby: how far its WAL reached at the last look, though more may come.
+    pub received: Option<Position>,
     /// The others have slots here.
     pub has_slots: bool,
     /// The set whose names are on disk and loaded.

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Position;
 use super::set::SyncSet;
 use crate::id::{Epoch, InstanceName, Revision};
 
@@ -60,6 +61,8 @@ pub enum Order {
         fence: Revision,
         /// Who is ahead.
         from: InstanceName,
+        /// How far that one holds: with this much the fetch is over.
+        upto: Position,
     },
     /// D, stop: end every process of the data directory, lie closed on disk; receipt `stopped`.
     Stop {
@@ -124,7 +127,9 @@ impl fmt::Display for Order {
             Self::Detach { fence } | Self::Stop { fence } | Self::Resign { fence } => {
                 write!(f, "{} under fence {fence}", self.name())
             }
-            Self::Fetch { fence, from } => write!(f, "fetch from {from} under fence {fence}"),
+            Self::Fetch { fence, from, upto } => {
+                write!(f, "fetch from {from} up to {} under fence {fence}", upto.end)
+            }
         }
     }
 }

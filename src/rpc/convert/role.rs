@@ -88,9 +88,11 @@ pub fn directive_out(directive: &Directive) -> v1::Directive {
         Order::Lead { set } => O::Lead(v1::Lead { set: Some(set_out(set)) }),
         Order::Follow { upstream } => O::Follow(v1::Follow { upstream: upstream.to_string() }),
         Order::Detach { fence } => O::Detach(v1::Detach { fence: fence.0 }),
-        Order::Fetch { fence, from } => {
-            O::Fetch(v1::Fetch { fence: fence.0, from: from.to_string() })
-        }
+        Order::Fetch { fence, from, upto } => O::Fetch(v1::Fetch {
+            fence: fence.0,
+            from: from.to_string(),
+            upto: Some(position_out(upto)),
+        }),
         Order::Stop { fence } => O::Stop(v1::Stop { fence: fence.0 }),
         Order::Resign { fence } => O::Resign(v1::ResignOrder { fence: fence.0 }),
         Order::Quarantined => O::Quarantined(v1::Quarantined {}),
@@ -122,9 +124,14 @@ pub fn directive_in(field: &str, directive: v1::Directive) -> Result<Directive, 
             Order::Follow { upstream: instance_name(&at("follow.upstream"), &upstream)? }
         }
         Some(O::Detach(v1::Detach { fence })) => Order::Detach { fence: Revision(fence) },
-        Some(O::Fetch(v1::Fetch { fence, from })) => {
-            Order::Fetch { fence: Revision(fence), from: instance_name(&at("fetch.from"), &from)? }
+        Some(O::Fetch(v1::Fetch { upto: None, .. })) => {
+            return Err(Invalid::new(at("fetch.upto"), "it is not set", "say how far to fetch"));
         }
+        Some(O::Fetch(v1::Fetch { fence, from, upto: Some(upto) })) => Order::Fetch {
+            fence: Revision(fence),
+            from: instance_name(&at("fetch.from"), &from)?,
+            upto: position_in(upto),
+        },
         Some(O::Stop(v1::Stop { fence })) => Order::Stop { fence: Revision(fence) },
         Some(O::Resign(v1::ResignOrder { fence })) => Order::Resign { fence: Revision(fence) },
         Some(O::Quarantined(_)) => Order::Quarantined,

@@ -62,7 +62,11 @@ fn order() -> impl Strategy<Value = Order> {
         set().prop_map(|set| Order::Lead { set }),
         instance().prop_map(|upstream| Order::Follow { upstream }),
         fence().prop_map(|fence| Order::Detach { fence }),
-        (fence(), instance()).prop_map(|(fence, from)| Order::Fetch { fence, from }),
+        (fence(), instance(), position()).prop_map(|(fence, from, upto)| Order::Fetch {
+            fence,
+            from,
+            upto
+        }),
         fence().prop_map(|fence| Order::Stop { fence }),
         fence().prop_map(|fence| Order::Resign { fence }),
     ]

@@ -212,6 +212,7 @@ impl Local {
                 Run::Standby => self.replayed,
                 _ => self.position(),
             },
+            received: self.position(),
             has_slots: self.has_slots,
             names: self.names,
             in_force: self.in_force,

@@ -6,7 +6,7 @@ use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::{InstanceName, Revision};
 use crate::mutant::{Mutant, leaves_out};
-use crate::role::{Loss, OutProof, Proof};
+use crate::role::{CompleteProof, Loss, OutProof, Proof};
 use crate::spec::{Mode, OnViolation};
 use crate::state::role::judge::Case;
 use crate::state::role::row::{Approval, Fence};
@@ -37,6 +37,7 @@ impl Look<'_> {
         if self.memory.cut.is_none_or(|(of, _)| of != fence.fence) {
             self.memory.cut = Some((fence.fence, self.view.now));
         }
+        self.note_fetch(fence);
         self.unplanned(fence, since)
     }
 
@@ -83,15 +84,28 @@ impl Look<'_> {
     fn unplanned(&self, fence: &Fence, since: Micros) -> Verdict {
         let asked = fence.kind.wanted();
         let candidates = self.candidates(asked);
-        let subject = self.subject(fence, &candidates);
         let mut why_not = Vec::new();
-        for candidate in &candidates {
+        for (at, candidate) in candidates.iter().enumerate() {
             if self.waits_for_better(fence, asked, candidate) {
                 return Verdict::Wait("waiting a moment for the other recruits".to_owned());
             }
-            match self.try_grant(fence, candidate, subject.as_ref()) {
+            // The others are behind the first, or would do without it.
+            if let Some(fetch) = self.fetch(fence, candidate).filter(|_| at == 0) {
+                return fetch;
+            }
+            match self.try_grant(fence, candidate) {
                 Ok(verdict) => return verdict,
                 Err(why) => why_not.push(format!("{}: {why}", candidate.spec.name)),
+            }
+        }
+        // People are asked only when nobody can be granted without them.
+        if let Some(subject) = self.subject(fence, &candidates) {
+            match self.ask(fence, &candidates[subject].spec.name) {
+                Ok(verdict) => return verdict,
+                Err(Some(why)) => {
+                    why_not[subject] = format!("{}: {why}", candidates[subject].spec.name);
+                }
+                Err(None) => {}
             }
         }
         if let Some(back) = self.way_back(fence, since) {
@@ -131,46 +145,34 @@ impl Look<'_> {
         fact.is_some_and(|fact| verdict::is_fresh(fact, self.view.now))
     }
 
-    /// A grant to `candidate`, what it still needs, or why it cannot be.
-    fn try_grant(
-        &self,
-        fence: &Fence,
-        candidate: &Candidate<'_>,
-        subject: Option<&InstanceName>,
-    ) -> Result<Verdict, String> {
+    /// A grant to `candidate`, or why it cannot be.
+    fn try_grant(&self, fence: &Fence, candidate: &Candidate<'_>) -> Result<Verdict, String> {
         let name = &candidate.spec.name;
         let case = self.case(None).ok_or("the service is gone")?;
         case.free(name)?;
         let loss = case.loss(name);
-        let operation = self.view.state.operations().get(&(self.name.clone(), fence.operation));
-        let approval = operation.and_then(|operation| operation.approval.as_ref());
-        let out = case.out();
-        let complete = case.complete(name, loss).map_err(|missing| missing.why);
-        match (&out, &complete) {
-            (Ok(out), Ok(complete)) => Ok(self.grant(fence, name, loss, None, format!(
+        let proofs = proofs(&case, name, loss);
+        proofs.map(|(out, complete)| {
+            let text = format!(
                 "{name} is granted: the old primary is out ({out}), the new one complete ({complete})"
-            ))),
-            _ => {
-                let why: Vec<String> =
-                    [out.err(), complete.err()].into_iter().flatten().collect();
-                let why = why.join("; ");
-                if subject != Some(name) {
-                    return Err(why);
-                }
-                self.ask(fence, name, loss, approval, why)
-            }
-        }
+            );
+            self.grant(fence, name, loss, None, text)
+        })
     }
 
     /// About whom people are asked: one candidate at a time, or each question would strike the one
     /// before. The best, unless another has been asked about and still is a candidate.
-    fn subject(&self, fence: &Fence, candidates: &[Candidate<'_>]) -> Option<InstanceName> {
-        let operation = self.view.state.operations().get(&(self.name.clone(), fence.operation));
-        let approval = operation.and_then(|operation| operation.approval.as_ref());
+    fn subject(&self, fence: &Fence, candidates: &[Candidate<'_>]) -> Option<usize> {
+        let approval = self.approval(fence);
         let asked = approval.and_then(|approval| {
-            candidates.iter().find(|candidate| candidate.spec.name == approval.candidate)
+            candidates.iter().position(|candidate| candidate.spec.name == approval.candidate)
         });
-        asked.or(candidates.first()).map(|candidate| candidate.spec.name.clone())
+        asked.or((!candidates.is_empty()).then_some(0))
+    }
+
+    fn approval(&self, fence: &Fence) -> Option<&Approval> {
+        let operation = self.view.state.operations().get(&(self.name.clone(), fence.operation));
+        operation.and_then(|operation| operation.approval.as_ref())
     }
 
     fn grant(
@@ -192,26 +194,26 @@ impl Look<'_> {
     }
 
     /// What the proofs lack, people may allow, where the policy lets them be asked.
-    fn ask(
-        &self,
-        fence: &Fence,
-        candidate: &InstanceName,
-        loss: Loss,
-        approval: Option<&Approval>,
-        why: String,
-    ) -> Result<Verdict, String> {
-        let policy = self.view.state.policy_in_force(self.name).ok_or("the service is gone")?;
+    ///
+    /// # Errors
+    /// What keeps it from being granted, where that is more than the proofs lack.
+    fn ask(&self, fence: &Fence, candidate: &InstanceName) -> Result<Verdict, Option<String>> {
+        let case = self.case(None).ok_or(None)?;
+        case.free(candidate).map_err(|_| None)?;
+        let loss = case.loss(candidate);
+        let Err(why) = proofs(&case, candidate, loss) else { return Err(None) };
+        let policy = self.view.state.policy_in_force(self.name).ok_or(None)?;
         if policy.loss_bound.on_violation != OnViolation::Ask {
-            return Err(why);
+            return Err(None);
         }
-        let without_out = self.case(None).is_some_and(|case| case.out().is_err());
+        let without_out = case.out().is_err();
         let mut why = why;
-        if let Some(approval) = approval.filter(|approval| approval.candidate == *candidate) {
+        if let Some(approval) = self.approval(fence).filter(|it| it.candidate == *candidate) {
             match &approval.answer {
-                None => return Err(format!("approval {} is asked for: {why}", approval.id)),
+                None => return Err(Some(format!("approval {} is asked for: {why}", approval.id))),
                 Some(answer) if !answer.granted => {
                     let (id, by) = (approval.id, &answer.by);
-                    return Err(format!("approval {id} was denied by {by}: {why}"));
+                    return Err(Some(format!("approval {id} was denied by {by}: {why}")));
                 }
                 Some(answer) if self.allows(approval, loss) => {
                     let text = format!("{candidate} is granted as {} approved: {why}", answer.by);
@@ -224,7 +226,7 @@ impl Look<'_> {
         // Asked too early, people would be asked about what a moment later needs no answer.
         let since = self.memory.fence.map_or(Micros(0), |(_, at)| self.view.now.since(at));
         if since < self.ask_after() {
-            return Err(why);
+            return Err(Some(why));
         }
         let question = format!("promote {candidate}, though {why}?");
         let command = Command::OpenApproval {
@@ -290,5 +292,21 @@ impl Look<'_> {
             .map(|one| one.name.as_str())
             .collect();
         format!("no receipt yet from {}", missing.join(", "))
+    }
+}
+
+/// Both proofs, or what they lack.
+fn proofs(
+    case: &Case<'_>,
+    candidate: &InstanceName,
+    loss: Loss,
+) -> Result<(OutProof, CompleteProof), String> {
+    let complete = case.complete(candidate, loss).map_err(|missing| missing.why);
+    match (case.out(), complete) {
+        (Ok(out), Ok(complete)) => Ok((out, complete)),
+        (out, complete) => {
+            let lacks: Vec<String> = [out.err(), complete.err()].into_iter().flatten().collect();
+            Err(lacks.join("; "))
+        }
     }
 }

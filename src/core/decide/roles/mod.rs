@@ -15,6 +15,7 @@
 
 mod candidates;
 mod fence;
+mod fetch;
 mod first;
 mod sets;
 #[cfg(test)]
@@ -84,6 +85,8 @@ struct Memory {
     fence: Option<(Revision, Reading)>,
     /// When this leader first saw its standbys told to detach: at once, or after a resignation.
     cut: Option<(Revision, Reading)>,
+    /// The fetch of that fence.
+    fetch: Option<fetch::Progress>,
     /// Since when the primary is said to be stopped in order.
     stopped: Option<Reading>,
     /// Since when the primary is on its way up or down, and serves nobody.

@@ -240,7 +240,7 @@ pub(super) fn fetch(
     }
     let revision = draft.revision;
     let outcome = format!("from {from}, up to {source}");
-    role.order(to, Order::Fetch { fence, from }, revision);
+    role.order(to, Order::Fetch { fence, from, upto: source }, revision);
     if draft.rows().roles().get(name).is_some_and(|was| **was == role) {
         return Ok(Reply::Unchanged { revision: role.changed });
     }

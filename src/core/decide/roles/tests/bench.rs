@@ -71,6 +71,8 @@ pub struct Sim {
     pub wal: Position,
     /// Its host is cut off: nobody hears it, and it hears nobody. What runs goes on.
     pub cut: bool,
+    /// Nothing arrives of what is streamed to it.
+    pub starves: bool,
     session: SessionId,
     number: u64,
 }
@@ -173,7 +175,7 @@ impl Bench {
             ..standby()
         };
         let notebook = Notebook { boot: 1, disk, ..Notebook::default() };
-        let sim = Sim { notebook, world, wal, cut: false, session, number: 0 };
+        let sim = Sim { notebook, world, wal, cut: false, starves: false, session, number: 0 };
         self.agents.insert(who, sim);
     }
 
@@ -440,6 +442,7 @@ impl Bench {
             Run::Standby => sim.world.replayed.then_some(sim.wal),
             _ => Some(sim.wal),
         };
+        sim.world.received = Some(sim.wal);
         let step = next(&sim.notebook, &sim.world);
         // What nobody hears is not sent, and who is not reached is not followed.
         let needs_others = matches!(
@@ -527,8 +530,10 @@ impl Bench {
         let sim = &self.agents[who];
         let from = sim.world.upstream()?.as_ref().filter(|_| sim.world.has_receiver)?;
         let (from, up) = self.agents.iter().find(|(name, _)| **name == from.as_str())?;
-        let runs = up.world.run == Run::Primary && up.cut == sim.cut;
-        (sim.world.run == Run::Standby && runs).then_some(*from)
+        let order = sim.notebook.directive.as_ref().map(|directive| &directive.order);
+        let fetches = matches!(order, Some(Order::Fetch { .. })) && up.world.run == Run::Standby;
+        let runs = (up.world.run == Run::Primary || fetches) && up.cut == sim.cut;
+        (sim.world.run == Run::Standby && runs && !sim.starves).then_some(*from)
     }
 
     /// Clients write, standbys follow, commits are acknowledged as the names in force say.

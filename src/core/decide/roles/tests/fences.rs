@@ -198,9 +198,22 @@ fn who_is_wished_for_and_does_not_come_is_not_waited_for_long() {
 
 #[test]
 fn a_wish_never_costs_an_acknowledged_row() {
-    let mut bench = wished(Mode::Quorum, "c");
-    bench.receipt("c", Proof::Recruited, Some(90_000), true);
+    let behind = || {
+        let mut bench = wished(Mode::Quorum, "c");
+        bench.receipt("c", Proof::Recruited, Some(90_000), true);
+        bench.decide_for(&OTHERS, TICK);
+        assert_eq!((bench.proposals(), bench.holder()), (vec!["OrderFetch".to_owned()], "a"));
+        bench
+    };
+    // What it fetches in time counts.
+    let mut bench = behind();
+    bench.receipt("c", Proof::Recruited, Some(100_000), true);
     bench.decide_for(&OTHERS, TICK);
+    assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+    assert_eq!(bench.operation().complete, Some(CompleteProof::Recruits));
+    // The wish is not waited for longer than anybody's else.
+    let mut bench = behind();
+    bench.decide_for(&OTHERS, 3_100);
     assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "b"));
     assert_eq!(bench.operation().complete, Some(CompleteProof::Recruits));
 }

@@ -80,3 +80,39 @@ fn a_primary_that_stopped_for_nothing_is_granted_again_after_5_s() {
     bench.quiesce();
     assert_eq!((bench.open(), bench.streaming()), (vec!["a"], vec!["b", "c"]));
 }
+
+/// `b` is never promoted, `c` could be and is behind it when `a` dies.
+fn ahead_is_never_promoted() -> Bench {
+    let mut spec = spec(Mode::Quorum);
+    spec.instances[1].priority = 0;
+    let mut bench = Bench::established(spec);
+    bench.agents.get_mut("c").unwrap().starves = true;
+    bench.run(500);
+    bench.agents.get_mut("a").unwrap().cut = true;
+    bench
+}
+
+#[test]
+fn a_candidate_behind_a_recruit_that_is_never_promoted_fetches_from_it_and_loses_nothing() {
+    let mut bench = ahead_is_never_promoted();
+    bench.run(400);
+    bench.agents.get_mut("c").unwrap().starves = false;
+    bench.run(1_500);
+    assert_eq!(bench.open(), ["c"], "{:#?}", bench.lines);
+    assert!(bench.proposed.contains(&"OrderFetch".to_owned()), "{:?}", bench.proposed);
+    assert!(bench.operation().approval.is_none(), "nobody had to be asked");
+    bench.agents.get_mut("a").unwrap().cut = false;
+    bench.quiesce();
+    assert_eq!((bench.open(), bench.streaming()), (vec!["c"], vec!["a", "b"]));
+}
+
+#[test]
+fn a_fetch_that_brings_nothing_for_3_s_is_given_up_and_people_are_asked() {
+    let mut bench = ahead_is_never_promoted();
+    bench.run(3_000);
+    assert!(bench.operation().approval.is_none(), "it still tries");
+    bench.run(4_000);
+    let approval = bench.operation().approval.clone().unwrap();
+    assert_eq!(approval.candidate, name("c"), "{:#?}", bench.lines);
+    assert_eq!(bench.proposed.iter().filter(|it| *it == "OrderFetch").count(), 1);
+}
