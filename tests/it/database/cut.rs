@@ -17,7 +17,7 @@ use crate::cluster::{PATIENCE, until};
 const SOON: Duration = Duration::from_secs(10);
 
 /// Whether this test can be run; says so where it cannot.
-fn can_cut() -> bool {
+pub fn can_cut() -> bool {
     let refused =
         Network::plan().err().filter(|why| matches!(why, NetworkError::NotAllowed { .. }));
     if let Some(why) = &refused {
@@ -26,7 +26,7 @@ fn can_cut() -> bool {
     refused.is_none()
 }
 
-fn network(rig: &Rig) -> &Network {
+pub fn network(rig: &Rig) -> &Network {
     rig.cluster.lab.network.as_ref().expect("made so")
 }
 

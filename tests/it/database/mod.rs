@@ -18,6 +18,7 @@ mod cut;
 mod death;
 mod degraded;
 mod fencer;
+mod fetch;
 mod freeze;
 mod hand;
 mod handover;
