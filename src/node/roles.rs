@@ -112,6 +112,7 @@ impl Shell {
             let (skew, now) = (self.comparison.skew(), self.clock.now());
             roles.decide(&View { state: &state, facts: &facts, term, skew, now, wall })
         };
+        self.reports.count(roles.verdicts());
         for line in self.reports.take(decision.report, wall) {
             tracing::info!(acted = line.acted, "{line}");
         }

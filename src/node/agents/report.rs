@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
 use regent_core::decide::Line;
+use regent_core::decide::roles::verdict::Verdict;
 use regent_core::id::ServiceName;
 use regent_core::time::WallMs;
 
@@ -26,6 +27,7 @@ pub struct Said {
 #[derive(Debug, Default)]
 pub struct Reports {
     lines: Mutex<BTreeMap<String, Vec<Said>>>,
+    verdicts: Mutex<BTreeMap<Verdict, u64>>,
 }
 
 impl Reports {
@@ -59,6 +61,20 @@ impl Reports {
         news
     }
 
+    /// How many primaries each verdict was found of at the last look.
+    pub fn count(&self, found: impl Iterator<Item = Verdict>) {
+        let mut verdicts = self.verdicts.lock();
+        verdicts.clear();
+        for verdict in found {
+            *verdicts.entry(verdict).or_default() += 1;
+        }
+    }
+
+    /// The counts.
+    pub fn verdicts(&self) -> BTreeMap<Verdict, u64> {
+        self.verdicts.lock().clone()
+    }
+
     /// What was said last of `service`.
     pub fn of(&self, service: &ServiceName) -> Vec<Said> {
         self.lines.lock().get(service.as_str()).cloned().unwrap_or_default()
@@ -72,5 +88,6 @@ impl Reports {
     /// Another node leads.
     pub fn clear(&self) {
         self.lines.lock().clear();
+        self.verdicts.lock().clear();
     }
 }

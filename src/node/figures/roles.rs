@@ -19,19 +19,6 @@ const ROLES: [&str; 6] =
 const AGENTS: [&str; 5] = ["heard", "silent", "armed", "weak", "quarantined"];
 /// A service of which nobody is primary yet.
 const NOBODY: &str = "NoPrimary";
-const VERDICTS: [&str; 10] = [
-    NOBODY,
-    Verdict::Healthy.as_str(),
-    Verdict::PrimaryProcessDead.as_str(),
-    Verdict::PrimaryStopped.as_str(),
-    Verdict::PrimaryHostSilent.as_str(),
-    Verdict::PrimaryUnreachableButReplicating.as_str(),
-    Verdict::PrimaryStalled.as_str(),
-    Verdict::PrimaryRestarting.as_str(),
-    Verdict::SyncSetTampered.as_str(),
-    Verdict::NotEnoughObservers.as_str(),
-];
-
 /// How many of each kind.
 #[derive(Default)]
 struct Counts(BTreeMap<&'static str, u64>);
@@ -53,11 +40,13 @@ impl Counts {
 /// Facts are the leader's alone: elsewhere what rests on them is zero.
 pub(super) fn fill(metrics: &Metrics, shell: &Shell, state: &State) {
     let (mut roles, mut agents) = (Counts::default(), Counts::default());
-    let (mut verdicts, mut lag) = (Counts::default(), 0);
+    let (mut without, mut lag) = (0, 0);
     let leads = shell.leadership.is_here();
     let (facts, now) = (shell.desk.facts(), shell.clock.now());
     for (name, role) in state.roles() {
-        let Some(service) = state.services().get(name) else { continue };
+        if !state.services().contains_key(name) {
+            continue;
+        }
         let live = |role: &ServiceRole| {
             role.lease.as_ref().is_some_and(|lease| shell.clocks.believed_live(lease.session))
         };
@@ -65,10 +54,7 @@ pub(super) fn fill(metrics: &Metrics, shell: &Shell, state: &State) {
         if !leads {
             continue;
         }
-        let found = role.holder.as_ref().map_or(NOBODY, |holder| {
-            verdict::of(&service.spec, name, holder, &facts, now).verdict.as_str()
-        });
-        verdicts.add(found, true);
+        without += u64::from(role.holder.is_none());
         for (instance, row) in &role.instances {
             let fact = facts.of(name, instance);
             let heard = fact.is_some_and(|fact| verdict::is_fresh(fact, now));
@@ -81,7 +67,12 @@ pub(super) fn fill(metrics: &Metrics, shell: &Shell, state: &State) {
         }
     }
     roles.show(&metrics.roles, &ROLES);
-    verdicts.show(&metrics.verdicts, &VERDICTS);
+    metrics.verdicts.get_or_create(&Kind { kind: NOBODY }).set(gauge(without));
+    let found = shell.reports.verdicts();
+    for verdict in Verdict::ALL {
+        let count = found.get(&verdict).copied().unwrap_or(0);
+        metrics.verdicts.get_or_create(&Kind { kind: verdict.as_str() }).set(gauge(count));
+    }
     agents.show(&metrics.agents, &AGENTS);
     metrics.agent_lag.set(gauge(lag));
 }

@@ -242,6 +242,30 @@ async fn while_the_nodes_cannot_reach_each_other_writes_go_on() {
     assert!(gap <= Duration::from_secs(1), "{gap:?}: {:?}", ledger.errors());
 }
 
+/// The primary's agent reports and its clients reach it, but no commit is confirmed any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_that_is_cut_off_from_its_standbys_alone_is_replaced() {
+    if !can_cut() {
+        return;
+    }
+    let mut rig = Rig::up_on_network("isolated", Mode::Quorum).await;
+    let old = rig.redundant().await;
+    let load = Load::start(&rig).await;
+    let others = (0..3).filter(|at| *at != old).map(|at| rig.instances()[at].id.clone()).collect();
+    let link = Cut { who: rig.instances()[old].id.clone(), from: others, one_way: false };
+    network(&rig).cut(&[link]).unwrap();
+    let fault = Instant::now();
+    let first = load.resumed(fault, Some(old)).await;
+    let gap = first.done.duration_since(fault);
+    assert!(gap < SOON, "{gap:?}");
+    let operation = rig.operations().await.pop().unwrap();
+    assert_eq!(operation.verdict, "PrimaryIsolated", "{operation:?}");
+    network(&rig).mend().unwrap();
+    assert_eq!(rig.heal().await, first.host);
+    load.progress(100).await;
+    load.all_kept(&rig).await;
+}
+
 /// Which node an agent spoke to last, as the nodes' logs have it.
 fn attached(rig: &Rig, at: usize) -> u64 {
     let field = format!("instance={}", rig.name(at));

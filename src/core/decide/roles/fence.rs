@@ -77,7 +77,7 @@ impl Look<'_> {
         }
         let holder = self.role.holder.as_ref().filter(|_| self.has_facts)?;
         let found = verdict::of(self.spec, self.name, holder, self.view.facts, self.view.now);
-        let gone = matches!(found.verdict, Named::PrimaryHostSilent | Named::PrimaryStalled);
+        let gone = found.verdict.is_silence() || found.verdict == Named::PrimaryStalled;
         gone.then_some((found.verdict, found.why))
     }
 

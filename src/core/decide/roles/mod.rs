@@ -18,11 +18,14 @@ mod fence;
 mod fetch;
 mod first;
 mod sets;
+mod standbys;
 #[cfg(test)]
 mod tests;
 pub mod verdict;
 mod watch;
+mod zone;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -91,6 +94,12 @@ struct Memory {
     stopped: Option<Reading>,
     /// Since when the primary is on its way up or down, and serves nobody.
     between: Option<Reading>,
+    /// What the last look found of the primary.
+    found: Option<verdict::Verdict>,
+    /// Since when no standby reaches it.
+    isolated: Option<Reading>,
+    /// Standbys that run and do not stream, and since when.
+    broken: BTreeMap<crate::id::InstanceName, Reading>,
     /// When this leader first saw the promotion whose repair goes on.
     repair: Option<(Revision, Reading)>,
 }
@@ -103,6 +112,8 @@ struct Look<'a> {
     role: &'a ServiceRole,
     /// Whether this leader has collected facts for long enough to read silence.
     has_facts: bool,
+    /// What is silent anywhere, counted when it is asked for.
+    dark: &'a OnceCell<zone::Dark>,
     memory: &'a mut Memory,
 }
 
@@ -132,6 +143,7 @@ impl Roles {
         }
         let has_facts = view.now.since(self.since) >= FACTS_AFTER
             && !matches!(view.skew, SkewVerdict::Differs { .. });
+        let dark = OnceCell::new();
         let roles = view.state.roles();
         self.services.retain(|name, _| roles.contains_key(name));
         for (name, role) in roles {
@@ -142,10 +154,18 @@ impl Roles {
             }
             let memory = self.services.entry(name.clone()).or_default();
             let role: &Arc<ServiceRole> = role;
-            let look = Look { view, name, spec: &service.spec, role, has_facts, memory };
+            let look =
+                Look { view, name, spec: &service.spec, role, has_facts, dark: &dark, memory };
             look.take(&mut decision);
         }
         decision
+    }
+}
+
+impl Roles {
+    /// What the last look found of each primary.
+    pub fn verdicts(&self) -> impl Iterator<Item = verdict::Verdict> + '_ {
+        self.services.values().filter_map(|memory| memory.found)
     }
 }
 
@@ -207,6 +227,7 @@ impl Look<'_> {
 
     fn verdict(&mut self) -> Verdict {
         self.note();
+        self.memory.found = None;
         if self.role.fence.is_some() {
             self.memory.absent.clear();
             return self.fence();
@@ -217,7 +238,10 @@ impl Look<'_> {
         }
         match self.watch() {
             Verdict::Fine => match self.sets() {
-                Verdict::Fine => self.tampered(),
+                Verdict::Fine => match self.tampered() {
+                    Verdict::Fine => self.standbys(),
+                    verdict => verdict,
+                },
                 verdict => verdict,
             },
             verdict => verdict,

@@ -6,7 +6,6 @@
 //! observer (its agent's stream reaches a majority of them or none counts), each other instance with
 //! fresh facts is another.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::decide::facts::{Fact, Facts};
@@ -42,19 +41,50 @@ pub enum Verdict {
     PrimaryStopped,
     /// Neither its agent nor its database is heard of by more than half of the observers.
     PrimaryHostSilent,
+    /// The same, and so it is with all other instances of its zone.
+    ZoneDown,
+    /// The same, and so it is with all other instances of its region.
+    RegionDown,
     /// Its agent is silent, but it streams to standbys: no failover.
     PrimaryUnreachableButReplicating,
+    /// Its agent's stream broke, and its database answers: no failover.
+    AgentDead,
+    /// Its agent reports, but its standbys do not reach it, so that no commit returns.
+    PrimaryIsolated,
     /// It runs and answers nobody.
     PrimaryStalled,
     /// It comes up or goes down, within the time that is left to it: no failover yet.
     PrimaryRestarting,
     /// It serves, and somebody lowered what its commits wait for: nothing is promised of those.
     SyncSetTampered,
+    /// It serves, and a standby whose agent reports does not stream from it.
+    ReplicationBroken,
+    /// It serves, and a standby that streams is far behind it.
+    StandbyLagging,
     /// Too few fresh facts to say anything: no failover.
     NotEnoughObservers,
 }
 
 impl Verdict {
+    /// All of them, in the order in which metrics show them.
+    pub const ALL: [Self; 15] = [
+        Self::Healthy,
+        Self::PrimaryProcessDead,
+        Self::PrimaryStopped,
+        Self::PrimaryHostSilent,
+        Self::ZoneDown,
+        Self::RegionDown,
+        Self::PrimaryUnreachableButReplicating,
+        Self::AgentDead,
+        Self::PrimaryIsolated,
+        Self::PrimaryStalled,
+        Self::PrimaryRestarting,
+        Self::SyncSetTampered,
+        Self::ReplicationBroken,
+        Self::StandbyLagging,
+        Self::NotEnoughObservers,
+    ];
+
     /// Its name, as DESIGN.md has it.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,17 +92,32 @@ impl Verdict {
             Self::PrimaryProcessDead => "PrimaryProcessDead",
             Self::PrimaryStopped => "PrimaryStopped",
             Self::PrimaryHostSilent => "PrimaryHostSilent",
+            Self::ZoneDown => "ZoneDown",
+            Self::RegionDown => "RegionDown",
             Self::PrimaryUnreachableButReplicating => "PrimaryUnreachableButReplicating",
+            Self::AgentDead => "AgentDead",
+            Self::PrimaryIsolated => "PrimaryIsolated",
             Self::PrimaryStalled => "PrimaryStalled",
             Self::PrimaryRestarting => "PrimaryRestarting",
             Self::SyncSetTampered => "SyncSetTampered",
+            Self::ReplicationBroken => "ReplicationBroken",
+            Self::StandbyLagging => "StandbyLagging",
             Self::NotEnoughObservers => "NotEnoughObservers",
         }
     }
 
     /// Whether the primary is to be replaced, as far as facts alone say.
     pub const fn calls_for_failover(self) -> bool {
-        matches!(self, Self::PrimaryProcessDead | Self::PrimaryHostSilent | Self::PrimaryStalled)
+        self.is_silence()
+            || matches!(
+                self,
+                Self::PrimaryProcessDead | Self::PrimaryStalled | Self::PrimaryIsolated
+            )
+    }
+
+    /// Whether nothing is heard of the primary's host.
+    pub const fn is_silence(self) -> bool {
+        matches!(self, Self::PrimaryHostSilent | Self::ZoneDown | Self::RegionDown)
     }
 }
 
@@ -92,7 +137,7 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(verdict: Verdict, why: impl Into<String>) -> Self {
+    pub(super) fn new(verdict: Verdict, why: impl Into<String>) -> Self {
         Self { verdict, why: why.into() }
     }
 }
@@ -139,6 +184,35 @@ pub fn of(
     }
 }
 
+/// What the other instances with fresh reports say of a primary.
+#[derive(Clone, Debug, Default)]
+pub struct Others<'a> {
+    /// Who sees it.
+    pub sees: Vec<&'a str>,
+    /// Who tried and does not.
+    pub misses: Vec<&'a str>,
+}
+
+/// Asks all others about `primary`.
+pub fn others<'a>(
+    spec: &'a ServiceSpec,
+    service: &ServiceName,
+    primary: &InstanceName,
+    facts: &Facts,
+    now: Reading,
+) -> Others<'a> {
+    let mut others = Others::default();
+    for other in spec.instances.iter().filter(|other| other.name != *primary) {
+        let fact = facts.of(service, &other.name).filter(|fact| is_fresh(fact, now));
+        match fact.map_or(Vote::Abstains, |fact| vote(fact, primary, now)) {
+            Vote::Sees => others.sees.push(other.name.as_str()),
+            Vote::Misses => others.misses.push(other.name.as_str()),
+            Vote::Abstains => {}
+        }
+    }
+    others
+}
+
 /// Nothing is heard of its agent: what do the others see?
 fn absent(
     spec: &ServiceSpec,
@@ -147,40 +221,29 @@ fn absent(
     facts: &Facts,
     now: Reading,
 ) -> Finding {
-    let (mut gone, mut alive) = (Vec::new(), Vec::new());
-    let mut zones = BTreeSet::new();
-    for other in spec.instances.iter().filter(|other| other.name != *primary) {
-        let Some(fact) = facts.of(service, &other.name).filter(|fact| is_fresh(fact, now)) else {
-            continue;
-        };
-        match vote(fact, primary, now) {
-            Vote::Sees => alive.push(other.name.as_str()),
-            Vote::Misses => {
-                gone.push(other.name.as_str());
-                zones.insert((&other.locality.region, &other.locality.zone));
-            }
-            Vote::Abstains => {}
-        }
-    }
-    let observers = gone.len() + alive.len();
+    let Others { sees, misses } = others(spec, service, primary, facts, now);
+    let observers = misses.len() + sees.len();
     if observers == 0 {
         let why = "its agent is silent, and no other instance says anything of it";
         return Finding::new(Verdict::NotEnoughObservers, why);
     }
     // The coordinators' own vote is one of them: nobody hears the agent.
-    let votes = gone.len() + 1;
+    let votes = misses.len() + 1;
     let text = format!(
         "its agent is silent; seen by [{}], not seen by [{}]",
-        alive.join(", "),
-        gone.join(", ")
+        sees.join(", "),
+        misses.join(", ")
     );
-    if gone.is_empty() {
-        return Finding::new(Verdict::PrimaryUnreachableButReplicating, text);
-    }
-    if votes * 2 > observers + 1 && !zones.is_empty() {
+    if !misses.is_empty() && votes * 2 > observers + 1 {
         return Finding::new(Verdict::PrimaryHostSilent, text);
     }
-    Finding::new(Verdict::PrimaryUnreachableButReplicating, text)
+    // A host that is gone, or cut off, sends no end of a stream.
+    let broke = facts.of(service, primary).is_some_and(|fact| fact.lost.is_some());
+    let verdict = match broke {
+        true => Verdict::AgentDead,
+        false => Verdict::PrimaryUnreachableButReplicating,
+    };
+    Finding::new(verdict, text)
 }
 
 /// What one observer's fresh report says of `primary`.

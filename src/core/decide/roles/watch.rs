@@ -21,14 +21,17 @@ impl Look<'_> {
             return Verdict::Wait("collecting facts".to_owned());
         }
         let now = self.view.now;
-        let mut finding = verdict::of(self.spec, self.name, holder, self.view.facts, now);
+        let found = verdict::of(self.spec, self.name, holder, self.view.facts, now);
+        let mut finding = self.surroundings(found);
         if self.role.promoted.is_none() {
             finding = self.unpromoted(finding);
         } else if finding.verdict == Named::PrimaryStopped {
             finding = self.stopped(finding);
         } else if finding.verdict == Named::Healthy {
             finding = self.between(self.lapsed(finding));
+            finding = self.isolated(finding);
         }
+        self.memory.found = Some(finding.verdict);
         if finding.verdict.calls_for_failover() {
             return self.failover(finding);
         }
@@ -40,7 +43,7 @@ impl Look<'_> {
 
     /// Between the grant and the promotion nothing serves; only silence and time count.
     fn unpromoted(&self, finding: Finding) -> Finding {
-        if finding.verdict == Named::PrimaryHostSilent {
+        if finding.verdict.is_silence() {
             return finding;
         }
         if self.lasted() >= PROMOTE_WITHIN && self.role.operation.is_some() {
@@ -78,7 +81,7 @@ impl Look<'_> {
 
     /// S2 is promised for commits that wait for the set: whoever lowers that is told so, loudly, for as
     /// long as it is so (PROTOCOL.md D, `report`).
-    pub(super) fn tampered(&self) -> Verdict {
+    pub(super) fn tampered(&mut self) -> Verdict {
         let holder = self.role.holder.as_ref();
         let fact = holder.and_then(|holder| self.view.facts.of(self.name, holder));
         let found = fact.filter(|fact| verdict::is_fresh(fact, self.view.now));
@@ -87,6 +90,7 @@ impl Look<'_> {
             return Verdict::Fine;
         }
         let what = Named::SyncSetTampered;
+        self.memory.found = Some(what);
         Verdict::Wait(format!("{what}: {found}; what is acknowledged so may be lost in a failover"))
     }
 

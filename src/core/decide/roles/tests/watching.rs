@@ -2,7 +2,7 @@
 
 use super::bench::*;
 use crate::command::Command;
-use crate::role::observe::{Observation, Run};
+use crate::role::observe::{Observation, Run, Sight};
 use crate::role::{FenceKind, Phase, Proof};
 use crate::spec::{Mode, TooFewSync};
 
@@ -224,4 +224,62 @@ fn with_too_few_members_writes_block_or_the_promise_is_withdrawn_as_declared() {
         assert_eq!(members(&bench), (vec!["c"], 1), "{policy:?}");
         assert!(bench.role().is_covered());
     }
+}
+
+/// None of the others reaches the primary any more, and all agents report.
+fn cut_from_its_standbys(mode: Mode) -> Bench {
+    let mut bench = Bench::established(spec(mode));
+    bench.says("a", |seen| seen.senders.clear());
+    for who in ["b", "c"] {
+        bench.says(who, misses_a);
+    }
+    bench
+}
+
+fn misses_a(seen: &mut Observation) {
+    let (instance, answered_ms) = (name("a"), Some(10_000));
+    seen.receiver.as_mut().unwrap().streams = false;
+    seen.sights = vec![Sight { instance, answered_ms, refused: false, tried_ms: 0 }];
+}
+
+#[test]
+fn a_primary_that_no_standby_reaches_is_replaced_after_2_s_in_quorum_mode_only() {
+    let mut bench = cut_from_its_standbys(Mode::Quorum);
+    bench.decide_for(&ALL, 2_000);
+    assert!(bench.proposals().is_empty(), "{:?}", bench.lines);
+    bench.decide_for(&ALL, 100);
+    assert_eq!(bench.proposals(), ["OpenFence"]);
+    assert!(bench.lines.iter().any(|line| line.contains("PrimaryIsolated")), "{:?}", bench.lines);
+
+    let mut lease = cut_from_its_standbys(Mode::Lease);
+    lease.decide_for(&ALL, 11_000);
+    assert!(lease.proposals().is_empty(), "its clients are served");
+    assert!(lease.lines.iter().any(|line| line.contains("ReplicationBroken")), "{:?}", lease.lines);
+}
+
+#[test]
+fn one_standby_that_reaches_its_primary_is_enough_for_it_to_stay() {
+    let mut bench = cut_from_its_standbys(Mode::Quorum);
+    bench.says("b", |seen| seen.sights[0].answered_ms = Some(0));
+    bench.decide_for(&ALL, 5_000);
+    assert!(!bench.proposals().contains(&"OpenFence".to_owned()));
+    // A reconnection within the two seconds is none of our business.
+    let mut short = cut_from_its_standbys(Mode::Quorum);
+    for _ in 0..3 {
+        short.decide_for(&ALL, 1_500);
+        short.says("b", |seen| seen.sights[0].answered_ms = Some(0));
+        short.decide_for(&ALL, TICK);
+        short.says("b", misses_a);
+    }
+    assert!(!short.proposals().contains(&"OpenFence".to_owned()));
+}
+
+#[test]
+fn a_standby_that_is_far_behind_is_told_of() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    bench.says("a", |seen| seen.position.as_mut().unwrap().end.0 += 64 << 20);
+    bench.decide_for(&ALL, 100);
+    assert!(bench.proposals().is_empty());
+    let told = bench.lines.iter().find(|line| line.contains("StandbyLagging"));
+    assert!(told.is_some_and(|line| line.contains("b, c")), "{:?}", bench.lines);
 }
