@@ -20,6 +20,7 @@ mod init;
 mod link;
 mod local;
 mod notes;
+mod prepare;
 mod run;
 mod says;
 mod senses;

@@ -65,6 +65,10 @@ pub struct Local {
     pub strange_names: Option<Instant>,
     /// The set that is in force everywhere.
     pub in_force: Option<Revision>,
+    /// The switchover that is announced, and since when this run knows of it.
+    pub announced: Option<(Revision, Instant)>,
+    /// The one that this run has checkpointed for, and when.
+    pub prepared: Option<(Revision, Instant)>,
     /// Clients may connect.
     pub open: bool,
     /// Highest epoch this run has written.
@@ -113,6 +117,8 @@ impl Local {
             names_text: String::new(),
             strange_names: None,
             in_force: None,
+            announced: None,
+            prepared: None,
             open: false,
             written: Epoch::NONE,
             streamless: None,
@@ -171,6 +177,7 @@ impl Local {
         (self.seen, self.failing, self.canary) = (None, None, None);
         (self.names, self.in_force, self.replayed) = (None, None, None);
         (self.probe, self.streamless) = (Probe::Unknown, None);
+        (self.announced, self.prepared) = (None, None);
         self.has_slots = false;
         self.proven = proven;
         self.stopped_in_order = in_order;
@@ -284,6 +291,17 @@ impl Local {
         }
     }
 
+    /// What it does now, for people: a step, or what goes on beside.
+    fn doing(&self) -> String {
+        match self.announced {
+            Some((operation, since)) if self.doing.is_empty() && self.prepared.is_none() => {
+                let seconds = since.elapsed().as_secs();
+                format!("Checkpoint for switchover {operation}, since {seconds} s")
+            }
+            _ => self.doing.clone(),
+        }
+    }
+
     /// How somebody lowered what commits wait for.
     fn tampered(&self, run: Run) -> String {
         let Some((seen, _)) = &self.seen else { return String::new() };
@@ -362,10 +380,11 @@ impl Local {
                 .map(|(begun, returned)| Canary { age_ms: millis(begun.elapsed()), returned }),
             set_in_force: self.in_force,
             covered: self.in_force,
+            prepared: self.prepared.map(|(operation, _)| operation),
             serving,
             sights: Vec::new(),
             seen: notebook.seen(),
-            doing: self.doing.clone(),
+            doing: self.doing(),
             problem: self.problem.clone(),
             tampered: self.tampered(run),
             disk_free_bytes: seen.map_or(0, |seen| seen.disk_free_bytes),

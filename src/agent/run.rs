@@ -51,6 +51,8 @@ pub enum Report {
     Probed(Result<Duration, String>),
     /// An own commit: when it was begun, under which set, whether it returned.
     Canary(Reading, Option<Revision>, bool),
+    /// What a stop would have to write is written, for this switchover.
+    Prepared(Revision),
     /// A step is over.
     Done(Step, Result<Change, StepError>),
     /// What lies on disk after a step that was aborted or failed.
@@ -73,6 +75,8 @@ pub struct Agent {
     pub(crate) look: Arc<Notify>,
     /// Asks for a commit now, under this set.
     pub(crate) canary: tokio::sync::watch::Sender<Option<Revision>>,
+    /// Asks for a checkpoint, for this switchover.
+    pub(crate) prepare: tokio::sync::watch::Sender<Option<Revision>>,
     pub(crate) reports: mpsc::UnboundedSender<Report>,
     // --- what was told ---
     pub(crate) told: Told,
@@ -377,6 +381,7 @@ impl Agent {
                     self.right.certified(sent, set, self.notes.book.latched);
                 }
             }
+            Report::Prepared(operation) => self.prepared(operation),
             Report::Done(step, outcome) => self.done(&step, outcome),
             Report::Inspected(found) => {
                 self.inspects = false;
@@ -518,6 +523,7 @@ impl Agent {
             self.local.run() == regent_core::role::observe::Run::Primary && self.leads()
         });
         self.canary.send_if_modified(|now| std::mem::replace(now, wants) != wants);
+        self.prepare();
         if self.sights.has_news() {
             self.reported = None;
         }
@@ -582,6 +588,7 @@ impl Agent {
             _ => None,
         };
         self.tools.led = self.notes.book.may_carry();
+        self.tools.checkpointed = self.local.prepared.map(|(_, at)| at);
         let (tools, reports, doing) = (self.tools.clone(), self.reports.clone(), step.clone());
         let task = tokio::spawn(async move {
             let outcome = tools.run(&doing, arm).await;

@@ -19,6 +19,7 @@ use crate::http;
 use crate::link::{self, Speaker};
 use crate::local::{Local, Told};
 use crate::notes::Notes;
+use crate::prepare;
 use crate::run::Agent;
 use crate::senses;
 use crate::sights::Sights;
@@ -117,6 +118,7 @@ pub async fn run(
     let (heard_tx, heard) = mpsc::channel(HEARD);
     let (reports, done) = mpsc::unbounded_channel();
     let (canary, wanted) = watch::channel(None);
+    let (prepare, announced) = watch::channel(None);
     let (look, every) = (Arc::new(Notify::new()), Duration::from_millis(config.report_interval_ms));
     let published = Arc::new(Mutex::new(Published::default()));
     let speaker = Speaker {
@@ -130,6 +132,7 @@ pub async fn run(
     tasks.spawn(senses::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
     tasks.spawn(senses::probe(Arc::clone(&engine), every, reports.clone()));
     tasks.spawn(senses::certify(Arc::clone(&engine), wanted, reports.clone()));
+    tasks.spawn(prepare::checkpoint(Arc::clone(&engine), announced, reports.clone()));
     let port = Arc::clone(&published);
     let address = config.http.address.clone();
     let listener = tokio::net::TcpListener::bind(&address)
@@ -152,6 +155,7 @@ pub async fn run(
             log: postgres.data_dir.with_extension("log"),
             dir: postgres.data_dir.parent().map(Into::into).unwrap_or_else(|| "/".into()),
             turn: Arc::default(),
+            checkpointed: None,
         },
         arms: guard.status().lease.number.0,
         guard,
@@ -165,6 +169,7 @@ pub async fn run(
         nonce,
         look,
         canary,
+        prepare,
         reports,
         told: Told::default(),
         session: None,

@@ -4,7 +4,7 @@
 //! assumed. It must never start PostgreSQL as a primary without a deadline in the fencer.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use regent_core::agent::{Data, OnDisk, Step};
 use regent_core::id::{Epoch, InstanceName};
@@ -31,6 +31,9 @@ const AT_ONCE: Duration = Duration::from_millis(30);
 const REPLAY: Duration = Duration::from_secs(60);
 /// How long an orderly shutdown may take before all is ended.
 const SHUTDOWN: Duration = Duration::from_secs(15);
+/// What becomes dirty within this long is written by the stop itself: its clients wait for that, and
+/// for no second checkpoint.
+const STILL_CLEAN: Duration = Duration::from_secs(1);
 /// A step that failed is tried again after this long.
 pub const TRY_AGAIN: Duration = Duration::from_millis(100);
 
@@ -66,6 +69,8 @@ pub struct Tools {
     pub dir: std::path::PathBuf,
     /// Held by the step that is being done. One that is aborted holds it until it has let go.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+    /// When the last checkpoint for a switchover of this run was over.
+    pub checkpointed: Option<Instant>,
 }
 
 #[async_trait::async_trait]
@@ -191,7 +196,9 @@ impl Tools {
     async fn shut_down(&self) -> Result<Change, StepError> {
         let doing = "shutting down";
         // Clients are sent away by the fast stop; the checkpoint before it makes that short.
-        self.engine.checkpoint(SHUTDOWN).await.map_err(failed("checkpoint"))?;
+        if self.checkpointed.is_none_or(|at| at.elapsed() > STILL_CLEAN) {
+            self.engine.checkpoint(SHUTDOWN).await.map_err(failed("checkpoint"))?;
+        }
         let stopped = self.guard.stop(StopMode::Fast, SHUTDOWN).await;
         let proven = stopped.map_err(failed(doing))?;
         // Where it ended is read while it is closed on disk; neither needs the other.

@@ -23,7 +23,7 @@ use crate::timing::Timing;
 /// ones stay readable (N and N-1 run together); a higher one than the replicated feature level is
 /// refused by every binary alike, and a binary that is too old for the level stops before it
 /// misreads anything (see [`crate::state::version`]).
-pub const ENTRY_VERSION: u16 = 3;
+pub const ENTRY_VERSION: u16 = 4;
 
 /// One log entry's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -211,6 +211,8 @@ pub enum Command {
     RenewHolders { renewals: Vec<Renewal>, reports: PlacedReports },
     /// [`Command::RecordReceipt`] of a holder that knows when its last process had ended.
     RecordStop { service: ServiceName, receipt: Box<Receipt>, stopped: StopInstant },
+    /// Announces a switchover: the primary goes on and prepares for it. Its fence comes when it has.
+    PlanSwitchover { service: ServiceName, to: Option<InstanceName>, seen: Epoch, reason: String },
 }
 
 /// One session's renewal (C4).
@@ -361,6 +363,7 @@ impl Command {
             | Self::AnswerApproval { .. }
             | Self::SetPause { .. } => 2,
             Self::RenewHolders { .. } | Self::RecordStop { .. } => 3,
+            Self::PlanSwitchover { .. } => 4,
             _ => 1,
         }
     }
@@ -388,7 +391,8 @@ impl Command {
             | Self::OpenApproval { service, .. }
             | Self::AnswerApproval { service, .. }
             | Self::SetPause { service, .. }
-            | Self::RecordStop { service, .. } => Scope::Service(service.clone()),
+            | Self::RecordStop { service, .. }
+            | Self::PlanSwitchover { service, .. } => Scope::Service(service.clone()),
             Self::Campaign { election, .. }
             | Self::Resign { election, .. }
             | Self::ResignEpoch { election, .. }
@@ -474,7 +478,10 @@ mod tests {
         assert_eq!((number(&pause), pause.level()), (39, 2));
         let full = FullRenewal { renewal: renewal(), report: Some(Box::new(report())) };
         let holders = Command::renew(&[renewal().into(), full], REPORTS_LEVEL);
-        assert_eq!((number(&holders), holders.level()), (40, ENTRY_VERSION));
+        assert_eq!((number(&holders), holders.level()), (40, 3));
+        let (seen, reason) = (epoch, String::new());
+        let plan = Command::PlanSwitchover { service: service(), to: None, seen, reason };
+        assert_eq!((number(&plan), plan.level()), (42, ENTRY_VERSION));
         let candidate = "i".parse().expect("a name");
         assert_eq!(number(&Command::GrantFirst { service: service(), candidate }), 25);
         let by = Principal::cluster();

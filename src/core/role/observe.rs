@@ -59,6 +59,8 @@ pub struct Observation {
     pub set_in_force: Option<Revision>,
     /// A transaction begun after that set was in force has returned under it.
     pub covered: Option<Revision>,
+    /// The switchover for which it has checkpointed, in this run of it.
+    pub prepared: Option<Revision>,
     /// The epoch it serves writes under; [`Epoch::NONE`]: it serves none.
     pub serving: Epoch,
     /// What is known of the neighbours by trying to reach them.

@@ -162,6 +162,9 @@ pub enum Phase {
     Done,
     /// Given up before the grant, the old primary is primary again.
     GivenUp,
+    /// A switchover before its fence: the primary serves, and writes out what a stop would have to
+    /// write. Last, because a phase's place here is its number in the log.
+    Prepare,
 }
 
 impl Phase {
@@ -174,6 +177,7 @@ impl Phase {
             Self::Repair => "repair",
             Self::Done => "done",
             Self::GivenUp => "given-up",
+            Self::Prepare => "prepare",
         }
     }
 

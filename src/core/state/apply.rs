@@ -363,7 +363,8 @@ fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Rejection> {
         | Command::OpenApproval { .. }
         | Command::AnswerApproval { .. }
         | Command::SetPause { .. }
-        | Command::RecordStop { .. } => role::run(draft, command),
+        | Command::RecordStop { .. }
+        | Command::PlanSwitchover { .. } => role::run(draft, command),
     }
 }
 

@@ -34,6 +34,7 @@ pub(super) fn attempt(command: &Command) -> &'static str {
         Command::AcceptStart { .. } => "agent.start",
         Command::GrantFirst { .. } => "role.first",
         Command::OpenFence { .. } => "role.fence",
+        Command::PlanSwitchover { .. } => "role.plan",
         Command::CutStandbys { .. } => "role.cut",
         Command::TakeOverFence { .. } => "role.take_over",
         Command::RecordReceipt { .. } | Command::RecordStop { .. } => "role.receipt",

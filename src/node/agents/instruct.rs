@@ -1,6 +1,7 @@
 //! What an agent is told: its row, and what it needs to obey it. Pure.
 
 use regent_core::id::{InstanceName, Revision, SessionId};
+use regent_core::state::role::plan::is_prepared;
 use regent_rpc::convert::agent::Instruction;
 
 use super::board::Rows;
@@ -18,6 +19,7 @@ pub fn instruction(
     // Another session's mark would be named in vain, and one that is over must not be named.
     let lease = role.lease.as_ref().filter(|lease| lease.session == session);
     let holds = role.holder.as_ref() == Some(instance);
+    let newest = rows.operation.as_ref().filter(|(_, row)| is_prepared(row, role));
     Some(Instruction {
         at: rows.at,
         directive: row.directive.clone(),
@@ -28,6 +30,7 @@ pub fn instruction(
         mark: lease.filter(|_| holds).map_or(Revision(0), |lease| lease.mark),
         paused: role.paused.as_ref().map(|pause| pause.since),
         fence: role.fence.as_ref().map(|fence| fence.fence),
+        prepare: newest.filter(|_| holds).map(|(id, _)| *id),
         promoted: role.promoted.is_some(),
         routes_open: role.routes_open,
         timeline: role.timeline,

@@ -10,7 +10,9 @@ use regent_core::command::Command;
 use regent_core::id::{Epoch, InstanceName, Revision, ServiceName};
 use regent_core::role::FenceKind;
 use regent_core::state::State;
+use regent_core::state::role::plan;
 use regent_core::state::role::row::ServiceRole;
+use regent_core::state::version::PREPARE_LEVEL;
 use regent_rpc::convert::common::{
     epoch_in, freshness, instance_name, positive, service_name, text,
 };
@@ -163,9 +165,14 @@ impl OperationService for OperationHandler {
             to => Some(instance_name("to", to)?),
         };
         let role = self.role(&service, caller.until).await?;
-        let kind = FenceKind::Switchover { to };
         let seen = Self::seen(&role, request.seen);
-        let command = Command::OpenFence { service, kind, seen, reason };
+        let command = match self.0.state.read().cluster().feature_level < PREPARE_LEVEL {
+            false => Command::PlanSwitchover { service, to, seen, reason },
+            true => {
+                let kind = FenceKind::Switchover { to };
+                Command::OpenFence { service, kind, seen, reason }
+            }
+        };
         let reply = self.0.write(caller, request.request, &command).await?;
         Ok(Response::new(v1::SwitchoverResponse {
             stamp: Some(self.0.stamp_at(reply.revision())),
@@ -221,12 +228,18 @@ impl OperationService for OperationHandler {
             (service_name("service", &request.service)?, reason(&request.reason)?);
         let role = self.role(&service, caller.until).await?;
         let wanted = |operation: Revision| [0, operation.0].contains(&request.operation);
-        let Some(open) = role.fence.as_ref().filter(|open| wanted(open.operation)) else {
+        let open = role.fence.as_ref().map(|open| (open.operation, open.fence));
+        // One that is announced has no fence yet: its own number stands for it.
+        let open = open.or_else(|| {
+            let state = self.0.state.read();
+            plan::of(&state, &service, &role).map(|(id, _)| (id, id))
+        });
+        let Some((_, fence)) = open.filter(|(operation, _)| wanted(*operation)) else {
             let why = format!("no such role change of {:?} is open", service.as_str());
             let hint = "see `regent operations list`; after the grant only a new one leads back";
             return Err(status::refused("fence_not_open", why, hint));
         };
-        let command = Command::CloseFence { service, fence: open.fence, reason };
+        let command = Command::CloseFence { service, fence, reason };
         let reply = self.0.write(caller, request.request, &command).await?;
         let stamp = Some(self.0.stamp_at(reply.revision()));
         Ok(Response::new(v1::AbortOperationResponse { stamp }))

@@ -130,6 +130,8 @@ pub struct Instruction {
     pub paused: Option<Revision>,
     /// The role change that is open.
     pub fence: Option<Revision>,
+    /// The switchover that is announced, for which the primary is to checkpoint while it serves.
+    pub prepare: Option<Revision>,
     /// The promotion under `epoch` is in the log.
     pub promoted: bool,
     /// Whether the write route is open.
@@ -330,6 +332,7 @@ pub fn instruction_out(told: &Instruction, node: u64) -> v1::CoordinatorMessage 
         timeline: told.timeline,
         spec: Some(spec_out(&told.spec)),
         policy: told.policy.0,
+        prepare: told.prepare.map_or(0, |operation| operation.0),
     };
     let message = v1::coordinator_message::Message::Instruction(instruction);
     v1::CoordinatorMessage { message: Some(message) }
@@ -401,5 +404,6 @@ fn instruction_in(told: v1::Instruction) -> Result<Instruction, Invalid> {
         timeline: told.timeline,
         spec: spec.map_err(|invalid| invalid.within("spec"))?,
         policy: Revision(told.policy),
+        prepare: (told.prepare > 0).then_some(Revision(told.prepare)),
     })
 }

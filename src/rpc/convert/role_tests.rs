@@ -166,6 +166,7 @@ fn observation() -> impl Strategy<Value = Observation> {
         canary: sets.0,
         set_in_force: sets.1,
         covered: sets.2,
+        prepared: sets.1,
         serving: sets.3,
         seen: sets.4,
         doing: texts.0,
@@ -246,6 +247,7 @@ fn from_coordinator() -> impl Strategy<Value = FromCoordinator> {
             fence,
             spec,
             policy: Revision(role.3 / 2),
+            prepare: flags[0].then_some(Revision(9)),
         };
         FromCoordinator::Instruction(Box::new(told))
     });

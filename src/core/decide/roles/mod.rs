@@ -9,6 +9,7 @@
 //! no holder ── all reported ──> GrantFirst
 //! holder, no fence ── verdict, candidates, policy ──> OpenFence(failover)
 //!                  └─ who streams ──> ChangeSet
+//! announced ── the primary has checkpointed ──> OpenFence(switchover); or CloseFence
 //! fence open ── receipts ──> Cut, Fetch, OpenApproval, GrantRole; or CloseFence, TakeOver
 //! granted ── promoted, standbys back ──> AdvanceOperation
 //! ```
@@ -17,6 +18,7 @@ mod candidates;
 mod fence;
 mod fetch;
 mod first;
+mod plan;
 mod sets;
 mod standbys;
 #[cfg(test)]
@@ -102,6 +104,8 @@ struct Memory {
     broken: BTreeMap<crate::id::InstanceName, Reading>,
     /// When this leader first saw the promotion whose repair goes on.
     repair: Option<(Revision, Reading)>,
+    /// When this leader first saw the switchover that is announced.
+    plan: Option<(Revision, Reading)>,
 }
 
 /// One service at one look.
@@ -233,6 +237,9 @@ impl Look<'_> {
             return self.fence();
         }
         self.memory.fence = None;
+        if let Some(over) = self.plan_is_over() {
+            return over;
+        }
         if self.role.holder.is_none() || self.is_of_another_life() {
             return self.first();
         }

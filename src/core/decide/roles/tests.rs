@@ -4,6 +4,7 @@
 mod bench;
 mod fences;
 mod lives;
+mod plans;
 mod verdicts;
 mod watching;
 

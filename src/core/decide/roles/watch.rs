@@ -38,7 +38,10 @@ impl Look<'_> {
         if finding.verdict != Named::Healthy {
             return Verdict::Wait(format!("{}: {}", finding.verdict, finding.why));
         }
-        self.operation()
+        match self.plan() {
+            Some(verdict) => verdict,
+            None => self.operation(),
+        }
     }
 
     /// Between the grant and the promotion nothing serves; only silence and time count.

@@ -6,7 +6,7 @@
 
 use super::judge::electable;
 use super::row::{Fence, Operation, ServiceRole};
-use super::{at, enter, load, no_fence, operation_in, rule, same_epoch, save, this_fence};
+use super::{at, enter, load, no_fence, operation_in, plan, rule, same_epoch, save, this_fence};
 use crate::authz::Role;
 use crate::id::{Epoch, InstanceName, Revision, ServiceName};
 use crate::limits::{MAX_NAME_BYTES, MAX_OPERATIONS_PER_SERVICE, MAX_TEXT_BYTES};
@@ -32,32 +32,29 @@ pub(super) fn open(
     };
     same_epoch(&role, seen)?;
     no_fence(&role)?;
-    not_paused(draft, &role)?;
+    let planned = kind.is_planned();
+    // What people announced goes on under its number, whoever proposes its fence.
+    let prepared = plan::to_go_on(draft, name, &role, &kind)?;
+    if prepared.is_none() {
+        not_paused(draft, &role)?;
+    }
     check_kind(&service.spec, &role, &kind)?;
     let fence = draft.revision;
-    let key = (name.clone(), fence);
-    let end_of_last = end_of_last(draft, name, &role);
-    let outcome = format!("fence {fence} for the {} from {holder}", kind.name());
-    let mut row = Operation {
-        kind: kind.clone(),
-        by: draft.by.to_string(),
-        reason: reason.clone(),
-        from: Some(holder.clone()),
-        to: None,
-        epoch: None,
-        out: None,
-        complete: None,
-        loss: Loss::default(),
-        phase: Phase::Fence,
-        history: Vec::new(),
-        approval: None,
+    let end_of_last = match prepared {
+        Some(_) => None,
+        None => end_of_last(draft, name, &role),
     };
+    let outcome = format!("fence {fence} for the {} from {holder}", kind.name());
+    let (key, mut row) = prepared.unwrap_or_else(|| {
+        let row = new_operation(draft, kind.clone(), &holder, reason.clone());
+        ((name.clone(), fence), row)
+    });
     enter(draft, &mut row, Phase::Fence);
-    let planned = kind.is_planned();
+    let operation = key.1;
     let receipts = std::collections::BTreeMap::new();
     let (uncut, taken_over) = (planned, None);
-    role.fence = Some(Fence { fence, operation: fence, kind, uncut, taken_over, receipts });
-    role.operation = Some(fence);
+    role.fence = Some(Fence { fence, operation, kind, uncut, taken_over, receipts });
+    role.operation = Some(operation);
     role.routes_open = false;
     if planned {
         role.order(&holder, Order::Resign { fence }, fence);
@@ -74,6 +71,29 @@ pub(super) fn open(
     Ok(Reply::Done { revision: fence })
 }
 
+/// The row of a role change that begins; its first phase is yet to be entered.
+pub(super) fn new_operation(
+    draft: &Draft<'_>,
+    kind: FenceKind,
+    holder: &InstanceName,
+    reason: String,
+) -> Operation {
+    Operation {
+        kind,
+        by: draft.by.to_string(),
+        reason,
+        from: Some(holder.clone()),
+        to: None,
+        epoch: None,
+        out: None,
+        complete: None,
+        loss: Loss::default(),
+        phase: Phase::Fence,
+        history: Vec::new(),
+        approval: None,
+    }
+}
+
 /// E5: what the cluster begins by itself waits for the end of a pause; people may.
 fn not_paused(draft: &Draft<'_>, role: &ServiceRole) -> Result<(), Rejection> {
     match &role.paused {
@@ -86,7 +106,11 @@ fn not_paused(draft: &Draft<'_>, role: &ServiceRole) -> Result<(), Rejection> {
     }
 }
 
-fn check_kind(spec: &ServiceSpec, role: &ServiceRole, kind: &FenceKind) -> Result<(), Rejection> {
+pub(super) fn check_kind(
+    spec: &ServiceSpec,
+    role: &ServiceRole,
+    kind: &FenceKind,
+) -> Result<(), Rejection> {
     match kind {
         FenceKind::Failover { verdict, .. } => check_text("verdict", verdict, MAX_NAME_BYTES)?,
         FenceKind::Switchover { .. } => {}
@@ -99,7 +123,7 @@ fn check_kind(spec: &ServiceSpec, role: &ServiceRole, kind: &FenceKind) -> Resul
 }
 
 /// An operation whose primary is to be changed again is over.
-fn end_of_last(
+pub(super) fn end_of_last(
     draft: &Draft<'_>,
     name: &ServiceName,
     role: &ServiceRole,
@@ -109,11 +133,13 @@ fn end_of_last(
     if row.phase.is_over() {
         return None;
     }
-    enter(draft, &mut row, Phase::Done);
+    // One that was announced only has changed nothing.
+    let end = if row.phase == Phase::Prepare { Phase::GivenUp } else { Phase::Done };
+    enter(draft, &mut row, end);
     Some((key, row))
 }
 
-fn forget_oldest(draft: &mut Draft<'_>, name: &ServiceName) {
+pub(super) fn forget_oldest(draft: &mut Draft<'_>, name: &ServiceName) {
     let ids: Vec<_> = draft.rows().operations_of(name).map(|(id, _)| id).collect();
     let many = ids.len().saturating_sub(MAX_OPERATIONS_PER_SERVICE);
     for id in ids.into_iter().take(many) {
@@ -165,14 +191,20 @@ pub(super) fn cut(
         let why = "the primary has not resigned: its standbys still need what it writes".to_owned();
         return Err(rule(RoleRule::NotOut, why));
     };
-    if let Some(open) = &mut role.fence {
-        open.uncut = false;
-    }
-    detach_others(&mut role, &holder, fence, draft.revision);
+    cut_now(&mut role, &holder, draft.revision);
     save(draft, name, role);
     let outcome = format!("standbys detach under fence {fence}");
     draft.note("role.cut", name.as_str(), &format!("{holder} resigned"), &outcome);
     Ok(Reply::Done { revision: draft.revision })
+}
+
+/// The standbys of a switchover detach from this entry on: what they can need of the old primary is
+/// written.
+pub(super) fn cut_now(role: &mut ServiceRole, holder: &InstanceName, revision: Revision) {
+    let Some(open) = &mut role.fence else { return };
+    open.uncut = false;
+    let fence = open.fence;
+    detach_others(role, holder, fence, revision);
 }
 
 /// The Resign stays valid under the new fence, all other receipts are void (D).
@@ -259,6 +291,9 @@ pub(super) fn close(
 ) -> Result<Reply, Rejection> {
     check_text("reason", reason, MAX_TEXT_BYTES)?;
     let (service, mut role) = load(draft, name)?;
+    if role.fence.is_none() && plan::is_this(draft, name, &role, fence) {
+        return plan::give_up(draft, name, role, reason);
+    }
     let open = this_fence(&role, fence)?;
     if let Some(proof) = holder_proof(&role) {
         let why = format!("the primary has {proof}: grant it again, or another");

@@ -299,7 +299,7 @@ impl<'a> Case<'a> {
 }
 
 /// Whether an instance may be primary at all.
-pub(super) fn electable(
+pub fn electable(
     spec: &ServiceSpec,
     role: &ServiceRole,
     candidate: &InstanceName,

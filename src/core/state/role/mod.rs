@@ -8,8 +8,8 @@
 //!
 //! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE, `loss` the bound; `invariants` what must be
 //!   true of the rows.
-//! - `start` an agent comes up (B); `first` the first grant (G); `fence` opening, cutting, taking
-//!   over, fetching, closing; `receipt` what instances prove; `grant` the next epoch; `set` sync sets
+//! - `start` an agent comes up (B); `first` the first grant (G); [`plan`] a switchover before its
+//!   fence; `fence` opening, cutting, taking over, fetching, closing; `receipt` what instances prove; `grant` the next epoch; `set` sync sets
 //!   and `Covered`; `operation` promotion, phases, approvals, pause.
 //! - [`holder`] what the holder's last renewal said, and the policies it has not taken up.
 //! - `life` what the rest of the state does to roles: sessions end, services change, a new life of
@@ -24,6 +24,7 @@ pub mod judge;
 pub(super) mod life;
 mod loss;
 mod operation;
+pub mod plan;
 mod receipt;
 pub mod row;
 mod set;
@@ -50,6 +51,9 @@ pub(super) fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Reje
             start::accept(draft, &service, &instance, &start)
         }
         Command::GrantFirst { service, candidate } => first::grant(draft, &service, candidate),
+        Command::PlanSwitchover { service, to, seen, reason } => {
+            plan::open(draft, &service, to, seen, reason)
+        }
         Command::OpenFence { service, kind, seen, reason } => {
             fence::open(draft, &service, kind, seen, reason)
         }

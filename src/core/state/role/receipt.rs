@@ -2,11 +2,12 @@
 //! start that sent it; it may only rise.
 
 use super::row::{Fence, InstanceRow};
-use super::{at, load, rule, save, speaks_for};
+use super::{at, fence, load, rule, save, speaks_for};
 use crate::id::ServiceName;
 use crate::reply::{Rejection, Reply, RoleRule};
 use crate::role::{DirectiveNumber, Proof, Receipt};
 use crate::state::journal::Draft;
+use crate::state::version::PREPARE_LEVEL;
 
 pub(super) fn record(
     draft: &mut Draft<'_>,
@@ -44,7 +45,12 @@ pub(super) fn record(
     let end = receipt.position.map_or(String::new(), |position| format!(" at {position}"));
     let how = if receipt.is_proven { ", proven" } else { "" };
     let outcome = format!("{}{end}{how}, for fence {}", receipt.proof, receipt.fence);
+    let resigned = receipt.proof == Proof::Resigned && fence.uncut;
     fence.receipts.insert(instance.clone(), receipt);
+    if resigned && draft.rows().cluster().feature_level >= PREPARE_LEVEL {
+        // The Cut of PROTOCOL.md D in the same entry: nothing could come between the two.
+        fence::cut_now(&mut role, &instance, draft.revision);
+    }
     save(draft, name, role);
     draft.note("role.receipt", &at(name, &instance), "", &outcome);
     Ok(Reply::Done { revision: draft.revision })

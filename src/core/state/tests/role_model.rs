@@ -28,6 +28,7 @@ enum Step {
     Start { who: u8, nonce: u8, off: u8, old_disk: bool, seen: bool, primary: bool },
     First { who: u8 },
     Fence { planned: bool, off: u8 },
+    Plan { to: u8, off: u8 },
     Cut,
     TakeOver,
     Receipt { who: u8, proof: u8, end: u8, off: u8 },
@@ -59,6 +60,7 @@ fn steps() -> impl Strategy<Value = Step> {
             }),
         6 => who().prop_map(|who| Step::First { who }),
         8 => (any::<bool>(), off()).prop_map(|(planned, off)| Step::Fence { planned, off }),
+        4 => (0..4u8, off()).prop_map(|(to, off)| Step::Plan { to, off }),
         3 => Just(Step::Cut),
         2 => Just(Step::TakeOver),
         24 => (who(), 0..4u8, 0..3u8, off())
@@ -175,14 +177,22 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
         }
         Step::First { who } => Command::GrantFirst { service, candidate: instance(who) },
         Step::Fence { planned, off } => {
+            let row = state.operations().get(&(name, operation));
+            let announced = row.filter(|row| row.phase == Phase::Prepare && off == 0);
             let kind = if planned {
-                FenceKind::Switchover { to: None }
+                announced.map_or(FenceKind::Switchover { to: None }, |row| row.kind.clone())
             } else {
                 FenceKind::Failover { verdict: "gone".into(), to: None }
             };
             let mut seen = role.epoch;
             seen.revision.0 += u64::from(off);
             Command::OpenFence { service, kind, seen, reason }
+        }
+        Step::Plan { to, off } => {
+            let mut seen = role.epoch;
+            seen.revision.0 += u64::from(off);
+            let to = (to < 3).then(|| instance(to));
+            Command::PlanSwitchover { service, to, seen, reason }
         }
         Step::Cut => Command::CutStandbys { service, fence },
         Step::TakeOver => Command::TakeOverFence { service, fence, verdict: "gone".into(), reason },
@@ -203,7 +213,10 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
                 approval: asked.filter(|_| approved),
             }
         }
-        Step::Close => Command::CloseFence { service, fence, reason },
+        Step::Close => {
+            let fence = if role.fence.is_some() { fence } else { operation };
+            Command::CloseFence { service, fence, reason }
+        }
         Step::Set { members, k } => {
             let members = (0..3).filter(|at| members & (1 << at) != 0).map(instance).collect();
             Command::ChangeSet { service, seen: set, members, k: k.into() }
@@ -331,7 +344,7 @@ proptest! {
     fn random_role_changes_keep_the_invariants_and_replay_to_the_same_bytes(
         steps in vec(steps(), 1..160),
         cut in any::<prop::sample::Index>(),
-        level in 2..=3u32,
+        level in 2..=4u32,
         quorum: bool,
     ) {
         let mut bench = ready(level, quorum);

@@ -214,7 +214,7 @@ pub(super) fn on_newest(state: &State, by: &Principal, command: &mut Command) {
 
 /// The command of a verb about roles.
 pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
-    const VERBS: [&str; 16] = [
+    const VERBS: [&str; 17] = [
         "start",
         "first",
         "fence",
@@ -224,6 +224,7 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
         "fetch",
         "grant",
         "close-fence",
+        "plan",
         "set",
         "covered",
         "promoted",
@@ -253,6 +254,10 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
                 _ => FenceKind::Switchover { to: words.option("to").parse().ok() },
             };
             Command::OpenFence { service, kind, seen: epoch(words.next()), reason }
+        }
+        "plan" => {
+            let (to, seen) = (words.option("to").parse().ok(), epoch(words.next()));
+            Command::PlanSwitchover { service, to, seen, reason }
         }
         "cut" => Command::CutStandbys { service, fence: revision(words.next()) },
         "take-over" => {

@@ -85,7 +85,7 @@ pub struct Bench {
     /// Everything that was proposed, by its variant's name.
     pub proposed: Vec<String>,
     pub lines: Vec<String>,
-    roles: Roles,
+    pub roles: Roles,
     acked: u64,
     forked_at: u64,
     highest: Epoch,
@@ -94,6 +94,10 @@ pub struct Bench {
 impl Bench {
     /// Three instances whose agents have started; nobody is primary yet.
     pub fn new(spec: ServiceSpec) -> Self {
+        Self::new_at(spec, FEATURE_LEVEL)
+    }
+
+    fn new_at(spec: ServiceSpec, level: u32) -> Self {
         let mut bench = Self {
             state: State::default(),
             facts: Facts::default(),
@@ -109,7 +113,7 @@ impl Bench {
         let incarnation = Incarnation { counter: 1, id: 7 };
         let (cluster, timing) = ("lab".into(), Timing::LAN);
         bench.apply(Command::Bootstrap { incarnation, cluster, timing });
-        bench.apply(Command::RaiseFeatureLevel { to: FEATURE_LEVEL });
+        bench.apply(Command::RaiseFeatureLevel { to: level });
         bench.put(spec);
         for (who, disk) in [("a", 1), ("b", 2), ("c", 3)] {
             bench.start(who, disk);
@@ -119,7 +123,12 @@ impl Bench {
 
     /// With `a` as primary, everybody streaming, no operation under way.
     pub fn established(spec: ServiceSpec) -> Self {
-        let mut bench = Self::new(spec);
+        Self::established_at(spec, FEATURE_LEVEL)
+    }
+
+    /// The same in a cluster that has come no further than to this level.
+    pub fn established_at(spec: ServiceSpec, level: u32) -> Self {
+        let mut bench = Self::new_at(spec, level);
         bench.quiesce();
         assert_eq!(bench.holder(), "a");
         bench.proposed.clear();

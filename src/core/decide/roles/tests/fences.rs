@@ -5,6 +5,7 @@ use crate::command::Command;
 use crate::reply::Reply;
 use crate::role::{CompleteProof, FenceKind, OutProof, Phase, Proof};
 use crate::spec::{Mode, OnViolation};
+use crate::state::version::PREPARE_LEVEL;
 
 const ALL: [&str; 3] = ["a", "b", "c"];
 const OTHERS: [&str; 2] = ["b", "c"];
@@ -31,8 +32,9 @@ fn standbys_are_cut_when_the_primary_has_resigned_and_not_before() {
     bench.decide_for(&ALL, 1_000);
     assert!(bench.proposals().is_empty());
     bench.receipt("a", Proof::Resigned, Some(100_000), true);
+    assert!(!bench.role().fence.as_ref().unwrap().uncut, "the resignation is the cut");
     bench.decide_for(&ALL, 400);
-    assert_eq!(bench.proposals(), ["CutStandbys"]);
+    assert!(bench.proposals().is_empty(), "c is waited for");
     // b has all of it; c was asked for and is on its way.
     bench.receipt("b", Proof::Recruited, Some(100_000), true);
     bench.decide_for(&ALL, 1_000);
@@ -43,13 +45,21 @@ fn standbys_are_cut_when_the_primary_has_resigned_and_not_before() {
 }
 
 #[test]
+fn below_the_level_of_that_the_leader_cuts_them_by_an_entry_of_its_own() {
+    let mut bench = Bench::established_at(spec(Mode::Quorum), PREPARE_LEVEL - 1);
+    bench.switchover(Some("c"));
+    bench.receipt("a", Proof::Resigned, Some(100_000), true);
+    assert!(bench.role().fence.as_ref().unwrap().uncut);
+    bench.decide_for(&ALL, TICK);
+    assert_eq!(bench.proposals(), ["CutStandbys"]);
+}
+
+#[test]
 fn stragglers_of_a_switchover_are_waited_for_from_its_cut_on() {
     let mut bench = Bench::established(spec(Mode::Quorum));
     bench.switchover(None);
     bench.decide_for(&ALL, 1_000);
     bench.receipt("a", Proof::Resigned, Some(100_000), true);
-    bench.decide_for(&ALL, 2 * TICK);
-    assert_eq!(bench.proposals(), ["CutStandbys"]);
     bench.receipt("b", Proof::Recruited, Some(100_000), true);
     bench.decide_for(&ALL, 100);
     assert!(bench.proposals().is_empty(), "a set of the old primary alone");

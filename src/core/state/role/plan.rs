@@ -1,0 +1,131 @@
+//! A switchover before its fence: announced by people, prepared by the primary.
+//!
+//! A fence ends the renewals of the primary, so from there on its lease runs out, and its fencer ends
+//! what has not stopped by then. A shutdown has to write out all that is dirty first, which can take
+//! minutes. So that comes before: from this entry on the primary knows that it is to checkpoint, and
+//! serves; when it says that it has, the leader opens the fence. Nothing rests on its word: whoever
+//! lies, or is believed too early, makes a slow switchover, as all were before.
+//!
+//! What is announced is a row of the log, so the next leader finds it, and it can be given up at no
+//! cost: no order was given. A failover that comes before its fence ends it.
+
+use super::row::{Operation, ServiceRole};
+use super::{enter, fence, load, no_fence, operation_in, rule, same_epoch, save};
+use crate::id::{Epoch, InstanceName, Revision, ServiceName};
+use crate::limits::MAX_TEXT_BYTES;
+use crate::reply::{Rejection, Reply, RoleRule};
+use crate::role::{FenceKind, Phase};
+use crate::state::describe::check_text;
+use crate::state::journal::Draft;
+use crate::state::{OperationKey, State};
+
+/// The switchover of this service that is announced and has no fence yet.
+pub fn of<'s>(
+    state: &'s State,
+    name: &ServiceName,
+    role: &ServiceRole,
+) -> Option<(Revision, &'s Operation)> {
+    let id = role.operation?;
+    let row = state.operations().get(&(name.clone(), id))?;
+    is_prepared(row, role).then_some((id, row))
+}
+
+/// Whether `row`, the newest operation of `role`, is announced and has no fence yet.
+pub fn is_prepared(row: &Operation, role: &ServiceRole) -> bool {
+    role.fence.is_none() && row.phase == Phase::Prepare
+}
+
+fn prepared(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    role: &ServiceRole,
+) -> Option<(OperationKey, Operation)> {
+    let key = (name.clone(), role.operation?);
+    let row = draft.rows().operations().get(&key)?;
+    is_prepared(row, role).then(|| (key, Operation::clone(row)))
+}
+
+pub(super) fn open(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    to: Option<InstanceName>,
+    seen: Epoch,
+    reason: String,
+) -> Result<Reply, Rejection> {
+    check_text("reason", &reason, MAX_TEXT_BYTES)?;
+    let (service, mut role) = load(draft, name)?;
+    let Some(holder) = role.holder.clone() else {
+        let why = format!("{name} has no primary to change: it needs its first grant");
+        return Err(rule(RoleRule::NotAdopted, why));
+    };
+    same_epoch(&role, seen)?;
+    no_fence(&role)?;
+    if let Some(((_, since), _)) = prepared(draft, name, &role) {
+        return Err(under_way(since));
+    }
+    let kind = FenceKind::Switchover { to };
+    fence::check_kind(&service.spec, &role, &kind)?;
+    let key = (name.clone(), draft.revision);
+    let end_of_last = fence::end_of_last(draft, name, &role);
+    let mut row = fence::new_operation(draft, kind, &holder, reason.clone());
+    enter(draft, &mut row, Phase::Prepare);
+    role.operation = Some(draft.revision);
+    save(draft, name, role);
+    if let Some((key, row)) = end_of_last {
+        draft.set_operation(&key, Some(row));
+    }
+    draft.set_operation(&key, Some(row));
+    fence::forget_oldest(draft, name);
+    let outcome = format!("a switchover from {holder} is announced; it serves and checkpoints");
+    draft.note("role.planned", name.as_str(), &reason, &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
+fn under_way(since: Revision) -> Rejection {
+    rule(RoleRule::FenceOpen, format!("a switchover is under way since revision {since}"))
+}
+
+/// The announced switchover that this fence is for. One of a failover is for none.
+pub(super) fn to_go_on(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    role: &ServiceRole,
+    kind: &FenceKind,
+) -> Result<Option<(OperationKey, Operation)>, Rejection> {
+    let found = prepared(draft, name, role).filter(|_| kind.is_planned());
+    match found {
+        Some(((_, since), row)) if row.kind != *kind || row.from != role.holder => {
+            Err(under_way(since))
+        }
+        found => Ok(found),
+    }
+}
+
+/// Whether the operation that is announced has this number.
+pub(super) fn is_this(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    role: &ServiceRole,
+    operation: Revision,
+) -> bool {
+    prepared(draft, name, role).is_some_and(|((_, id), _)| id == operation)
+}
+
+/// Nobody was told anything that has to be taken back.
+pub(super) fn give_up(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    role: ServiceRole,
+    reason: &str,
+) -> Result<Reply, Rejection> {
+    let Some(operation) = role.operation else {
+        return Err(rule(RoleRule::FenceNotOpen, "no role change is open".to_owned()));
+    };
+    let key = (name.clone(), operation);
+    let row = operation_in(draft, &key, Phase::GivenUp)?;
+    save(draft, name, role);
+    draft.set_operation(&key, Some(row));
+    let outcome = format!("operation {operation} is given up before its fence");
+    draft.note("role.closed", name.as_str(), reason, &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
