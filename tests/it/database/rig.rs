@@ -15,23 +15,25 @@ use regent_lab::{Connections, Lab, Plan, Profile};
 use regent_rpc::client::Client;
 use regent_rpc::convert::common::Freshness;
 use regent_rpc::pb::v1;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cluster::{Cluster, PATIENCE, REGENT, Scratch, until};
 
 /// The primary's lease in all these labs: what bounds every wait for a lapse.
 pub const TTL: Duration = Duration::from_secs(3);
 
-/// Three PostgreSQL servers, three agents, three nodes: more than one such lab at a time, and two
+/// Three PostgreSQL servers, three agents, three nodes: more than two such labs at a time, and two
 /// cores are busy enough that a deadline of the protocol passes by itself.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+static TURNS: Semaphore = Semaphore::const_new(BOTH as usize);
+/// All turns: what a test takes that says how long something may be felt.
+const BOTH: u32 = 2;
 
 /// The lab. Its parts are dropped in this order: nodes and files, then the turn of the next test.
 pub struct Rig {
     pub cluster: Cluster,
     pub access: Access,
     operator: Client,
-    _turn: MutexGuard<'static, ()>,
+    _turn: SemaphorePermit<'static>,
 }
 
 /// What an operation in lease mode says that it loses at most.
@@ -42,21 +44,31 @@ pub fn bound(operation: &v1::Operation) -> Duration {
 impl Rig {
     /// Three nodes, three instances: one open primary from which both others stream.
     pub async fn up(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, false, Front::Off).await
+        Self::make(what, mode, false, Front::Off, 1).await
+    }
+
+    /// The same with no other lab beside it.
+    pub async fn up_alone(what: &str, mode: Mode) -> Self {
+        Self::make(what, mode, false, Front::Off, BOTH).await
     }
 
     /// The same, each on a machine of its own whose links can be cut.
     pub async fn up_on_network(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, true, Front::Off).await
+        Self::make(what, mode, true, Front::Off, 1).await
+    }
+
+    /// The same with no other lab beside it.
+    pub async fn up_alone_on_network(what: &str, mode: Mode) -> Self {
+        Self::make(what, mode, true, Front::Off, BOTH).await
     }
 
     /// The same on one machine, with HAProxy in front.
     pub async fn up_behind_haproxy(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, false, Front::Require).await
+        Self::make(what, mode, false, Front::Require, BOTH).await
     }
 
-    async fn make(what: &str, mode: Mode, network: bool, haproxy: Front) -> Self {
-        let turn = ONE_AT_A_TIME.lock().await;
+    async fn make(what: &str, mode: Mode, network: bool, haproxy: Front, turns: u32) -> Self {
+        let turn = TURNS.acquire_many(turns).await.expect("it is never closed");
         let scratch = Scratch::new(what);
         let plan = Plan {
             dir: scratch.path().join("lab"),
