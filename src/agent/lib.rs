@@ -19,6 +19,7 @@ mod http;
 mod init;
 mod link;
 mod local;
+mod lowered;
 mod notes;
 mod prepare;
 mod run;

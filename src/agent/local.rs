@@ -23,9 +23,6 @@ const COMPARE_AGAIN: Duration = Duration::from_secs(30);
 
 /// A look at the names is at most this old when it is heard of.
 const STRANGE_AFTER: Duration = Duration::from_millis(500);
-/// Strange names are told after this long: one look may be older than the last change of ours, and
-/// a false alarm about promised rows is worse than one that comes with the next report.
-const STRANGE_TOLD_AFTER: Duration = Duration::from_millis(250);
 
 /// Everything local.
 #[derive(Debug)]
@@ -63,6 +60,10 @@ pub struct Local {
     pub names_text: String,
     /// Since when PostgreSQL shows others, that nobody was told to set.
     pub strange_names: Option<Instant>,
+    /// Sessions of clients whose commits wait for less than the set.
+    pub lowered: engine::Lowered,
+    /// Whom the access list refuses for that; `None`: nobody has looked.
+    pub refused: Option<Vec<engine::Override>>,
     /// The set that is in force everywhere.
     pub in_force: Option<Revision>,
     /// The switchover that is announced, and since when this run knows of it.
@@ -116,6 +117,8 @@ impl Local {
             names: None,
             names_text: String::new(),
             strange_names: None,
+            lowered: engine::Lowered::default(),
+            refused: None,
             in_force: None,
             announced: None,
             prepared: None,
@@ -179,6 +182,7 @@ impl Local {
         (self.probe, self.streamless) = (Probe::Unknown, None);
         (self.announced, self.prepared) = (None, None);
         self.has_slots = false;
+        (self.lowered, self.refused) = (engine::Lowered::default(), None);
         self.proven = proven;
         self.stopped_in_order = in_order;
         self.shut_down = false;
@@ -302,18 +306,6 @@ impl Local {
         }
     }
 
-    /// How somebody lowered what commits wait for.
-    fn tampered(&self, run: Run) -> String {
-        let Some((seen, _)) = &self.seen else { return String::new() };
-        let mut found = tampered(seen);
-        let strange = self.strange_names.is_some_and(|it| it.elapsed() >= STRANGE_TOLD_AFTER);
-        if strange && run == Run::Primary && self.in_force.is_some() && !self.has_its_names() {
-            let text = format!("synchronous_standby_names is {:?}", seen.sync_names);
-            found = if found.is_empty() { text } else { format!("{text}; {found}") };
-        }
-        found
-    }
-
     /// The core's world.
     pub fn world(&self, told: &Told) -> World {
         let run = self.run();
@@ -341,6 +333,8 @@ impl Local {
             in_force: self.in_force,
             written: self.written,
             open: self.open,
+            strange: self.is_strange(told),
+            lowered: self.is_lowered(told),
             diverged: self.diverged,
             timeline: told.timeline,
             promoted: told.promoted,
@@ -386,7 +380,7 @@ impl Local {
             seen: notebook.seen(),
             doing: self.doing(),
             problem: self.problem.clone(),
-            tampered: self.tampered(run),
+            tampered: self.tampered(told),
             disk_free_bytes: seen.map_or(0, |seen| seen.disk_free_bytes),
         }
     }
@@ -401,6 +395,8 @@ pub struct Told {
     pub may_serve: bool,
     /// The lease is confirmed and held.
     pub holds_lease: bool,
+    /// Lowered commits are not only told of.
+    pub is_strict: bool,
     /// The first timeline that a promotion may begin; 0: nobody has said.
     pub timeline: u32,
     /// The epoch whose promotion the log knows of.
@@ -430,13 +426,6 @@ fn sender(seen: &engine::Sender) -> Option<Sender> {
         is_sync: matches!(seen.sync_state.as_str(), "sync" | "quorum"),
         flushed: seen.flushed.unwrap_or_default(),
     })
-}
-
-fn tampered(seen: &engine::Observation) -> String {
-    let lowered = seen.overrides.iter().map(|one| {
-        format!("synchronous_commit = {} for {:?} in {:?}", one.value, one.role, one.database)
-    });
-    lowered.collect::<Vec<_>>().join("; ")
 }
 
 fn millis(time: Duration) -> u64 {

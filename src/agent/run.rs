@@ -13,7 +13,7 @@ use regent_core::agent::notebook::Taken;
 use regent_core::agent::{Right, Step, may_stay_shut, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::Order;
-use regent_core::spec::Policy;
+use regent_core::spec::{LoweredSync, Policy};
 use regent_core::time::{Micros, Reading};
 use regent_engine as engine;
 use regent_fencer::Arm;
@@ -53,6 +53,8 @@ pub enum Report {
     Canary(Reading, Option<Revision>, bool),
     /// What a stop would have to write is written, for this switchover.
     Prepared(Revision),
+    /// Sessions of clients whose commits wait for less than they should.
+    Sessions(engine::Lowered),
     /// A step is over.
     Done(Step, Result<Change, StepError>),
     /// What lies on disk after a step that was aborted or failed.
@@ -261,6 +263,7 @@ impl Agent {
         self.take_mark(told.mark);
         self.told.timeline = told.timeline;
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
+        self.told.is_strict = told.spec.policy.on_lowered_sync == LoweredSync::Strict;
         self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = self.told.covered
             && let Err(error) = self.notes.change(|book| book.covered(set))
@@ -382,6 +385,7 @@ impl Agent {
                 }
             }
             Report::Prepared(operation) => self.prepared(operation),
+            Report::Sessions(lowered) => self.local.looked_into(lowered),
             Report::Done(step, outcome) => self.done(&step, outcome),
             Report::Inspected(found) => {
                 self.inspects = false;
@@ -397,7 +401,10 @@ impl Agent {
             return;
         }
         self.busy = None;
-        self.local.strange_names = None;
+        // A look may be older than the step; letting in and shutting out change no names.
+        if !matches!(step, Step::Open | Step::Close | Step::ShutOut) {
+            self.local.strange_names = None;
+        }
         self.local.rebuilding = false;
         self.local.stopping = false;
         self.local.doing.clear();
@@ -589,6 +596,7 @@ impl Agent {
         };
         self.tools.led = self.notes.book.may_carry();
         self.tools.checkpointed = self.local.prepared.map(|(_, at)| at);
+        self.tools.lowered = self.local.wanted(&self.told);
         let (tools, reports, doing) = (self.tools.clone(), self.reports.clone(), step.clone());
         let task = tokio::spawn(async move {
             let outcome = tools.run(&doing, arm).await;

@@ -1,5 +1,5 @@
 //! What the agent feels without being asked, each in a task of its own: facts of the server, fresh
-//! connections, own synchronous commits. A hung server holds up these, never the loop.
+//! connections, own synchronous commits, sessions of clients. A hung server holds up these, never the loop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use regent_core::id::Revision;
 use regent_engine::Engine;
 use tokio::sync::{Notify, mpsc};
 
+use crate::guard::Guard;
 use crate::run::Report;
 
 /// The engine's facts: at least every `every`, and whenever a look is asked for.
@@ -76,5 +77,32 @@ pub async fn certify(
         } else if wanted.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Sessions of clients whose commits wait for less than they should, while there are such commits.
+pub async fn sessions(
+    engine: Arc<dyn Engine>,
+    guard: Guard,
+    every: Duration,
+    mut wanted: tokio::sync::watch::Receiver<Option<Revision>>,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    const WITHIN: Duration = Duration::from_millis(1_000);
+    loop {
+        if wanted.borrow_and_update().is_none() {
+            if wanted.changed().await.is_err() {
+                return;
+            }
+            continue;
+        }
+        let looked = engine.lowered(guard.postmaster_pid().await, WITHIN).await;
+        // A server that does not answer is told of by others.
+        if let Ok(lowered) = looked
+            && reports.send(Report::Sessions(lowered)).is_err()
+        {
+            return;
+        }
+        tokio::time::sleep(every).await;
     }
 }

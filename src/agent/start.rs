@@ -131,6 +131,14 @@ pub async fn run(
     tasks.spawn(link::run(client, speaker, heard_tx));
     tasks.spawn(senses::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
     tasks.spawn(senses::probe(Arc::clone(&engine), every, reports.clone()));
+    let sessions = senses::sessions(
+        Arc::clone(&engine),
+        guard.clone(),
+        every,
+        wanted.clone(),
+        reports.clone(),
+    );
+    tasks.spawn(sessions);
     tasks.spawn(senses::certify(Arc::clone(&engine), wanted, reports.clone()));
     tasks.spawn(prepare::checkpoint(Arc::clone(&engine), announced, reports.clone()));
     let port = Arc::clone(&published);
@@ -151,6 +159,7 @@ pub async fn run(
             guard: guard.clone(),
             me: config.instance.clone(),
             led: notes.book.led,
+            lowered: crate::lowered::Wanted::default(),
             declared: Vec::new(),
             log: postgres.data_dir.with_extension("log"),
             dir: postgres.data_dir.parent().map(Into::into).unwrap_or_else(|| "/".into()),

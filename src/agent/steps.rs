@@ -61,6 +61,8 @@ pub struct Tools {
     pub me: InstanceName,
     /// The highest epoch that its WAL may carry.
     pub led: Epoch,
+    /// Whom the policy refuses, and whose sessions it ends.
+    pub lowered: crate::lowered::Wanted,
     /// Where the instances are.
     pub declared: Vec<InstanceSpec>,
     /// What PostgreSQL writes to its own log.
@@ -157,6 +159,7 @@ impl Tools {
             Step::WriteEpoch(epoch) => self.write_epoch(*epoch).await,
             Step::Open => self.open().await,
             Step::Close => self.close().await,
+            Step::ShutOut => self.shut_out().await,
             // Done by the loop itself: they are words, not deeds.
             Step::Rest
             | Step::Stuck(_)
@@ -473,8 +476,31 @@ impl Tools {
     }
 
     async fn open(&self) -> Result<Change, StepError> {
-        self.engine.open_clients(&self.guard, SOON).await.map_err(failed("letting clients in"))?;
-        Ok(Box::new(|local| local.open = true))
+        let refused = self.lowered.refused.clone();
+        let opened = self.engine.open_clients(&refused, &self.guard, SOON).await;
+        opened.map_err(failed("letting clients in"))?;
+        Ok(Box::new(|local| {
+            local.open = true;
+            local.refused = Some(refused);
+        }))
+    }
+
+    async fn shut_out(&self) -> Result<Change, StepError> {
+        let crate::lowered::Wanted { refused, ended } = self.lowered.clone();
+        let done = self.engine.shut_out(&refused, &ended, &self.guard, SOON).await;
+        done.map_err(failed("shutting lowered commits out"))?;
+        for one in &refused {
+            let (value, role, database) = (&one.value, &one.role, &one.database);
+            tracing::warn!(value, role, database, "refused: it lowers synchronous_commit");
+        }
+        for one in &ended {
+            let (value, role, pid) = (&one.value, &one.role, one.pid);
+            tracing::warn!(value, role, pid, "ended: the session lowers synchronous_commit");
+        }
+        Ok(Box::new(|local| {
+            local.refused = Some(refused);
+            local.lowered.sessions.clear();
+        }))
     }
 
     async fn close(&self) -> Result<Change, StepError> {

@@ -13,7 +13,7 @@ use crate::id::{
     PartitionName, RenewalNumber, Revision, Serial, ServiceName, SessionId,
 };
 use crate::role::{AgentStart, FenceKind, HolderReport, Loss, Lsn, Phase, Receipt, StopInstant};
-use crate::spec::ServiceSpec;
+use crate::spec::{LoweredSync, ServiceSpec};
 use crate::state::version::REPORTS_LEVEL;
 use crate::time::WallMs;
 use crate::timing::Timing;
@@ -364,6 +364,9 @@ impl Command {
             | Self::SetPause { .. } => 2,
             Self::RenewHolders { .. } | Self::RecordStop { .. } => 3,
             Self::PlanSwitchover { .. } => 4,
+            Self::PutService { spec, .. } if spec.policy.on_lowered_sync == LoweredSync::Strict => {
+                5
+            }
             _ => 1,
         }
     }

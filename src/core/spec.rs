@@ -5,6 +5,7 @@
 //! `spec/validate.rs` and `spec/survival.rs`, the words of each choice in `spec/words.rs`.
 
 mod safer;
+mod stored;
 mod survival;
 mod validate;
 mod words;
@@ -66,8 +67,9 @@ pub struct InstanceSpec {
     pub priority: u32,
 }
 
-/// How a service is to be run. Defaults are PROTOCOL.md's.
+/// How a service is to be run. Defaults are PROTOCOL.md's. How it is written is `spec/stored.rs`'s.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "stored::Stored", into = "stored::Stored")]
 pub struct Policy {
     /// Lease mode or quorum mode (DESIGN.md 4).
     pub mode: Mode,
@@ -79,6 +81,8 @@ pub struct Policy {
     pub min_sync_standbys: u32,
     /// What to do when fewer than `min_sync_standbys` are left.
     pub on_too_few_sync: TooFewSync,
+    /// What the primary does about commits that wait for less than their set.
+    pub on_lowered_sync: LoweredSync,
     /// What the agent does when it cannot reach the coordinators (F).
     pub on_coordinator_loss: CoordinatorLoss,
     /// What a failover may lose.
@@ -103,6 +107,7 @@ impl Policy {
             sync_standbys: 1,
             min_sync_standbys: 1,
             on_too_few_sync: TooFewSync::Block,
+            on_lowered_sync: LoweredSync::Report,
             on_coordinator_loss: CoordinatorLoss::Hold,
             loss_bound: LossBound { max_bytes: 0, max_ms: 0, on_violation: OnViolation::Ask },
             max_failover_scope: Scope::Region,
@@ -154,6 +159,15 @@ pub enum TooFewSync {
     Block,
     /// Writes go on unprotected, shown as such.
     Degrade,
+}
+
+/// Somebody lowered `synchronous_commit`, or changed the names (D).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoweredSync {
+    /// It is said that nothing is promised of such commits.
+    Report,
+    /// Such sessions are ended, and such roles and databases refused.
+    Strict,
 }
 
 /// Loss of the coordinators.

@@ -12,8 +12,8 @@ use regent_core::role::Position;
 
 use crate::error::{ChangeError, CommitError, DiskError, RebuildError, SqlError};
 use crate::facts::{
-    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Observation, Relation,
-    SourceLine, Switch,
+    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Lowered, LoweredSession,
+    Observation, Override, Relation, SourceLine, Switch,
 };
 use crate::orders::{Secrets, Source, StartAs, StartCommand, SyncNames, Upstream};
 
@@ -158,12 +158,34 @@ pub trait Engine: Send + Sync {
         within: Duration,
     ) -> Result<Duration, ChangeError>;
 
-    /// Lets clients in, and returns once that is so.
+    /// Lets clients in, those of `refused` roles and databases left out, and returns once that is so.
     ///
     /// # Errors
     /// When that is not so in time.
     async fn open_clients(
         &self,
+        refused: &[Override],
+        postmaster: &dyn Postmaster,
+        within: Duration,
+    ) -> Result<(), ChangeError>;
+
+    /// Sessions of clients whose commits wait for less than the names ask for, as far as that can be
+    /// seen. `postmaster` is the first process as this host numbers it.
+    ///
+    /// # Errors
+    /// No answer within `within`.
+    async fn lowered(&self, postmaster: Option<i32>, within: Duration)
+    -> Result<Lowered, SqlError>;
+
+    /// With clients let in: refuses these roles and databases and no others, and ends their sessions
+    /// and the ones that are named.
+    ///
+    /// # Errors
+    /// When that was not done in time.
+    async fn shut_out(
+        &self,
+        refused: &[Override],
+        sessions: &[LoweredSession],
         postmaster: &dyn Postmaster,
         within: Duration,
     ) -> Result<(), ChangeError>;

@@ -197,6 +197,30 @@ pub struct Override {
     pub value: String,
 }
 
+/// Sessions of clients whose commits wait for less than the names ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lowered {
+    /// Those that were seen.
+    pub sessions: Vec<LoweredSession>,
+    /// Why the server's processes could not be looked into: then only texts of statements were.
+    pub unseen: Option<String>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoweredSession {
+    /// Process, as the server numbers it.
+    pub pid: i32,
+    /// Role that it logged in as.
+    pub role: String,
+    /// Its database.
+    pub database: String,
+    /// What it has set `synchronous_commit` to.
+    pub value: String,
+    /// A superuser's: only a signal ends it.
+    pub by_signal: bool,
+}
+
 /// A finished promotion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch {

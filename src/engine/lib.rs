@@ -23,8 +23,8 @@ pub use engine::{Engine, Postmaster};
 pub use error::{ChangeError, CommitError, DiskError, RebuildError, SqlError};
 pub use facts::{
     CleanStop, Cluster, ClusterState, Discovery, GenerationId, HistoryEntry, HistoryFile,
-    LostTransaction, LostTransactions, Observation, Override, Receiver, Relation, Sender, Slot,
-    SourceLine, Switch,
+    LostTransaction, LostTransactions, Lowered, LoweredSession, Observation, Override, Receiver,
+    Relation, Sender, Slot, SourceLine, Switch,
 };
 pub use orders::{
     MemberName, NotAMemberName, Secret, Secrets, Source, StartAs, StartCommand, SyncNames, Upstream,

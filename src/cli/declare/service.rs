@@ -2,8 +2,8 @@
 
 use regent_core::id::{InstanceName, Locality, NameError, PartitionName, ServiceName};
 use regent_core::spec::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, Scope,
-    ServiceSpec, Survive, TooFewSync, TopologyKind,
+    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
+    Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use regent_core::timing::Timing;
 use toml::de::{DeTable, DeValue};
@@ -18,12 +18,13 @@ const TOP: [&str; 7] =
     ["name", "description", "engine", "topology", "instances", "partitions", "policy"];
 const INSTANCE: [&str; 4] = ["name", "locality", "address", "priority"];
 const LOCALITY: [&str; 3] = ["region", "zone", "host"];
-const POLICY: [&str; 11] = [
+const POLICY: [&str; 12] = [
     "mode",
     "ttl_ms",
     "sync_standbys",
     "min_sync_standbys",
     "on_too_few_sync",
+    "on_lowered_sync",
     "on_coordinator_loss",
     "loss_bound",
     "max_failover_scope",
@@ -191,6 +192,9 @@ fn policy<'t>(reader: &mut Reader<'t>, top: &Part<'_, 't>) -> Option<Policy> {
         on_too_few_sync: reader
             .choice(&part, "on_too_few_sync", TooFewSync::WORDS)
             .unwrap_or(defaults.on_too_few_sync),
+        on_lowered_sync: reader
+            .choice(&part, "on_lowered_sync", LoweredSync::WORDS)
+            .unwrap_or(defaults.on_lowered_sync),
         on_coordinator_loss: reader
             .choice(&part, "on_coordinator_loss", CoordinatorLoss::WORDS)
             .unwrap_or(defaults.on_coordinator_loss),

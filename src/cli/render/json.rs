@@ -182,6 +182,7 @@ pub fn service(service: &v1::Service) -> Value {
             "ttl_ms": policy.ttl_ms,
             "sync_standbys": policy.sync_standbys,
             "min_sync_standbys": policy.min_sync_standbys,
+            "on_lowered_sync": text::word(policy.on_lowered_sync().as_str_name()),
             "on_too_few_sync": text::word(policy.on_too_few_sync().as_str_name()),
             "on_coordinator_loss": text::word(policy.on_coordinator_loss().as_str_name()),
             "loss_bound": {

@@ -62,6 +62,9 @@ pub enum Step {
     Open,
     /// Shut clients out, end their sessions.
     Close,
+    /// Refuse the roles and databases whose commits would wait for less than the set, and end the
+    /// sessions whose commits do.
+    ShutOut,
 }
 
 /// What comes next in this world.
@@ -130,7 +133,7 @@ fn names_missing(world: &World, set: &SyncSet) -> Option<Step> {
 
 /// A primary under its epoch.
 fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
-    if world.open && !world.may_serve {
+    if world.open && (!world.may_serve || world.strange) {
         return Step::Close;
     }
     if !world.answers {
@@ -151,8 +154,11 @@ fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
     }
     // The epoch is written and a commit has returned under the set: nobody has to wait for the log
     // to hear of it.
-    if !world.open && world.may_serve {
+    if !world.open && world.may_serve && !world.strange {
         return Step::Open;
+    }
+    if world.open && world.lowered {
+        return Step::ShutOut;
     }
     if world.promoted < epoch {
         return Step::ReportPromoted(epoch);

@@ -46,6 +46,8 @@ pub(crate) fn standby() -> World {
         in_force: None,
         written: epoch(2),
         open: false,
+        strange: false,
+        lowered: false,
         diverged: None,
         timeline: 2,
         promoted: Epoch::NONE,
@@ -131,6 +133,7 @@ pub(crate) fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
         Step::ReportPromoted(epoch) => world.promoted = *epoch,
         Step::Open => world.open = true,
         Step::Close => world.open = false,
+        Step::ShutOut => world.lowered = false,
         Step::Rest | Step::Stuck(_) => {}
     }
 }
@@ -288,6 +291,27 @@ fn nothing_starts_before_the_log_has_accepted_this_boot() {
         };
         assert_eq!(next(&told(9, 9, order), &down), Step::Rest);
     }
+}
+
+#[test]
+fn names_that_are_not_the_sets_shut_clients_out_until_they_are_in_force_again() {
+    let strange = World { strange: true, ..primary() };
+    assert_eq!(next(&lead(), &strange), Step::Close);
+    let closed = World { open: false, ..strange };
+    assert_eq!(next(&lead(), &closed), Step::Rest);
+    // The shell forgets what it had in force; then it is done as for a new set.
+    let forgot = World { names: None, in_force: None, open: false, ..primary() };
+    assert_eq!(run(lead(), forgot), ["SetNames", "ConfirmSet", "Open"]);
+}
+
+#[test]
+fn lowered_commits_are_shut_out_once_and_only_where_clients_are_let_in() {
+    let lowered = World { lowered: true, ..primary() };
+    assert_eq!(run(lead(), lowered.clone()), ["ShutOut"]);
+    // The set comes first: it is what everybody else's commits wait for.
+    let behind = World { in_force: None, ..lowered.clone() };
+    assert_eq!(run(lead(), behind), ["ConfirmSet", "ShutOut"]);
+    assert_eq!(run(lead(), World { open: false, ..lowered }), ["Open", "ShutOut"]);
 }
 
 #[test]

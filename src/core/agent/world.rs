@@ -41,6 +41,10 @@ pub struct World {
     pub written: Epoch,
     /// Clients may connect.
     pub open: bool,
+    /// The policy is strict, and commits of clients may wait for nobody: the names are not the set's.
+    pub strange: bool,
+    /// With clients let in: whom the policy refuses is not who is refused, or a session is to be ended.
+    pub lowered: bool,
     /// Whether its WAL left the upstream's history; `None`: not known yet.
     pub diverged: Option<bool>,
     /// The first timeline that a promotion may begin; 0: nobody has said.

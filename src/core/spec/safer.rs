@@ -1,7 +1,7 @@
 //! The safer of two policies (PROTOCOL.md C7): what binds while nobody knows by which of them a holder
 //! acts.
 
-use super::{CoordinatorLoss, LossBound, Mode, OnViolation, Policy, TooFewSync};
+use super::{CoordinatorLoss, LossBound, LoweredSync, Mode, OnViolation, Policy, TooFewSync};
 
 impl Policy {
     /// The one that refuses whatever either of the two refuses, and waits as long as either waits.
@@ -24,6 +24,10 @@ impl Policy {
             on_too_few_sync: match either(|policy| policy.on_too_few_sync == TooFewSync::Block) {
                 true => TooFewSync::Block,
                 false => TooFewSync::Degrade,
+            },
+            on_lowered_sync: match either(|policy| policy.on_lowered_sync == LoweredSync::Strict) {
+                true => LoweredSync::Strict,
+                false => LoweredSync::Report,
             },
             on_coordinator_loss: match either(|it| it.on_coordinator_loss == CoordinatorLoss::Stop)
             {
@@ -70,7 +74,7 @@ mod tests {
             policy
         };
         // One that is safer, one that is laxer, in one field each.
-        let table: [(Change, Change); 8] = [
+        let table: [(Change, Change); 9] = [
             (|it| it.mode = Mode::Quorum, |it| it.mode = Mode::Lease),
             (|it| it.ttl_ms = 9_000, |it| it.ttl_ms = 3_000),
             (|it| it.sync_standbys = 2, |it| it.sync_standbys = 1),
@@ -78,6 +82,10 @@ mod tests {
             (
                 |it| it.on_too_few_sync = TooFewSync::Block,
                 |it| it.on_too_few_sync = TooFewSync::Degrade,
+            ),
+            (
+                |it| it.on_lowered_sync = LoweredSync::Strict,
+                |it| it.on_lowered_sync = LoweredSync::Report,
             ),
             (
                 |it| it.on_coordinator_loss = CoordinatorLoss::Stop,

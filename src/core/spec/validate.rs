@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use super::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, Problem,
-    ServiceSpec, TooFewSync, TopologyKind,
+    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
+    Problem, ServiceSpec, TooFewSync, TopologyKind,
 };
 use crate::limits::{MAX_INSTANCES, MAX_NAME_BYTES, MAX_PARTITIONS, MAX_TEXT_BYTES, MAX_TTL_MS};
 use crate::timing::{Timing, TtlAsk};
@@ -222,6 +222,13 @@ impl ServiceSpec {
                     "policy.on_coordinator_loss",
                     "in lease mode commits wait for nobody, so none proves that no other has taken over",
                     "use \"stop\", or mode = \"quorum\"",
+                );
+            }
+            if self.policy.on_lowered_sync == LoweredSync::Strict {
+                problems.add(
+                    "policy.on_lowered_sync",
+                    "in lease mode no commit waits for a standby, so none can wait for less",
+                    "leave it out, or use mode = \"quorum\"",
                 );
             }
             if on_too_few_sync == TooFewSync::Degrade {

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{CoordinatorLoss, Engine, Mode, OnViolation, Scope, Survive, TooFewSync, TopologyKind};
+use super::{
+    CoordinatorLoss, Engine, LoweredSync, Mode, OnViolation, Scope, Survive, TooFewSync,
+    TopologyKind,
+};
 
 /// A word that names no choice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +52,7 @@ words!(Engine { Postgres = "postgres", Exec = "exec" });
 words!(TopologyKind { ActivePassive = "active-passive", ActiveActive = "active-active" });
 words!(Mode { Lease = "lease", Quorum = "quorum" });
 words!(TooFewSync { Block = "block", Degrade = "degrade" });
+words!(LoweredSync { Report = "report", Strict = "strict" });
 words!(CoordinatorLoss { Stop = "stop", Hold = "hold" });
 words!(OnViolation { Refuse = "refuse", Ask = "ask", Accept = "accept" });
 words!(Scope { Zone = "zone", Region = "region", Any = "any" });
@@ -69,6 +73,7 @@ mod tests {
         check::<TopologyKind>(TopologyKind::WORDS);
         check::<Mode>(Mode::WORDS);
         check::<TooFewSync>(TooFewSync::WORDS);
+        check::<LoweredSync>(LoweredSync::WORDS);
         check::<CoordinatorLoss>(CoordinatorLoss::WORDS);
         check::<OnViolation>(OnViolation::WORDS);
         check::<Scope>(Scope::WORDS);

@@ -4,9 +4,10 @@ use tokio::time::Instant;
 
 use super::link::{self, Link, get};
 use super::standby::pause;
-use super::{Postgres, hba};
+use super::{Postgres, Programs, hba};
 use crate::engine::Postmaster;
 use crate::error::ChangeError;
+use crate::facts::Override;
 
 /// A session of a superuser is not this role's to end; the process is ended through the fencer.
 const END: &str = "SELECT a.pid, coalesce(r.rolsuper, true) AS by_signal,
@@ -31,18 +32,26 @@ pub(super) async fn end_sessions(
     Ok(rows.len())
 }
 
-async fn put(pg: &Postgres, open: bool) -> Result<(), ChangeError> {
-    Ok(pg.change(move |options, programs| hba::put(options, open, programs.owner)).await?)
+/// Puts a list in use: the open one but for some, or the closed one.
+pub(super) async fn put(pg: &Postgres, open: Option<&[Override]>) -> Result<(), ChangeError> {
+    let open = open.map(<[Override]>::to_vec);
+    let work =
+        move |options: &_, programs: &Programs| hba::put(options, open.as_deref(), programs.owner);
+    Ok(pg.change(work).await?)
 }
 
 /// Puts the open list in use, and waits until a stranger is asked for a password.
 pub(super) async fn open(
     pg: &Postgres,
+    refused: &[Override],
     postmaster: &dyn Postmaster,
     by: Instant,
 ) -> Result<(), ChangeError> {
-    put(pg, true).await?;
+    put(pg, Some(refused)).await?;
     postmaster.reload().await.map_err(ChangeError::Signal)?;
+    if refused.iter().any(hba::is_for_strangers) {
+        return Ok(());
+    }
     while !link::lets_clients_in(&pg.options, by).await? {
         pause(by, "the server lets clients in").await?;
     }
@@ -56,7 +65,7 @@ pub(super) async fn close(
     postmaster: &dyn Postmaster,
     by: Instant,
 ) -> Result<(), ChangeError> {
-    put(pg, false).await?;
+    put(pg, None).await?;
     postmaster.reload().await.map_err(ChangeError::Signal)?;
     while link::lets_clients_in(&pg.options, by).await? {
         pause(by, "the server keeps clients out").await?;

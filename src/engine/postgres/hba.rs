@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use super::durable::{self, Owner};
 use super::options::Options;
 use crate::error::DiskError;
+use crate::facts::Override;
 
 pub(super) const IN_USE: &str = "regent.hba";
 const OPEN: &str = "regent_open.hba";
@@ -30,11 +31,33 @@ fn closed_text(options: &Options) -> String {
     text
 }
 
-fn open_text(options: &Options) -> String {
+/// A name as this file wants it. One that would mean something else there, or end the line, is
+/// everybody's: what is to be refused is never let in.
+fn name(text: &str) -> String {
+    match text {
+        "" => "all".to_owned(),
+        odd if odd.starts_with(['/', '+', '@']) || odd.contains(char::is_control) => {
+            "all".to_owned()
+        }
+        plain => format!("\"{}\"", plain.replace('"', "\"\"")),
+    }
+}
+
+/// Whether refusing this refuses also those whom [`super::link::lets_clients_in`] plays.
+pub(super) fn is_for_strangers(refused: &Override) -> bool {
+    name(&refused.role) == "all"
+        && matches!(name(&refused.database).as_str(), "all" | "\"postgres\"")
+}
+
+fn open_text(options: &Options, refused: &[Override]) -> String {
     let mut text = closed_text(options);
     // A client's line may be as wide as "all": it is not for Regent's roles.
     let ours = format!("{},{},{}", super::AGENT, super::REPLICATION, super::REWIND);
     text += &format!("local all {ours} reject\nhost all {ours} all reject\n");
+    for one in refused {
+        let (database, role) = (name(&one.database), name(&one.role));
+        text += &format!("local {database} {role} reject\nhost {database} {role} all reject\n");
+    }
     for line in &options.client_hba {
         text += line;
         text.push('\n');
@@ -46,23 +69,59 @@ fn path(options: &Options, name: &str) -> PathBuf {
     options.data_dir.join(name)
 }
 
-/// Writes the lists, and the one in use; a line break in an option is refused.
-pub(super) fn put(options: &Options, open: bool, owner: Owner) -> Result<(), DiskError> {
+/// Writes the lists, and the one in use: the open one but for some, or the closed one. A line break in
+/// an option is refused.
+pub(super) fn put(
+    options: &Options,
+    open: Option<&[Override]>,
+    owner: Owner,
+) -> Result<(), DiskError> {
     let lines = options.peers.iter().chain(&options.client_hba);
     if let Some(bad) = lines.into_iter().find(|l| l.contains(['\n', '\r'])) {
         return Err(DiskError::Setting(format!("an access rule has a line break: {bad:?}")));
     }
     durable::write_if_other(&path(options, CLOSED), &closed_text(options), owner)?;
-    durable::write_if_other(&path(options, OPEN), &open_text(options), owner)?;
+    durable::write_if_other(&path(options, OPEN), &open_text(options, &[]), owner)?;
     let in_use = path(options, IN_USE);
     match open {
         // Clients wait for it. What a power cut leaves is replaced by the closed one at each start.
-        true => durable::write_unsynced(&in_use, &open_text(options), owner),
-        false => durable::write_if_other(&in_use, &closed_text(options), owner),
+        Some(refused) => durable::write_unsynced(&in_use, &open_text(options, refused), owner),
+        None => durable::write_if_other(&in_use, &closed_text(options), owner),
     }
 }
 
 /// Whether the file in use is the closed list.
 pub(super) fn is_closed(options: &Options) -> Result<bool, DiskError> {
     Ok(durable::read(&path(options, IN_USE))?.is_some_and(|text| text == closed_text(options)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn of(role: &str, database: &str) -> Override {
+        let [role, database, value] = [role, database, "off"].map(str::to_owned);
+        Override { role, database, value }
+    }
+
+    #[test]
+    fn what_is_refused_stands_before_what_is_let_in_and_no_odd_name_lets_more_in() {
+        let mut options = Options::new("data", 5432);
+        options.client_hba = vec!["host all all all scram-sha-256".to_owned()];
+        let refused = [of("app", ""), of("a\"b", "d b"), of("/x\ny", "shop")];
+        let text = open_text(&options, &refused);
+        let line = |wanted: &str| text.lines().position(|line| line == wanted);
+        let open = line("host all all all scram-sha-256").unwrap();
+        for wanted in [
+            "host all \"app\" all reject",
+            "host \"d b\" \"a\"\"b\" all reject",
+            "host \"shop\" all all reject",
+            "local all \"app\" reject",
+        ] {
+            assert!(line(wanted).unwrap() < open, "{wanted}: {text}");
+        }
+        assert!(is_for_strangers(&of("", "")) && is_for_strangers(&of("", "postgres")));
+        assert!(!is_for_strangers(&of("app", "")) && !is_for_strangers(&of("", "app")));
+    }
 }

@@ -7,6 +7,7 @@
 //! | `init`, `start`, `rewind`, `copy` | what happens to a directory without a server |
 //! | `link`, `observe`, `commit` | sessions, facts, commits that must be acknowledged |
 //! | `standby`, `sync_names`, `clients`, `slots` | changes of a running server |
+//! | `sessions`, `memory` | whose commits wait for less than they should |
 //! | `history`, `wal` | timelines and records |
 //!
 //! Three roles, none a superuser: one observes, promotes and writes Regent's own two tables, one
@@ -23,11 +24,13 @@ mod init;
 mod link;
 mod managed;
 mod marker;
+mod memory;
 mod observe;
 mod options;
 mod passfile;
 mod programs;
 mod rewind;
+mod sessions;
 mod slots;
 mod source;
 mod standby;
@@ -50,8 +53,8 @@ pub use programs::Programs;
 use crate::engine::{Engine, Postmaster};
 use crate::error::{ChangeError, CommitError, DiskError, RebuildError, SqlError};
 use crate::facts::{
-    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Observation, Relation,
-    SourceLine, Switch,
+    CleanStop, Discovery, GenerationId, HistoryFile, LostTransactions, Lowered, LoweredSession,
+    Observation, Override, Relation, SourceLine, Switch,
 };
 use crate::orders::{Secret, Secrets, Source, StartAs, StartCommand, SyncNames, Upstream};
 use commit::Lane;
@@ -79,6 +82,8 @@ pub struct Postgres {
     canary: Lane,
     epoch: Lane,
     probe: Lane,
+    /// How its processes are looked into.
+    eyes: Mutex<Option<memory::Known>>,
 }
 
 impl Postgres {
@@ -98,6 +103,7 @@ impl Postgres {
             canary: Lane::default(),
             epoch: Lane::default(),
             probe: Lane::default(),
+            eyes: Mutex::default(),
         })
     }
 
@@ -320,10 +326,29 @@ impl Engine for Postgres {
 
     async fn open_clients(
         &self,
+        refused: &[Override],
         postmaster: &dyn Postmaster,
         within: Duration,
     ) -> Result<(), ChangeError> {
-        clients::open(self, postmaster, after(within)).await
+        clients::open(self, refused, postmaster, after(within)).await
+    }
+
+    async fn lowered(
+        &self,
+        postmaster: Option<i32>,
+        within: Duration,
+    ) -> Result<Lowered, SqlError> {
+        sessions::look(self, postmaster, after(within)).await
+    }
+
+    async fn shut_out(
+        &self,
+        refused: &[Override],
+        sessions: &[LoweredSession],
+        postmaster: &dyn Postmaster,
+        within: Duration,
+    ) -> Result<(), ChangeError> {
+        sessions::shut_out(self, refused, sessions, postmaster, after(within)).await
     }
 
     async fn close_clients(

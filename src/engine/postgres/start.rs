@@ -40,7 +40,7 @@ pub(super) fn prepare(
             managed.store()?;
         }
     }
-    hba::put(options, false, programs.owner)?;
+    hba::put(options, None, programs.owner)?;
     durable::remove(&dir.join("recovery.signal"))?;
     if matches!(start, StartAs::Primary { .. }) {
         durable::remove(&signal)?;
@@ -58,7 +58,7 @@ pub(super) fn lay_closed(options: &Options, programs: &Programs) -> Result<(), D
     managed.no_upstream();
     managed.names(&SyncNames::Blocked);
     managed.store()?;
-    hba::put(options, false, programs.owner)
+    hba::put(options, None, programs.owner)
 }
 
 /// Forgets how the server was started.

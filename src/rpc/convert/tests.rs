@@ -41,6 +41,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         select(vec![OnViolation::Refuse, OnViolation::Ask, OnViolation::Accept]),
         select(vec![Scope::Zone, Scope::Region, Scope::Any]),
         select(vec![Survive::Instance, Survive::Zone, Survive::Region]),
+        select(vec![LoweredSync::Report, LoweredSync::Strict]),
     );
     let numbers = (any::<[u64; 5]>(), any::<[u32; 2]>());
     (choices, numbers).prop_map(|(c, (n, k))| Policy {
@@ -49,6 +50,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         sync_standbys: k[0],
         min_sync_standbys: k[1],
         on_too_few_sync: c.1,
+        on_lowered_sync: c.6,
         on_coordinator_loss: c.2,
         loss_bound: LossBound { max_bytes: n[1], max_ms: n[2], on_violation: c.3 },
         max_failover_scope: c.4,

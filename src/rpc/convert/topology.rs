@@ -6,8 +6,8 @@
 use regent_core::id::{Revision, ServiceName};
 use regent_core::limits::{MAX_INSTANCES, MAX_PARTITIONS, MAX_TEXT_BYTES};
 use regent_core::spec::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, Scope,
-    ServiceSpec, Survive, TooFewSync, TopologyKind,
+    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
+    Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use regent_core::state::partition::Partition;
 use regent_core::state::service::{Life, Quarantine, Service};
@@ -126,6 +126,12 @@ pub fn policy_in(policy: &v1::Policy) -> Result<Policy, Invalid> {
         p::TooFewSync::Unspecified | p::TooFewSync::Block => TooFewSync::Block,
         p::TooFewSync::Degrade => TooFewSync::Degrade,
     };
+    let lowered = policy.on_lowered_sync;
+    let on_lowered_sync =
+        match known("on_lowered_sync", p::LoweredSync::try_from(lowered), lowered)? {
+            p::LoweredSync::Unspecified | p::LoweredSync::Report => LoweredSync::Report,
+            p::LoweredSync::Strict => LoweredSync::Strict,
+        };
     let loss = policy.on_coordinator_loss;
     let on_coordinator_loss =
         match known("on_coordinator_loss", p::CoordinatorLoss::try_from(loss), loss)? {
@@ -151,6 +157,7 @@ pub fn policy_in(policy: &v1::Policy) -> Result<Policy, Invalid> {
         sync_standbys: policy.sync_standbys.unwrap_or(sync_default),
         min_sync_standbys: policy.min_sync_standbys.unwrap_or(sync_default),
         on_too_few_sync,
+        on_lowered_sync,
         on_coordinator_loss,
         loss_bound: loss_in(policy, mode, ttl_ms)?,
         max_failover_scope,
@@ -198,6 +205,11 @@ pub fn policy_out(policy: &Policy) -> v1::Policy {
         on_too_few_sync: match policy.on_too_few_sync {
             TooFewSync::Block => p::TooFewSync::Block,
             TooFewSync::Degrade => p::TooFewSync::Degrade,
+        }
+        .into(),
+        on_lowered_sync: match policy.on_lowered_sync {
+            LoweredSync::Report => p::LoweredSync::Report,
+            LoweredSync::Strict => p::LoweredSync::Strict,
         }
         .into(),
         on_coordinator_loss: match policy.on_coordinator_loss {

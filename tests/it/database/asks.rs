@@ -2,11 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use regent_core::command::Expect;
 use regent_core::spec::Mode;
 use regent_lab::databases::SERVICE;
-use regent_rpc::convert::common::Freshness;
-use regent_rpc::convert::topology::spec_in;
 use regent_rpc::pb::v1;
 
 use super::load::Load;
@@ -16,11 +13,7 @@ use crate::cluster::{Cluster, until};
 /// A service in lease mode that may lose nothing without being asked.
 async fn strict(what: &str) -> Rig {
     let rig = Rig::up(what, Mode::Lease).await;
-    let service = Rig::service();
-    let shown = rig.operator().get_service(&service, Freshness::Linearizable).await.unwrap();
-    let mut spec = spec_in(shown.service.unwrap().spec.unwrap()).unwrap();
-    (spec.policy.loss_bound.max_ms, spec.policy.loss_bound.max_bytes) = (0, 0);
-    rig.operator().apply_service(&spec, Expect::Any, false).await.unwrap();
+    rig.declare(|policy| (policy.loss_bound.max_ms, policy.loss_bound.max_bytes) = (0, 0)).await;
     rig
 }
 

@@ -1,9 +1,6 @@
 //! `on_too_few_sync = "degrade"`: both standbys are gone, and writes go on without protection.
 
-use regent_core::command::Expect;
 use regent_core::spec::{Mode, TooFewSync};
-use regent_rpc::convert::common::Freshness;
-use regent_rpc::convert::topology::spec_in;
 
 use super::load::Load;
 use super::rig::Rig;
@@ -13,11 +10,7 @@ use crate::cluster::until;
 async fn without_standbys_a_degraded_service_goes_on_unprotected_until_one_is_back() {
     let mut rig = Rig::up("degraded", Mode::Quorum).await;
     let primary = rig.redundant().await;
-    let read = Freshness::Linearizable;
-    let shown = rig.operator().get_service(&Rig::service(), read).await.unwrap();
-    let mut spec = spec_in(shown.service.unwrap().spec.unwrap()).unwrap();
-    spec.policy.on_too_few_sync = TooFewSync::Degrade;
-    rig.operator().apply_service(&spec, Expect::Any, false).await.unwrap();
+    rig.declare(|policy| policy.on_too_few_sync = TooFewSync::Degrade).await;
     let load = Load::start(&rig).await;
 
     let standbys: Vec<usize> = (0..3).filter(|at| *at != primary).collect();

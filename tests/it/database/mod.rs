@@ -9,7 +9,7 @@
 //! - [`degraded`]: no standby is left.
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
 //! - [`fencer`]: the fencer ends or stops. [`rebuilt`]: a directory of no use is copied anew.
-//! - [`tamper`]: commits wait for less than they should.
+//! - [`tamper`]: commits wait for less than they should. [`holes`]: or their wait is cut short.
 
 mod alone;
 mod asks;
@@ -22,6 +22,7 @@ mod fetch;
 mod freeze;
 mod hand;
 mod handover;
+mod holes;
 mod load;
 mod proxy;
 mod rebuilt;

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use regent_core::command::Expect;
 use regent_core::id::{InstanceName, ServiceName};
-use regent_core::spec::Mode;
+use regent_core::spec::{Mode, Policy};
 use regent_lab::databases::{
     DatabasesView, Front, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, owned, view,
     wait_redundant,
@@ -14,6 +15,7 @@ use regent_lab::writer::Access;
 use regent_lab::{Connections, Lab, Plan, Profile};
 use regent_rpc::client::Client;
 use regent_rpc::convert::common::Freshness;
+use regent_rpc::convert::topology::spec_in;
 use regent_rpc::pb::v1;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -200,15 +202,20 @@ impl Rig {
         roles.unwrap().roles.swap_remove(0)
     }
 
+    /// Declares the service with another policy, and waits for nothing.
+    pub async fn declare(&self, change: impl FnOnce(&mut Policy)) {
+        let read = Freshness::Linearizable;
+        let shown = self.operator.get_service(&Self::service(), read).await.unwrap();
+        let mut spec = spec_in(shown.service.unwrap().spec.unwrap()).unwrap();
+        change(&mut spec.policy);
+        self.operator.apply_service(&spec, Expect::Any, false).await.unwrap();
+    }
+
     /// Questions that nobody has answered.
     pub async fn questions(&self) -> Vec<v1::Operation> {
         let service = Self::service();
         let read = Freshness::Linearizable;
         self.operator.list_approvals(Some(&service), false, read).await.unwrap().operations
-    }
-
-    pub fn operator(&self) -> &Client {
-        &self.operator
     }
 
     /// What an agent has written into its log.

@@ -218,6 +218,8 @@ impl Local {
             in_force: self.in_force,
             written: self.written,
             open: self.open,
+            strange: false,
+            lowered: false,
             diverged: self.diverged,
             timeline: told.timeline,
             promoted: told.promoted,

@@ -17,8 +17,8 @@ use crate::id::{
 };
 use crate::reply::Reply;
 use crate::spec::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, Scope,
-    ServiceSpec, Survive, TooFewSync, TopologyKind,
+    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
+    Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use crate::state::State;
 use crate::state::version::FEATURE_LEVEL;
@@ -112,6 +112,7 @@ fn service(name: &str, instances: &[&str], partitions: &[&str]) -> ServiceSpec {
             sync_standbys: 0,
             min_sync_standbys: 0,
             on_too_few_sync: TooFewSync::Block,
+            on_lowered_sync: LoweredSync::Report,
             on_coordinator_loss: CoordinatorLoss::Stop,
             loss_bound: LossBound { max_bytes: 0, max_ms: 11_000, on_violation: OnViolation::Ask },
             max_failover_scope: Scope::Region,

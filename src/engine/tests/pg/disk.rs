@@ -83,7 +83,7 @@ async fn no_password_is_in_a_process_list_a_setting_or_an_error() {
     primary.pg.close_clients(&primary.handle(), LONG).await.unwrap();
     assert!(app.batch_execute("SELECT 1").await.is_err());
     assert_eq!(primary.pg.observe(LONG).await.unwrap().client_count, 0);
-    primary.pg.open_clients(&primary.handle(), LONG).await.unwrap();
+    primary.pg.open_clients(&[], &primary.handle(), LONG).await.unwrap();
     primary.app(&rig).await.batch_execute("SELECT 1").await.unwrap();
 }
 

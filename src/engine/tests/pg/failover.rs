@@ -54,7 +54,7 @@ async fn a_failover_keeps_what_was_acknowledged_and_lists_what_was_not() {
     let took = new.pg.write_epoch(epoch(2), LONG).await.unwrap();
     println!("epoch acknowledged in {took:?}, {:?} after the promotion began", began.elapsed());
     new.pg.canary(LONG).await.unwrap();
-    new.pg.open_clients(&new_handle, LONG).await.unwrap();
+    new.pg.open_clients(&[], &new_handle, LONG).await.unwrap();
     let seen = new.pg.observe(LONG).await.unwrap();
     assert_eq!((seen.position.timeline, seen.position.epoch), (2, epoch(2)));
     let rows = new.app(&rig).await.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
@@ -124,7 +124,7 @@ async fn a_query_on_the_standby_does_not_hold_a_role_change_up() {
     let rig = Rig::new();
     let old = rig.primary("a").await;
     let new = rig.standby("b", &old).await;
-    new.pg.open_clients(&new.handle(), LONG).await.unwrap();
+    new.pg.open_clients(&[], &new.handle(), LONG).await.unwrap();
     let app = old.app(&rig).await;
     app.batch_execute("INSERT INTO t SELECT generate_series(1, 100)").await.unwrap();
     let at = old.pg.observe(LONG).await.unwrap().position.end;

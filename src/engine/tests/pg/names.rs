@@ -98,3 +98,84 @@ async fn no_epoch_is_written_before_the_server_has_read_the_names_on_disk() {
     assert!(matches!(early, Err(CommitError::Sql(_))), "{early:?}");
     assert_eq!(primary.pg.observe(LONG).await.unwrap().position.epoch, epoch(1));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_session_lowers_for_itself_is_seen_from_outside_for_as_long_as_it_lasts() {
+    let rig = Rig::new();
+    let primary = rig.primary("a").await;
+    let app = primary.app(&rig).await;
+    let values = async |pid| {
+        let seen = primary.pg.lowered(pid, LONG).await.unwrap();
+        assert_eq!(seen.unseen.is_some(), pid.is_none(), "{:?}", seen.unseen);
+        let roles =
+            seen.sessions.iter().all(|one| (one.role.as_str(), one.by_signal) == ("app", false));
+        assert!(roles, "{seen:?}");
+        seen.sessions.into_iter().map(|one| one.value).collect::<Vec<_>>()
+    };
+    let pid = Some(primary.pid());
+    assert!(values(pid).await.is_empty());
+    for (lower, value) in [
+        ("SET synchronous_commit = off", "off"),
+        ("SELECT set_config('synchronous_commit', 'local', false)", "local"),
+        ("SET synchronous_commit TO remote_write", "remote_write"),
+        ("SET synchronous_commit = on; BEGIN; SET LOCAL synchronous_commit = off", "off"),
+    ] {
+        app.batch_execute(lower).await.unwrap();
+        // Its last text says nothing of it.
+        app.batch_execute("SELECT 1").await.unwrap();
+        assert_eq!(values(pid).await, [value], "{lower}");
+    }
+    app.batch_execute("COMMIT; SET synchronous_commit = remote_apply").await.unwrap();
+    assert!(values(pid).await.is_empty(), "more than on is no less");
+    // What was over before anybody looked: the text is all that is left, for a while.
+    app.batch_execute(
+        "BEGIN; SET LOCAL synchronous_commit TO off; INSERT INTO t VALUES (1); COMMIT",
+    )
+    .await
+    .unwrap();
+    assert_eq!(values(pid).await, ["lower, as its statement says"]);
+    assert_eq!(values(None).await, ["lower, as its statement says"]);
+    let declare = "ALTER ROLE app SET synchronous_commit = off";
+    app.batch_execute(declare).await.unwrap();
+    assert!(values(pid).await.is_empty(), "that is another fact, and not of this session");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_shut_out_is_ended_and_refused_until_let_in_again() {
+    let rig = Rig::new();
+    let primary = rig.primary("a").await;
+    let handle = primary.handle();
+    let (lowered, other) = (primary.app(&rig).await, primary.app(&rig).await);
+    lowered.batch_execute("SET synchronous_commit = off").await.unwrap();
+    let seen = primary.pg.lowered(Some(primary.pid()), LONG).await.unwrap();
+    primary.pg.shut_out(&[], &seen.sessions, &handle, LONG).await.unwrap();
+    until_closed(&lowered).await;
+    other.batch_execute("SELECT 1").await.unwrap();
+
+    let role = |role: &str| regent_engine::Override {
+        role: role.to_owned(),
+        database: String::new(),
+        value: "off".to_owned(),
+    };
+    primary.pg.shut_out(&[role("app")], &[], &handle, LONG).await.unwrap();
+    until_closed(&other).await;
+    let mut config = tokio_postgres::Config::new();
+    config.host("127.0.0.1").port(primary.options.port).user("app").dbname("app");
+    config.password(rig.password.reveal());
+    let refused = async || config.connect(tokio_postgres::NoTls).await.is_err();
+    wait_until(async || refused().await).await;
+    primary.pg.shut_out(&[], &[], &handle, LONG).await.unwrap();
+    wait_until(async || !refused().await).await;
+}
+
+async fn until_closed(client: &tokio_postgres::Client) {
+    wait_until(async || client.batch_execute("SELECT 1").await.is_err()).await;
+}
+
+async fn wait_until(mut holds: impl AsyncFnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !holds().await {
+        assert!(began.elapsed() < LONG);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

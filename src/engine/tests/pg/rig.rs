@@ -109,7 +109,7 @@ impl Rig {
         node.pg.create_app("app", &self.password, "app").await.unwrap();
         node.start(&StartAs::Primary { names: SyncNames::Unprotected }).await;
         node.pg.write_epoch(epoch(1), LONG).await.unwrap();
-        node.pg.open_clients(&node.handle(), LONG).await.unwrap();
+        node.pg.open_clients(&[], &node.handle(), LONG).await.unwrap();
         node.app(self).await.batch_execute("CREATE TABLE t (n int)").await.unwrap();
         node
     }
