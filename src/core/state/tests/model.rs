@@ -415,6 +415,10 @@ proptest! {
             }
             bench.raw(&entry);
         }
+        // Bytes may happen to raise the level beyond this binary: then it reads no snapshot at all.
+        if bench.state.barrier().is_some() {
+            return Ok(());
+        }
         // A body that was signed by a liar: the checksum holds, the content does not.
         let mut body = super::super::snapshot::open(&bench.state.encode_snapshot()).unwrap().1.to_vec();
         for (at, mask) in &flips {
