@@ -16,6 +16,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::options::Options;
 use crate::rights;
 use crate::wire::StartCommand;
@@ -68,6 +69,8 @@ fn try_run(options: &Options) -> Result<(), ExecError> {
     if let Some(value) = oom_score_adj {
         rights::soften(&value);
     }
+    // Before the rights are given away. Where it cannot be, it stays with the fencer.
+    let _ = cgroup::enter_database();
     setsid().map_err(|e| step("own session")(e.into()))?;
     if let Some(user) = &options.user {
         rights::become_user(user).map_err(step("change of user"))?;

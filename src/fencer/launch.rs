@@ -14,6 +14,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup;
 use crate::disk;
 use crate::options::{Options, Stage};
 
@@ -81,12 +82,16 @@ fn start_init(options: &Options) -> Result<Report, LaunchError> {
             init.weak = Some(format!("no PID namespace: {}", error.desc()));
         }
     }
-    let log = OpenOptions::new()
+    let mut log = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o600)
         .open(init.state_dir.join(disk::LOG_FILE))
         .map_err(step("log file"))?;
+    if let Err(error) = cgroup::enter_own() {
+        // Limits of the agent's hold for it and for the database together; no proof rests on that.
+        let _ = writeln!(log, "no cgroup of its own: {error}");
+    }
     let mut child = Command::new("/proc/self/exe")
         .arg0("regent")
         .args(init.args())

@@ -32,8 +32,8 @@
 //! proof against failures, not against that user.
 //!
 //! Absent on purpose: tokio (a runtime's threads and allocations have no place in the process that
-//! must run when all else is stuck), a cgroup of its own (the namespace already ends what forks away;
-//! limits are the unit's business), and any knowledge of PostgreSQL beyond three signals.
+//! must run when all else is stuck), kills by a cgroup (the namespace already ends what forks away),
+//! and any knowledge of PostgreSQL beyond three signals.
 
 pub mod client;
 pub mod clock;
@@ -42,6 +42,7 @@ pub mod options;
 pub mod receipt;
 pub mod wire;
 
+mod cgroup;
 mod descendants;
 mod disk;
 mod exec;

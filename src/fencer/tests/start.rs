@@ -174,3 +174,41 @@ fn a_receipt_that_cannot_be_written_is_not_told_and_nothing_starts() {
     assert!(matches!(events.next(LONG).unwrap().unwrap(), Event::Stopped { .. }));
     fencer.start(&command).unwrap();
 }
+
+/// The cgroup of a process in the second version's hierarchy.
+fn cgroup(pid: i32) -> String {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    groups.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn fencer_and_program_have_a_cgroup_each_which_is_gone_after_them() {
+    let rig = Rig::new("cgroup");
+    let mut fencer = rig.launch();
+    let log = std::fs::read_to_string(rig.options.state_dir.join("fencer.log")).unwrap_or_default();
+    if let Some(why) = log.lines().find(|line| line.starts_with("no cgroup of its own")) {
+        eprintln!("NOT RUN: {why}");
+        return;
+    }
+    let own = cgroup(fencer.pid());
+    assert!(own.contains("/regent-fencer-") && own.ends_with("/fencer"), "{own}");
+    assert!(!cgroup(std::process::id().cast_signed()).contains("regent-fencer-"));
+    fencer.start(&rig.script("echo > ready; sleep 1000", Bound::Unbound)).unwrap();
+    wait(|| rig.dir.join("work/ready").exists());
+    let left = rig.left();
+    assert!(!left.is_empty());
+    for pid in left {
+        assert_eq!(cgroup(pid), format!("{}database", own.strip_suffix("fencer").unwrap()));
+    }
+    fencer.stop(StopMode::Kill, LONG).unwrap();
+    fencer.quit().unwrap();
+    wait(|| fencer.has_ended());
+    // The next one, whoever launches it, sweeps.
+    let other = Rig::new("cgroup-next");
+    let next = other.launch();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
+    let dir = format!("{}{}", mount.split(' ').nth(1).unwrap(), own);
+    assert!(!std::path::Path::new(&dir).exists(), "{dir}");
+    assert_ne!(cgroup(next.pid()), own);
+}
