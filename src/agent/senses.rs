@@ -46,8 +46,12 @@ pub async fn probe(
     reports: mpsc::UnboundedSender<Report>,
 ) {
     const WITHIN: Duration = Duration::from_millis(300);
+    // In a storm of logins each takes its time; a server that stands never answers.
+    const PATIENTLY: Duration = Duration::from_millis(1_000);
+    let mut within = WITHIN;
     loop {
-        let probed = engine.probe(WITHIN).await.map_err(|error| error.to_string());
+        let probed = engine.probe(within).await.map_err(|error| error.to_string());
+        within = if probed.is_ok() { WITHIN } else { PATIENTLY };
         if reports.send(Report::Probed(probed)).is_err() {
             return;
         }

@@ -10,7 +10,7 @@ use std::fmt;
 
 use crate::decide::facts::{Fact, Facts};
 use crate::id::{InstanceName, ServiceName};
-use crate::role::observe::{Probe, Run};
+use crate::role::observe::{Observation, Probe, Run};
 use crate::spec::ServiceSpec;
 use crate::time::{Micros, Reading};
 
@@ -29,6 +29,10 @@ const SIGHT_SILENT_MS: u64 = 600;
 /// A primary that answers no fresh connection for this long is stalled: longer than any fast
 /// checkpoint's hiccup on a sound disk.
 const STALLED_AFTER_MS: u64 = 700;
+/// With commits that return meanwhile it may be a storm of logins, for so long.
+const CROWDED_FOR_MS: u64 = 4_000;
+/// Own commits are begun each 300 ms.
+const COMMITTED_WITHIN_MS: u64 = 1_000;
 
 /// What is the matter with a primary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -176,7 +180,9 @@ pub fn of(
         (Run::Down, _) => {
             Finding::new(Verdict::PrimaryProcessDead, "its agent sees no process of it")
         }
-        (Run::Primary, Probe::Failed { since_ms, why }) if *since_ms >= STALLED_AFTER_MS => {
+        (Run::Primary, Probe::Failed { since_ms, why })
+            if *since_ms >= STALLED_AFTER_MS && !is_crowded(seen, *since_ms) =>
+        {
             let text = format!("no fresh connection was answered for {since_ms} ms ({why})");
             Finding::new(Verdict::PrimaryStalled, text)
         }
@@ -211,6 +217,16 @@ pub fn others<'a>(
         }
     }
     others
+}
+
+/// Logins are slow, and a session that was in before has committed since they are: a storm of them,
+/// which would only follow the role to the next host. A server that stands commits nothing; one whose
+/// first process alone stands does, so this is believed for a while only.
+fn is_crowded(seen: &Observation, since_ms: u64) -> bool {
+    let commits = seen.canary.as_ref().is_some_and(|canary| {
+        canary.returned == Some(true) && canary.age_ms < since_ms.min(COMMITTED_WITHIN_MS)
+    });
+    commits && since_ms < CROWDED_FOR_MS
 }
 
 /// Nothing is heard of its agent: what do the others see?

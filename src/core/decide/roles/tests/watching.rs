@@ -2,7 +2,7 @@
 
 use super::bench::*;
 use crate::command::Command;
-use crate::role::observe::{Observation, Run, Sight};
+use crate::role::observe::{Canary, Observation, Probe, Run, Sight};
 use crate::role::{FenceKind, Phase, Proof};
 use crate::spec::{Mode, TooFewSync};
 
@@ -90,6 +90,37 @@ fn lowered_synchronous_commit_is_told_and_changes_nothing_else() {
     bench.says("a", dead);
     bench.decide_for(&ALL, TICK);
     assert_eq!(bench.proposals().last().map(String::as_str), Some("OpenFence"));
+}
+
+#[test]
+fn a_storm_of_logins_is_no_stall_while_commits_return_and_not_for_ever() {
+    let fails = |since_ms, canary: Option<Canary>| {
+        move |seen: &mut Observation| {
+            seen.probe = Probe::Failed { since_ms, why: "opening a session timed out".to_owned() };
+            seen.canary = canary.clone();
+        }
+    };
+    let returned = |age_ms, returned| Some(Canary { age_ms, returned });
+    let table = [
+        // Committed after the first login failed.
+        (900, returned(200, Some(true)), false),
+        (3_900, returned(200, Some(true)), false),
+        // Its first process alone stands, and nobody ever gets in.
+        (4_000, returned(200, Some(true)), true),
+        // The last commit is older than the trouble, or still waits, or failed.
+        (900, returned(950, Some(true)), true),
+        (3_000, returned(1_200, Some(true)), true),
+        (900, returned(200, None), true),
+        (900, returned(200, Some(false)), true),
+        (900, None, true),
+    ];
+    for (since_ms, canary, stalled) in table {
+        let mut bench = Bench::established(spec(Mode::Quorum));
+        bench.says("a", fails(since_ms, canary.clone()));
+        bench.decide_for(&ALL, TICK);
+        let fenced = bench.proposals().iter().any(|it| it == "OpenFence");
+        assert_eq!(fenced, stalled, "{since_ms} ms, {canary:?}");
+    }
 }
 
 #[test]
