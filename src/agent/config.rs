@@ -1,5 +1,6 @@
 //! `agent.toml`: which instance this is, whom it asks, where its database lies.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use regent_core::id::{InstanceName, ServiceName};
@@ -23,6 +24,9 @@ pub struct AgentConfig {
     /// How long ending PostgreSQL takes at most, in milliseconds (C6).
     #[serde(default = "fence_budget_ms")]
     pub fence_budget_ms: u64,
+    /// What resets the machine when the fencer gets no time any more (A3).
+    #[serde(default)]
+    pub watchdog: Option<Watchdog>,
     /// Who it is before the coordinators.
     pub tls: TlsFiles,
     /// Where load balancers ask.
@@ -43,6 +47,16 @@ pub struct TlsFiles {
     pub ca: PathBuf,
     /// Trust domain of the cluster.
     pub trust_domain: String,
+}
+
+/// A watchdog device that is this agent's alone.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Watchdog {
+    /// Its file.
+    pub device: PathBuf,
+    /// The timeout that the device has, in milliseconds: whole seconds.
+    pub timeout_ms: u64,
 }
 
 /// The port for health checks.
@@ -153,6 +167,9 @@ impl AgentConfig {
             // `join` keeps an absolute path as it is.
             *entry = base.join(&*entry);
         }
+        if let Some(watchdog) = &mut config.watchdog {
+            watchdog.device = base.join(&watchdog.device);
+        }
         config.check()?;
         Ok(config)
     }
@@ -174,7 +191,59 @@ impl AgentConfig {
             let problem = "it lies inside postgres.data_dir".to_owned();
             return value("state_dir", problem, "a rewind would remove it: put it beside");
         }
+        self.watchdog.as_ref().map_or(Ok(()), Watchdog::check)
+    }
+}
+
+impl Watchdog {
+    /// Whether it can be fed, and resets when it is meant to. It is not opened: that would start it.
+    fn check(&self) -> Result<(), ConfigError> {
+        let value = |field, problem: String, fix| Err(ConfigError::Value { field, problem, fix });
+        let (device, timeout_ms) = (&self.device, self.timeout_ms);
+        if !(1_000..=60_000).contains(&timeout_ms) || timeout_ms % 1_000 != 0 {
+            let problem = format!("{timeout_ms} ms is no timeout of a watchdog");
+            return value("watchdog.timeout_ms", problem, "use whole seconds, 1000 to 60000");
+        }
+        let kind = match std::fs::metadata(device) {
+            Ok(found) => found,
+            Err(error) => {
+                let problem = format!("{}: {error}", device.display());
+                return value("watchdog.device", problem, "name the device, as /dev/watchdog");
+            }
+        };
+        // A pipe is what tests have.
+        if !kind.file_type().is_char_device() && !kind.file_type().is_fifo() {
+            let problem = format!("{} is no device", device.display());
+            return value("watchdog.device", problem, "name the device, as /dev/watchdog");
+        }
+        if let Err(error) = rustix::fs::access(device, rustix::fs::Access::WRITE_OK) {
+            let problem = format!("{} cannot be written: {error}", device.display());
+            return value("watchdog.device", problem, "give it to the agent's user (udev)");
+        }
+        match Self::set_ms(&kind) {
+            Some(set_ms) if set_ms != timeout_ms => {
+                let problem = format!("{timeout_ms} ms, and the device has {set_ms}");
+                return value("watchdog.timeout_ms", problem, "set both to the same (wdctl -s)");
+            }
+            None if kind.file_type().is_char_device() => tracing::warn!(
+                device = %device.display(),
+                "the kernel does not say which timeout the watchdog has: it must be {timeout_ms} ms"
+            ),
+            _ => {}
+        }
         Ok(())
+    }
+
+    /// The timeout that the device has, where the kernel says it.
+    fn set_ms(device: &std::fs::Metadata) -> Option<u64> {
+        let (major, minor) = (rustix::fs::major(device.rdev()), rustix::fs::minor(device.rdev()));
+        let own = format!("/sys/dev/char/{major}:{minor}/timeout");
+        // The old name, of which there is one, is that of the first device.
+        let first = (major, minor) == (10, 130);
+        let first = first.then_some("/sys/class/watchdog/watchdog0/timeout");
+        let text =
+            std::fs::read_to_string(own).ok().or_else(|| std::fs::read_to_string(first?).ok())?;
+        text.trim().parse::<u64>().ok().map(|seconds| seconds.saturating_mul(1_000))
     }
 }
 
@@ -229,5 +298,19 @@ passfile = "regent.pgpass"
         let inside =
             of(&|text| text.replace("state_dir = \"agent\"", "state_dir = \"data/agent\""));
         assert!(inside.to_string().starts_with("state_dir:"), "{inside}");
+        for (device, timeout_ms, field) in [
+            ("/dev/no-such-watchdog", 1_000, "watchdog.device:"),
+            ("/etc/hosts", 1_000, "watchdog.device:"),
+            ("/dev/null", 1_500, "watchdog.timeout_ms:"),
+            ("/dev/null", 90_000, "watchdog.timeout_ms:"),
+        ] {
+            let with = of(&|text| {
+                format!("{text}[watchdog]\ndevice = {device:?}\ntimeout_ms = {timeout_ms}\n")
+            });
+            assert!(with.to_string().starts_with(field), "{with}");
+        }
+        let fed =
+            |text: &str| format!("{text}[watchdog]\ndevice = \"/dev/null\"\ntimeout_ms = 1000\n");
+        assert!(parse(fed).unwrap().watchdog.is_some());
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! The fencer's client blocks, so it lives in a thread of its own; whoever asks waits with a bound.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as channel;
@@ -12,6 +14,7 @@ use parking_lot::Mutex;
 use regent_core::id::{Nonce, Revision};
 use regent_core::time::Reading;
 use regent_fencer::client::await_end;
+use regent_fencer::options::WatchdogOptions;
 use regent_fencer::receipt::{ExitStatus, Proof, Reason};
 use regent_fencer::wire::{Event, Notice, Phase, Refusal, StopMode, Target};
 use regent_fencer::{
@@ -19,6 +22,8 @@ use regent_fencer::{
     StartCommand, Status,
 };
 use tokio::sync::{mpsc, oneshot};
+
+use crate::fences::{By, Fences};
 
 /// How long the end of everything may take to be seen before it is reported as not seen.
 const END_WITHIN: Duration = Duration::from_secs(10);
@@ -79,6 +84,8 @@ pub struct Guard {
     status: Arc<Mutex<Status>>,
     postmaster: Arc<Mutex<Option<Known>>>,
     pid: i32,
+    fences: Fences,
+    watchdog: Option<WatchdogOptions>,
 }
 
 /// How to find or launch one.
@@ -92,8 +99,10 @@ pub struct GuardOptions {
     pub user: Option<String>,
     /// Which start of the agent commands.
     pub agent: AgentId,
-    /// Its answers must come within this.
+    /// Its answers must come within this, and the end of everything.
     pub answer_within: Duration,
+    /// What resets the machine unless the fencer feeds it (A3).
+    pub watchdog: Option<WatchdogOptions>,
 }
 
 impl Guard {
@@ -109,7 +118,15 @@ impl Guard {
         fencer.set_answer_within(options.answer_within);
         let status = Arc::new(Mutex::new(fencer.status()?));
         let pid = fencer.pid();
-        listen(&fencer, news)?;
+        let fences = Fences::open(&options.state_dir, options.answer_within);
+        let watchdog = fed_by(pid);
+        if watchdog != options.watchdog {
+            tracing::warn!(
+                fed = ?watchdog, configured = ?options.watchdog,
+                "the fencer that runs was launched with another watchdog: it keeps that until its end"
+            );
+        }
+        listen(&fencer, news, Lapse { fences: fences.clone(), status: Arc::clone(&status) })?;
         let (jobs, inbox) = channel::channel::<Job>();
         std::thread::Builder::new()
             .name("fencer".to_owned())
@@ -122,7 +139,7 @@ impl Guard {
                 step: "thread of the fencer's client",
                 source,
             })?;
-        Ok(Self { jobs, status, postmaster: Arc::default(), pid })
+        Ok(Self { jobs, status, postmaster: Arc::default(), pid, fences, watchdog })
     }
 
     async fn ask<T: Send + 'static>(
@@ -225,6 +242,7 @@ impl Guard {
     /// # Errors
     /// [`GuardError`].
     pub async fn stop(&self, mode: StopMode, kill_after: Duration) -> Result<bool, GuardError> {
+        let ordered = Instant::now();
         let sequence = |status: &Status| status.receipt.as_ref().map_or(0, |it| it.sequence);
         let first = self.look().await?;
         let before = sequence(&first);
@@ -241,6 +259,9 @@ impl Guard {
         loop {
             let now = self.look().await?;
             if sequence(&now) > before {
+                if mode == StopMode::Kill {
+                    self.fences.took(ordered.elapsed(), By::Agent, "an order");
+                }
                 return Ok(is_proof(now.receipt.as_ref()));
             }
             if Instant::now() > until {
@@ -290,6 +311,16 @@ impl Guard {
         self.pid
     }
 
+    /// How long the ends of everything took.
+    pub fn fences(&self) -> &Fences {
+        &self.fences
+    }
+
+    /// The watchdog that it feeds.
+    pub fn watchdog(&self) -> Option<&WatchdogOptions> {
+        self.watchdog.as_ref()
+    }
+
     /// Whether PostgreSQL cannot outlive it.
     pub fn is_armed(&self) -> bool {
         matches!(self.status.lock().protection, Protection::Namespace)
@@ -312,6 +343,15 @@ impl Guard {
     pub fn is_running(&self) -> bool {
         !matches!(self.status.lock().phase, Phase::Idle)
     }
+}
+
+/// What the fencer was told on its command line; the one that runs may be older than the configuration.
+fn fed_by(pid: i32) -> Option<WatchdogOptions> {
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words = words.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    let words = words.map(|word| OsString::from_vec(word.to_vec()));
+    // The program and the verb come first.
+    Options::parse(words.skip(2)).ok()?.watchdog
 }
 
 fn end(fencer: &mut Fencer) -> GuardError {
@@ -345,14 +385,44 @@ fn find_or_launch(options: &GuardOptions) -> Result<Fencer, GuardError> {
             verb: vec!["fencer".into()],
             user: options.user.clone(),
             weak: None,
-            watchdog: None,
+            watchdog: options.watchdog.clone(),
         },
         agent: options.agent,
     };
     Ok(Fencer::launch(&launch)?)
 }
 
-fn listen(fencer: &Fencer, news: mpsc::UnboundedSender<News>) -> Result<(), GuardError> {
+/// Ends that nobody asked for are measured as well.
+struct Lapse {
+    fences: Fences,
+    status: Arc<Mutex<Status>>,
+}
+
+impl Lapse {
+    fn measure(&self, receipt: &Receipt) {
+        let (since, what) = match receipt.reason {
+            Reason::Stop(_) => (receipt.killed_at, "an order"),
+            // A fencer that gets no time notices late.
+            Reason::Deadline => {
+                let until = self.status.lock().lease.until;
+                let until = until.filter(|until| until.is_before(receipt.killed_at));
+                (until.unwrap_or(receipt.killed_at), "its deadline")
+            }
+            Reason::PostmasterExit => (receipt.killed_at, "the end of the first process"),
+            Reason::NamespaceKilled => (receipt.killed_at, "the agent, as the fencer was silent"),
+        };
+        let took = Duration::from_micros(receipt.ended_at.since(since).0);
+        if receipt.started_at.is_some() {
+            self.fences.took(took, By::Fencer, what);
+        }
+    }
+}
+
+fn listen(
+    fencer: &Fencer,
+    news: mpsc::UnboundedSender<News>,
+    lapse: Lapse,
+) -> Result<(), GuardError> {
     let mut events = fencer.watch()?;
     let body = move || {
         loop {
@@ -365,6 +435,7 @@ fn listen(fencer: &Fencer, news: mpsc::UnboundedSender<News>) -> Result<(), Guar
                 }
                 Ok(None) | Ok(Some(Event::Fired { .. } | Event::Exited { .. })) => {}
                 Ok(Some(Event::Stopped { receipt })) => {
+                    lapse.measure(&receipt);
                     let _ = news.send(stopped(&receipt));
                 }
                 Err(_) => {

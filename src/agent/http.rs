@@ -94,6 +94,12 @@ fn page(now: &Published) -> String {
     }
     let lag = "WAL that was received and not replayed";
     say("regent_agent_replay_lag_bytes", lag, String::new(), now.lag_bytes);
+    let slowest = "The slowest end of everything so far; 0: none was measured";
+    say("regent_agent_fence_slowest_milliseconds", slowest, String::new(), now.slowest_fence_ms);
+    let budget = "What is set aside for the end of everything";
+    say("regent_agent_fence_budget_milliseconds", budget, String::new(), now.fence_budget_ms);
+    let fed = "1 if its fencer feeds a watchdog";
+    say("regent_agent_watchdog_flag", fed, String::new(), u64::from(now.watchdog_ms > 0));
     text
 }
 
@@ -110,6 +116,7 @@ mod tests {
             open: true,
             held: true,
             lag_bytes: 7,
+            slowest_fence_ms: 40,
             ..Published::default()
         };
         let text = page(&now);
@@ -120,6 +127,8 @@ mod tests {
             "regent_agent_armed_flag 0",
             "regent_agent_problem_flag 0",
             "regent_agent_replay_lag_bytes 7",
+            "regent_agent_fence_slowest_milliseconds 40",
+            "regent_agent_watchdog_flag 0",
         ] {
             assert_eq!(text.lines().filter(|one| *one == line).count(), 1, "{line}: {text}");
         }

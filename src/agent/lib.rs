@@ -14,6 +14,7 @@
 //! promised lies in `notes`.
 
 mod config;
+mod fences;
 mod guard;
 mod http;
 mod init;

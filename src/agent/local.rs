@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use regent_core::agent::{Data, Notebook, OnDisk, World};
 use regent_core::id::{Epoch, InstanceName, Revision};
-use regent_core::role::observe::{Canary, Observation, Probe, Receiver, Run, Sender};
+use regent_core::role::observe::{Canary, Guarded, Observation, Probe, Receiver, Run, Sender};
 use regent_core::role::{Position, Proof};
 use regent_core::time::Reading;
 use regent_engine as engine;
@@ -382,6 +382,7 @@ impl Local {
             problem: self.problem.clone(),
             tampered: self.tampered(told),
             disk_free_bytes: seen.map_or(0, |seen| seen.disk_free_bytes),
+            guard: Guarded::default(),
         }
     }
 }

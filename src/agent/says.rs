@@ -29,7 +29,10 @@ impl Agent {
         let primary = self.local.data == Data::Present(OnDisk::Primary) && self.local.running;
         let seen = self.local.seen.as_ref().filter(|(seen, _)| primary && !seen.in_recovery);
         HolderReport {
-            armed: if self.guard.is_armed() { Armed::Armed } else { Armed::Weak },
+            armed: match self.guard.is_armed() && !self.guard.fences().are_slow() {
+                true => Armed::Armed,
+                false => Armed::Weak,
+            },
             boot: machine_boot(&self.guard.status().boot_id),
             // Filled in when it is sent.
             sent: HolderInstant::default(),

@@ -9,6 +9,7 @@ use regent_core::id::{Nonce, Revision};
 use regent_engine::postgres::{Options, Postgres};
 use regent_engine::{DiskError, Engine};
 use regent_fencer::AgentId;
+use regent_fencer::options::WatchdogOptions;
 use regent_rpc::channel::ChannelOptions;
 use regent_rpc::client::{Client, ClientOptions};
 use tokio::sync::{Notify, mpsc, watch};
@@ -99,6 +100,10 @@ pub async fn run(
         user: config.postgres.run_as.clone().filter(|_| rustix::process::getuid().is_root()),
         agent: AgentId { boot_count: notes.book.starts, nonce },
         answer_within: Duration::from_millis(config.fence_budget_ms),
+        watchdog: config.watchdog.as_ref().map(|watchdog| WatchdogOptions {
+            path: watchdog.device.clone(),
+            timeout_ms: watchdog.timeout_ms,
+        }),
     };
     let opened = tokio::task::spawn_blocking(move || Guard::open(&options, news_tx)).await;
     let guard = opened.map_err(|error| StartError::Client(error.to_string()))??;

@@ -39,6 +39,12 @@ pub struct Published {
     pub armed: bool,
     /// Commits wait for it.
     pub is_sync: bool,
+    /// The slowest end of everything so far; 0: none was measured.
+    pub slowest_fence_ms: u64,
+    /// What is set aside for one.
+    pub fence_budget_ms: u64,
+    /// Timeout of the watchdog that its fencer feeds; 0: it feeds none.
+    pub watchdog_ms: u64,
 }
 
 /// `status.json` in the state directory.

@@ -258,6 +258,23 @@ impl Tools {
         }))
     }
 
+    /// The fencer feeds its watchdog until the timeout before the deadline, so a lease that is not
+    /// longer than that would end in a reset of a machine that is well.
+    fn fits(&self, doing: &'static str, arm: &Arm) -> Result<(), StepError> {
+        let Some(watchdog) = self.guard.watchdog() else { return Ok(()) };
+        let left_us = arm.until.since(regent_fencer::clock::now()).0;
+        if left_us > watchdog.timeout_ms.saturating_mul(1_000) {
+            return Ok(());
+        }
+        let why = format!(
+            "the watchdog's timeout of {} ms does not fit into the lease, of which {} ms are left: \
+             lower it, or raise policy.ttl_ms",
+            watchdog.timeout_ms,
+            left_us / 1_000
+        );
+        Err(StepError { doing, why })
+    }
+
     fn upstream(&self, name: &InstanceName) -> Result<Upstream, StepError> {
         let (host, port) = self.address(name)?;
         let me = self.member(&self.me)?;
@@ -315,6 +332,7 @@ impl Tools {
     async fn start_primary(&self, arm: Option<Arm>) -> Result<Change, StepError> {
         let doing = "starting as primary";
         let arm = arm.ok_or(StepError { doing, why: "there is no deadline".to_owned() })?;
+        self.fits(doing, &arm)?;
         // Names that nobody matches until the set is confirmed: nothing is acknowledged meanwhile.
         let start = StartAs::Primary { names: SyncNames::Blocked };
         let after = self.start(&start, Bound::Until(arm)).await?;
@@ -452,6 +470,7 @@ impl Tools {
     async fn promote(&self, timeline: u32, arm: Option<Arm>) -> Result<Change, StepError> {
         let doing = "promoting";
         let arm = arm.ok_or(StepError { doing, why: "there is no deadline".to_owned() })?;
+        self.fits(doing, &arm)?;
         self.guard.arm(arm).await.map_err(failed(doing))?;
         let switch = self.engine.promote(timeline, COMMIT).await.map_err(failed(doing))?;
         tracing::info!(timeline = switch.timeline, at = %switch.at, "promoted");

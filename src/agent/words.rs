@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use regent_core::agent::{Data, OnDisk};
+use regent_core::role::observe::Guarded;
 use regent_core::role::{AgentStart, Armed, DataIdentity, Position, Proof, Receipt};
 use regent_rpc::client::SessionLease;
 use regent_rpc::convert::agent::Ask;
@@ -115,6 +116,11 @@ impl Agent {
         }
         let mut seen = self.local.observation(&self.told, &self.notes.book);
         seen.sights = self.sights.now();
+        seen.guard = Guarded {
+            slowest_fence_ms: self.guard.fences().slowest_ms(),
+            fence_budget_ms: self.guard.fences().budget_ms(),
+            watchdog_ms: self.guard.watchdog().map_or(0, |watchdog| watchdog.timeout_ms),
+        };
         if sender.observe(seen).is_err() {
             self.sender = None;
         }
@@ -143,6 +149,9 @@ impl Agent {
             attached: self.sender.is_some(),
             armed: self.guard.is_armed(),
             is_sync: false,
+            slowest_fence_ms: self.guard.fences().slowest_ms(),
+            fence_budget_ms: self.guard.fences().budget_ms(),
+            watchdog_ms: self.guard.watchdog().map_or(0, |watchdog| watchdog.timeout_ms),
         };
         let mut published = self.published.lock();
         if *published != now {

@@ -23,7 +23,7 @@ use crate::timing::Timing;
 /// ones stay readable (N and N-1 run together); a higher one than the replicated feature level is
 /// refused by every binary alike, and a binary that is too old for the level stops before it
 /// misreads anything (see [`crate::state::version`]).
-pub const ENTRY_VERSION: u16 = 4;
+pub const ENTRY_VERSION: u16 = 5;
 
 /// One log entry's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -365,7 +365,7 @@ impl Command {
             Self::RenewHolders { .. } | Self::RecordStop { .. } => 3,
             Self::PlanSwitchover { .. } => 4,
             Self::PutService { spec, .. } if spec.policy.on_lowered_sync == LoweredSync::Strict => {
-                5
+                ENTRY_VERSION
             }
             _ => 1,
         }
@@ -484,7 +484,7 @@ mod tests {
         assert_eq!((number(&holders), holders.level()), (40, 3));
         let (seen, reason) = (epoch, String::new());
         let plan = Command::PlanSwitchover { service: service(), to: None, seen, reason };
-        assert_eq!((number(&plan), plan.level()), (42, ENTRY_VERSION));
+        assert_eq!((number(&plan), plan.level()), (42, 4));
         let candidate = "i".parse().expect("a name");
         assert_eq!(number(&Command::GrantFirst { service: service(), candidate }), 25);
         let by = Principal::cluster();

@@ -171,6 +171,9 @@ pub fn instance(view: &v1::InstanceView) -> Value {
             "problem": seen.problem,
             "tampered": seen.tampered,
             "disk_free_bytes": seen.disk_free_bytes,
+            "slowest_fence_ms": seen.slowest_fence_ms,
+            "fence_budget_ms": seen.fence_budget_ms,
+            "watchdog_ms": seen.watchdog_ms,
         })
     });
     json!({
@@ -357,7 +360,8 @@ pub fn instances(views: &[v1::InstanceView]) -> Table {
         });
         let at = seen.as_ref().and_then(|seen| seen.position);
         let problems = seen.as_ref().map(|seen| [&seen.problem, &seen.tampered, &seen.doing]);
-        let notes = problems.into_iter().flatten().chain([&row.quarantined]);
+        let slow = seen.as_ref().map(slow_fence).unwrap_or_default();
+        let notes = problems.into_iter().flatten().chain([&row.quarantined, &slow]);
         let notes: Vec<&str> = notes.map(String::as_str).filter(|n| !n.is_empty()).collect();
         table.row([
             view.instance.clone(),
@@ -367,15 +371,31 @@ pub fn instances(views: &[v1::InstanceView]) -> Table {
             at.map(|at| format!("{} tl {}", lsn(at.end), at.timeline)).unwrap_or_default(),
             seen.as_ref().map(|seen| seen.replay_lag_bytes.to_string()).unwrap_or_default(),
             order(row.directive.as_ref()),
-            if view.row.is_none() { String::new() } else { armed(&row) },
+            if view.row.is_none() { String::new() } else { armed(&row, seen.as_ref()) },
             notes.join("; "),
         ]);
     }
     table
 }
 
-fn armed(row: &v1::RoleInstance) -> String {
-    if row.armed { "yes".to_owned() } else { "weak".to_owned() }
+fn armed(row: &v1::RoleInstance, seen: Option<&v1::Observation>) -> String {
+    let armed = if row.armed { "yes" } else { "weak" };
+    match seen.map_or(0, |seen| seen.watchdog_ms) {
+        0 => armed.to_owned(),
+        _ => format!("{armed}, watchdog"),
+    }
+}
+
+/// What to do about a budget that the slowest end does not fit into twice (PROTOCOL.md C6).
+fn slow_fence(seen: &v1::Observation) -> String {
+    let (slowest_ms, budget_ms) = (seen.slowest_fence_ms, seen.fence_budget_ms);
+    if slowest_ms.saturating_mul(2) <= budget_ms {
+        return String::new();
+    }
+    let needed_ms = slowest_ms.saturating_mul(2);
+    format!(
+        "its slowest fence took {slowest_ms} ms: set fence_budget_ms to {needed_ms}, it is {budget_ms}"
+    )
 }
 
 /// Receipts of the open fence, for people.

@@ -75,6 +75,19 @@ pub struct Observation {
     pub tampered: String,
     /// Room on the disk of the data directory.
     pub disk_free_bytes: u64,
+    /// What guards it.
+    pub guard: Guarded,
+}
+
+/// A fencer, as its agent knows it; for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guarded {
+    /// The slowest end of everything, in milliseconds; 0: none was measured.
+    pub slowest_fence_ms: u64,
+    /// What is set aside for one (C6), in milliseconds.
+    pub fence_budget_ms: u64,
+    /// Timeout of the watchdog that it feeds (A3), in milliseconds; 0: it feeds none.
+    pub watchdog_ms: u64,
 }
 
 /// A standby's end of streaming.

@@ -4,7 +4,9 @@
 use regent_core::id::Revision;
 use regent_core::limits::{MAX_INSTANCES, MAX_TEXT_BYTES};
 use regent_core::role::Lsn;
-use regent_core::role::observe::{Canary, Observation, Probe, Receiver, Run, Sender, Sight};
+use regent_core::role::observe::{
+    Canary, Guarded, Observation, Probe, Receiver, Run, Sender, Sight,
+};
 
 use super::Invalid;
 use super::common::{epoch_out, instance_name, text};
@@ -61,6 +63,9 @@ pub fn observation_out(seen: &Observation) -> v1::Observation {
         problem: clipped(&seen.problem),
         tampered: clipped(&seen.tampered),
         disk_free_bytes: seen.disk_free_bytes,
+        slowest_fence_ms: seen.guard.slowest_fence_ms,
+        fence_budget_ms: seen.guard.fence_budget_ms,
+        watchdog_ms: seen.guard.watchdog_ms,
     }
 }
 
@@ -134,6 +139,11 @@ pub fn observation_in(seen: v1::Observation) -> Result<Observation, Invalid> {
         problem: text("problem", &seen.problem)?,
         tampered: text("tampered", &seen.tampered)?,
         disk_free_bytes: seen.disk_free_bytes,
+        guard: Guarded {
+            slowest_fence_ms: seen.slowest_fence_ms,
+            fence_budget_ms: seen.fence_budget_ms,
+            watchdog_ms: seen.watchdog_ms,
+        },
     })
 }
 

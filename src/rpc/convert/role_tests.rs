@@ -8,7 +8,9 @@ use regent_core::command::Request;
 use regent_core::id::*;
 use regent_core::limits::{MAX_INSTANCES, MAX_TEXT_BYTES};
 use regent_core::reply::{Rejection, RoleRule};
-use regent_core::role::observe::{Canary, Observation, Probe, Receiver, Run, Sender, Sight};
+use regent_core::role::observe::{
+    Canary, Guarded, Observation, Probe, Receiver, Run, Sender, Sight,
+};
 use regent_core::role::{
     AgentStart, Armed, DataIdentity, Directive, DirectiveNumber, HolderInstant, Lsn, MachineBoot,
     Order, Position, Proof, Receipt, StopInstant, SyncSet,
@@ -154,7 +156,7 @@ fn observation() -> impl Strategy<Value = Observation> {
     let what = (run, prop::option::of(position()), prop::option::of(receiver), probe);
     let lists = (prop::collection::vec(sender, 0..4), prop::collection::vec(sight, 0..4));
     let sets = (prop::option::of(canary), set(), set(), epoch(), number());
-    let texts = ("[ -~]{0,30}", "[ -~]{0,30}", "[ -~]{0,30}", any::<[u64; 2]>());
+    let texts = ("[ -~]{0,30}", "[ -~]{0,30}", "[ -~]{0,30}", any::<[u64; 5]>());
     (what, lists, sets, texts).prop_map(|(what, lists, sets, texts)| Observation {
         stopped_in_order: texts.0.len() % 2 == 1,
         run: what.0,
@@ -174,6 +176,11 @@ fn observation() -> impl Strategy<Value = Observation> {
         tampered: texts.2,
         replay_lag_bytes: texts.3[0],
         disk_free_bytes: texts.3[1],
+        guard: Guarded {
+            slowest_fence_ms: texts.3[2],
+            fence_budget_ms: texts.3[3],
+            watchdog_ms: texts.3[4],
+        },
     })
 }
 

@@ -15,13 +15,13 @@ use crate::id::{
     ClientId, Incarnation, InstanceName, Locality, Nonce, PartitionName, Revision, Serial,
     ServiceName, SessionId,
 };
-use crate::reply::Reply;
+use crate::reply::{Rejection, Reply};
 use crate::spec::{
     CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
     Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use crate::state::State;
-use crate::state::version::FEATURE_LEVEL;
+use crate::state::version::{FEATURE_LEVEL, STRICT_LEVEL};
 use crate::time::WallMs;
 use crate::timing::Timing;
 
@@ -193,6 +193,25 @@ fn below_the_level_of_roles_a_snapshot_is_one_that_the_release_before_can_read()
     assert_eq!(version(&bench.state), 2);
     bench.run(Command::RaiseFeatureLevel { to: 3 });
     assert_eq!(version(&bench.state), 3);
+}
+
+#[test]
+fn a_policy_that_an_older_member_cannot_read_waits_for_its_level() {
+    let mut bench = Bench::new();
+    let mut spec = service("s", &["a", "b"], &[]);
+    spec.policy = Policy::default_for(Mode::Quorum);
+    spec.policy.on_lowered_sync = LoweredSync::Strict;
+    let refused = bench.run(put_service(spec.clone())).reply;
+    let (need, have) = (STRICT_LEVEL, 1);
+    assert_eq!(refused, Reply::Rejected(Rejection::FeatureLevel { need, have }));
+    bench.run(Command::RaiseFeatureLevel { to: STRICT_LEVEL });
+    assert!(bench.run(put_service(spec.clone())).reply.revision().is_some());
+    let bytes = bench.state.encode_snapshot();
+    let read = State::decode_snapshot(&bytes).unwrap();
+    assert_eq!((&read.services()[&spec.name].spec, read.encode_snapshot()), (&spec, bytes));
+    // What asks for less is written as before, and needs no more than before.
+    spec.policy.on_lowered_sync = LoweredSync::Report;
+    assert_eq!(put_service(spec).level(), 1);
 }
 
 #[test]
