@@ -49,6 +49,16 @@ async fn a_loss_beyond_the_bound_is_asked_for_and_an_approval_promotes() {
     let at = rig.at(&asked.approval.as_ref().unwrap().candidate);
     assert_ne!(at, old);
     assert!(load.writer.ledger().first_ack_not_of(fault, Some(old)).is_none(), "{asked:?}");
+    // One role change at a time, whoever asks for the next.
+    for args in [
+        &["switchover", SERVICE, "--to", rig.name((old + 1) % 3).as_str(), "--reason", "a test"][..],
+        &["failover", SERVICE, "--yes", "--reason", "a test"][..],
+    ] {
+        let out = rig.cluster.verb(args);
+        let why = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(!out.status.success() && why.contains(&asked.id.to_string()), "{args:?}: {why}");
+    }
+    assert_eq!(rig.questions().await.len(), 1, "and the first is as it was");
     answer(&rig.cluster, "approve", &asked);
     assert_eq!(load.resumed(fault, Some(old)).await.host, at);
     load.progress(100).await;

@@ -1,11 +1,13 @@
 //! Links are cut: packets are dropped on a switch, so that nobody is told, as a real host's end or a
 //! real cable's is told to nobody. Needs root, `ip` and `nft`.
 
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use regent_core::spec::Mode;
+use regent_lab::databases::SERVICE;
 use regent_lab::network::{CLIENT_NAME, Cut, Network, NetworkError};
-use regent_lab::process::Fault;
+use regent_lab::process::{Fault, Process};
 use regent_lab::writer::{Access, Fate, Ledger, Locals, Table, Verdict, verify};
 use regent_rpc::pb::v1;
 
@@ -167,6 +169,124 @@ async fn a_primary_that_is_cut_off_acknowledges_nothing_once_another_is_granted(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_reaches_one_standby_alone_acknowledges_nothing_once_another_is_granted() {
     cut_off("cut-one", true).await;
+}
+
+/// As the distribution's unit starts it when the host comes up: the data directory, address and port,
+/// and nothing of Regent.
+fn as_a_unit_does(rig: &Rig, at: usize) {
+    let (databases, instance) = (rig.cluster.lab.databases.as_ref().unwrap(), &rig.instances()[at]);
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &network(rig).space(&instance.id)]);
+    if let Some(owner) = &databases.run_as {
+        command.args(["runuser", "-u", owner, "--"]);
+    }
+    command.arg(databases.bin_dir.join("pg_ctl")).args(["start", "-W", "-D"]);
+    command.arg(instance.data_dir()).arg("-l").arg(instance.dir.join("unit.log"));
+    command.args(["-o", &format!("-h {} -p {}", instance.host, instance.port)]);
+    let out = command.current_dir(&instance.dir).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
+/// The promise of a standby is what the old primary's end rests on: it is on its disk, whatever starts
+/// what lies there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_loses_power_after_its_detach_and_is_started_by_a_unit_confirms_nothing() {
+    if !can_cut() {
+        return;
+    }
+    let mut rig = Rig::up_on_network("reboot", Mode::Quorum).await;
+    let old = rig.redundant().await;
+    let load = Load::start(&rig).await;
+    let side = Side::start(&rig, old).await;
+    let (reboots, waits) = ((old + 1) % 3, (old + 2) % 3);
+
+    // The old primary reaches one standby, and nothing is granted before the other has said a word.
+    let agent = rig.instances()[waits].process.clone().unwrap();
+    assert!(agent.signal(Fault::Freeze).unwrap());
+    let kept = rig.instances()[reboots].id.clone();
+    let fault = cut(&rig, rig.name(old).as_str(), &[&kept]);
+    let out = rig.cluster.verb(&["failover", SERVICE, "--yes", "--reason", "a test"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    until("the standby to detach", async || rig.log(reboots).contains("step=Detach")).await;
+    rig.kill_host(reboots);
+    rig.host_gone(reboots).await;
+    let cut_short = Instant::now();
+
+    as_a_unit_does(&rig, reboots);
+    let receives = |process: &Process| {
+        let title = std::fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        String::from_utf8_lossy(&title).contains("walreceiver")
+    };
+    // For as long as a receiver would need many times over.
+    while cut_short.elapsed() < Duration::from_secs(3) {
+        assert!(!rig.postgres(reboots).iter().any(receives), "it streams from the old primary");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!rig.postgres(reboots).is_empty(), "the unit's server runs, and takes no part");
+    rig.kill_host(reboots);
+    rig.host_gone(reboots).await;
+    regent_lab::databases::start_agent(&mut rig.cluster.lab, reboots).unwrap();
+    assert!(agent.signal(Fault::Thaw).unwrap());
+    let first = load.resumed(fault, Some(old)).await;
+    load.progress(100).await;
+
+    let operation = rig.operations().await.pop().unwrap();
+    assert_eq!(operation.out, "its replication quorum was revoked", "{operation:?}");
+    assert_eq!(rig.heal().await, first.host);
+    load.progress(100).await;
+    let (ledger, verdict) = side.end(&rig).await;
+    assert!(verdict.lost.is_empty(), "{verdict:?}");
+    let last = last_ack(&ledger);
+    assert!(last < cut_short, "a commit was confirmed by who had promised not to");
+    load.all_kept(&rig).await;
+}
+
+/// One direction is enough to be no primary: who is not heard, and who hears nobody. And a link that
+/// comes and goes ends with one primary, whoever that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_way_cuts_and_a_flapping_link_leave_one_primary_and_lose_no_row() {
+    if !can_cut() {
+        return;
+    }
+    let mut rig = Rig::up_on_network("one-way", Mode::Quorum).await;
+    let load = Load::start(&rig).await;
+    let mut old = rig.redundant().await;
+    for hears in [true, false] {
+        let name = rig.name(old).to_string();
+        let all = network(&rig).machines.iter().map(|one| one.name.as_str()).chain([CLIENT_NAME]);
+        let others: Vec<String> = all.filter(|one| *one != name).map(str::to_owned).collect();
+        let cuts: Vec<Cut> = match hears {
+            true => vec![Cut { who: name, from: others, one_way: true }],
+            false => {
+                let deaf = |who: &String| Cut {
+                    who: who.clone(),
+                    from: vec![name.clone()],
+                    one_way: true,
+                };
+                others.iter().map(deaf).collect()
+            }
+        };
+        network(&rig).cut(&cuts).unwrap();
+        let fault = Instant::now();
+        let first = load.resumed(fault, Some(old)).await;
+        assert!(first.done - fault < SOON, "{hears}: {:?}", first.done - fault);
+        load.progress(100).await;
+        assert_eq!(rig.heal().await, first.host);
+        old = first.host;
+    }
+
+    let name = rig.name(old).to_string();
+    for _ in 0..8 {
+        cut(&rig, &name, &[]);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        network(&rig).mend().unwrap();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let back = Instant::now();
+    load.resumed(back, None).await;
+    rig.heal().await;
+    load.progress(100).await;
+    load.all_kept(&rig).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,7 +89,7 @@ async fn untouched(mut rig: Rig, load: Load, primary: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_configuration_names_what_is_wrong_and_who_is_nobody_is_told_so() {
-    let (rig, load, primary, standby) = without_a_standby("strange-agent").await;
+    let (mut rig, load, primary, standby) = without_a_standby("strange-agent").await;
     let me = rig.instances()[standby].id.clone();
     let other = rig.instances()[(standby + 1) % 3].id.clone();
 
@@ -98,6 +98,15 @@ async fn a_wrong_configuration_names_what_is_wrong_and_who_is_nobody_is_told_so(
     let why = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(2), "{why}");
     assert!(why.contains("typo.toml") && why.contains("state_dri"), "{why}");
+
+    let watchdog =
+        |device: &Path| format!("\n[watchdog]\ndevice = {device:?}\ntimeout_ms = 1000\n");
+    let fifo = rig.instances()[standby].dir.join("watchdog");
+    let early = changed(&rig, standby, "early", |text| text.to_owned() + &watchdog(&fifo));
+    let out = run(&early);
+    let why = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(2), "{why}");
+    assert!(why.contains("watchdog.device"), "{why}");
 
     // The files of another instance: what it is, its certificate says.
     let of = |id: &str| format!("agent-{SERVICE}+{id}.");
@@ -120,6 +129,20 @@ async fn a_wrong_configuration_names_what_is_wrong_and_who_is_nobody_is_told_so(
     drop(stranger);
     assert!(rig.postgres(standby).is_empty(), "PostgreSQL of a stranger runs");
 
+    // What was named too early is there now: it is fed, and said to be.
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    std::fs::copy(&early, rig.instances()[standby].config()).unwrap();
+    regent_lab::databases::start_agent(&mut rig.cluster.lab, standby).unwrap();
+    let fed = std::thread::spawn(move || {
+        std::io::Read::read(&mut std::fs::File::open(fifo)?, &mut [0; 8])
+    });
+    until("the watchdog to be fed", async || fed.is_finished()).await;
+    assert!(fed.join().unwrap().unwrap() > 0);
+    until("the word of it", async || {
+        let out = rig.cluster.verb(&["explain", SERVICE]);
+        String::from_utf8_lossy(&out.stdout).contains("yes, watchdog")
+    })
+    .await;
     untouched(rig, load, primary).await;
 }
 
@@ -188,6 +211,31 @@ async fn a_second_agent_that_claims_the_primary_is_told_so_and_the_first_one_goe
     drop(stranger);
     assert_eq!(rig.role().await.epoch, epoch, "somebody was promoted");
     untouched(rig, load, primary).await;
+}
+
+/// S4: what the agent has seen is on its disk, and what lies below is not obeyed, whoever says it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directive_below_the_highest_seen_is_refused_and_a_higher_one_obeyed() {
+    let (mut rig, load, primary, standby) = without_a_standby("strange-old").await;
+    // As if the next directive had come, and the coordinators had forgotten it.
+    let notebook = rig.instances()[standby].state_dir().join("notebook.json");
+    let text = std::fs::read_to_string(&notebook).unwrap();
+    let mut book: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let revision = &mut book["directive"]["revision"];
+    *revision = (revision.as_u64().expect("it was told what to do") + 5).into();
+    std::fs::write(&notebook, book.to_string()).unwrap();
+
+    regent_lab::databases::start_agent(&mut rig.cluster.lab, standby).unwrap();
+    let said = "refused a directive below the highest seen";
+    until("the agent to refuse it", async || rig.log(standby).contains(said)).await;
+    // Nothing of it starts for that; and the entries that are written meanwhile are above it.
+    load.progress(400).await;
+    assert!(rig.postgres(standby).is_empty(), "it obeyed");
+    let fault = std::time::Instant::now();
+    rig.kill_host(primary);
+    let first = load.resumed(fault, Some(primary)).await;
+    assert_eq!(rig.heal().await, first.host);
+    load.all_kept(&rig).await;
 }
 
 /// The cluster that a data directory belongs to.
