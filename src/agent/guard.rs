@@ -365,7 +365,14 @@ fn end(fencer: &mut Fencer) -> GuardError {
 fn find_or_launch(options: &GuardOptions) -> Result<Fencer, GuardError> {
     match Fencer::attach(&options.state_dir, options.agent) {
         Ok(mut fencer) => match fencer.status() {
-            Ok(_) => return Ok(fencer),
+            Ok(status) => {
+                let is_other = fed_by(fencer.pid()) != options.watchdog;
+                // One that guards nothing makes room for one that feeds what it is to feed.
+                let ends = is_other && status.phase == Phase::Idle && fencer.quit().is_ok();
+                if !ends {
+                    return Ok(fencer);
+                }
+            }
             Err(ClientError::Silent(_)) => drop(end(&mut fencer)),
             Err(error) => return Err(error.into()),
         },

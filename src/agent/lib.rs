@@ -21,6 +21,7 @@ mod init;
 mod link;
 mod local;
 mod lowered;
+mod news;
 mod notes;
 mod prepare;
 mod run;
