@@ -12,6 +12,8 @@ use regent_core::time::Reading;
 use regent_engine as engine;
 use regent_engine::Discovery;
 
+use crate::senses::NoLogin;
+
 /// An answer older than this says nothing about now.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(1_500);
 /// A standby that does not stream for this long from an upstream that answers has to be looked at:
@@ -50,6 +52,8 @@ pub struct Local {
     pub probe: Probe,
     /// Since when probes fail.
     pub failing: Option<Instant>,
+    /// While they fail: the server's first process works all the same.
+    pub works: bool,
     /// The newest own commit.
     pub canary: Option<(Instant, Option<bool>)>,
     /// The others have slots here.
@@ -112,6 +116,7 @@ impl Local {
             sampled: Reading::default(),
             probe: Probe::Unknown,
             failing: None,
+            works: false,
             canary: None,
             has_slots: false,
             names: None,
@@ -251,13 +256,14 @@ impl Local {
     }
 
     /// A fresh connection was tried.
-    pub fn probed(&mut self, outcome: Result<Duration, String>) {
+    pub fn probed(&mut self, outcome: Result<Duration, NoLogin>) {
         match outcome {
             Ok(took) => {
-                self.failing = None;
+                (self.failing, self.works) = (None, false);
                 self.probe = Probe::Answered(millis(took));
             }
-            Err(why) => {
+            Err(NoLogin { why, works }) => {
+                self.works = works;
                 let since = *self.failing.get_or_insert_with(Instant::now);
                 self.probe = Probe::Failed { since_ms: millis(since.elapsed()), why };
             }
@@ -381,6 +387,7 @@ impl Local {
             doing: self.doing(),
             problem: self.problem.clone(),
             tampered: self.tampered(told),
+            works: self.works,
             disk_free_bytes: seen.map_or(0, |seen| seen.disk_free_bytes),
             guard: Guarded::default(),
         }

@@ -26,6 +26,7 @@ use crate::guard::{Guard, News};
 use crate::link::Heard;
 use crate::local::{Local, Told};
 use crate::notes::Notes;
+use crate::senses::NoLogin;
 use crate::sights::Sights;
 use crate::start::StartError;
 use crate::status::{Published, Status};
@@ -48,7 +49,7 @@ pub enum Report {
     /// The database's facts, or why there are none, and when they were asked for.
     Seen(Reading, Result<engine::Observation, String>),
     /// A fresh connection.
-    Probed(Result<Duration, String>),
+    Probed(Result<Duration, NoLogin>),
     /// An own commit: when it was begun, under which set, whether it returned.
     Canary(Reading, Option<Revision>, bool),
     /// What a stop would have to write is written, for this switchover.

@@ -39,20 +39,59 @@ pub async fn observe(
     }
 }
 
+/// A fresh connection that was not made.
+#[derive(Debug)]
+pub struct NoLogin {
+    /// Why.
+    pub why: String,
+    /// The server's first process, which makes the others, did something meanwhile.
+    pub works: bool,
+}
+
+/// How often a process has been put to sleep or aside: one that is frozen, or that waits for a dead
+/// disk, adds nothing to that, however many knock.
+fn turns(pid: Option<i32>) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", pid?)).ok()?;
+    let of = |line: &str| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok();
+    Some(status.lines().filter_map(of).sum())
+}
+
 /// A fresh connection every `every`.
 pub async fn probe(
     engine: Arc<dyn Engine>,
+    guard: Guard,
     every: Duration,
     reports: mpsc::UnboundedSender<Report>,
 ) {
     const WITHIN: Duration = Duration::from_millis(300);
     // In a storm of logins each takes its time; a server that stands never answers.
     const PATIENTLY: Duration = Duration::from_millis(1_000);
-    let mut within = WITHIN;
+    let mut fails = false;
     loop {
-        let probed = engine.probe(within).await.map_err(|error| error.to_string());
-        within = if probed.is_ok() { WITHIN } else { PATIENTLY };
-        if reports.send(Report::Probed(probed)).is_err() {
+        let first = guard.postmaster_pid().await;
+        let mut turned = turns(first);
+        let probing = engine.probe(if fails { PATIENTLY } else { WITHIN });
+        tokio::pin!(probing);
+        // Whether it works is looked at more often than a patient probe ends.
+        let outcome = loop {
+            let waited = tokio::time::timeout(every, &mut probing).await;
+            let now = turns(first);
+            let works = turned.zip(now).is_some_and(|(before, now)| now > before);
+            turned = now;
+            let failed = |why: String| NoLogin { why, works };
+            match waited {
+                Ok(outcome) => break outcome.map_err(|error| failed(error.to_string())),
+                Err(_) if fails => {
+                    let report = Report::Probed(Err(failed("no login yet".to_owned())));
+                    if reports.send(report).is_err() {
+                        return;
+                    }
+                }
+                Err(_) => {}
+            }
+        };
+        fails = outcome.is_err();
+        if reports.send(Report::Probed(outcome)).is_err() {
             return;
         }
         tokio::time::sleep(every).await;

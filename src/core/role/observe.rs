@@ -71,6 +71,9 @@ pub struct Observation {
     pub doing: String,
     /// What keeps it from doing what it is told; empty: nothing.
     pub problem: String,
+    /// While logins fail: its first process works all the same, so that they are only slow. One that is
+    /// frozen, or waits for a dead disk, does nothing.
+    pub works: bool,
     /// How somebody lowered synchronous commit or changed the names; empty: nobody did.
     pub tampered: String,
     /// Room on the disk of the data directory.

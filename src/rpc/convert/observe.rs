@@ -62,6 +62,7 @@ pub fn observation_out(seen: &Observation) -> v1::Observation {
         doing: clipped(&seen.doing),
         problem: clipped(&seen.problem),
         tampered: clipped(&seen.tampered),
+        works: seen.works,
         disk_free_bytes: seen.disk_free_bytes,
         slowest_fence_ms: seen.guard.slowest_fence_ms,
         fence_budget_ms: seen.guard.fence_budget_ms,
@@ -138,6 +139,7 @@ pub fn observation_in(seen: v1::Observation) -> Result<Observation, Invalid> {
         doing: text("doing", &seen.doing)?,
         problem: text("problem", &seen.problem)?,
         tampered: text("tampered", &seen.tampered)?,
+        works: seen.works,
         disk_free_bytes: seen.disk_free_bytes,
         guard: Guarded {
             slowest_fence_ms: seen.slowest_fence_ms,

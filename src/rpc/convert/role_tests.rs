@@ -159,6 +159,7 @@ fn observation() -> impl Strategy<Value = Observation> {
     let texts = ("[ -~]{0,30}", "[ -~]{0,30}", "[ -~]{0,30}", any::<[u64; 5]>());
     (what, lists, sets, texts).prop_map(|(what, lists, sets, texts)| Observation {
         stopped_in_order: texts.0.len() % 2 == 1,
+        works: texts.1.len() % 2 == 1,
         run: what.0,
         position: what.1,
         receiver: what.2,

@@ -2,11 +2,8 @@
 
 use std::time::Instant;
 
-use regent_core::command::Expect;
 use regent_core::spec::Mode;
 use regent_lab::network::Cut;
-use regent_rpc::convert::common::Freshness;
-use regent_rpc::convert::topology::spec_in;
 
 use super::cut::{can_cut, network};
 use super::load::Load;
@@ -21,11 +18,11 @@ async fn the_next_primary_fetches_what_only_an_instance_that_is_never_promoted_h
     let mut rig = Rig::up_on_network("fetch", Mode::Quorum).await;
     let old = rig.redundant().await;
     let (keeper, next) = ((old + 1) % 3, (old + 2) % 3);
-    let service = Rig::service();
-    let shown = rig.operator().get_service(&service, Freshness::Linearizable).await.unwrap();
-    let mut spec = spec_in(shown.service.unwrap().spec.unwrap()).unwrap();
-    spec.instances.iter_mut().find(|one| one.name == rig.name(keeper)).unwrap().priority = 0;
-    rig.operator().apply_service(&spec, Expect::Any, false).await.unwrap();
+    let never = rig.name(keeper);
+    rig.declare_all(|spec| {
+        spec.instances.iter_mut().find(|one| one.name == never).unwrap().priority = 0;
+    })
+    .await;
 
     // The link between the primary and the one that may follow it breaks; the other one confirms.
     let load = Load::start(&rig).await;

@@ -32,3 +32,20 @@ async fn a_frozen_primary_is_replaced_and_a_fresh_connection_writes_again() {
     assert_eq!(rig.finished().await.to, rig.name(first.host).as_str());
     load.all_kept(&rig).await;
 }
+
+/// Sessions of before go on, and nobody new gets in: the first process alone is frozen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_whose_first_process_is_frozen_is_replaced_though_its_sessions_commit() {
+    let mut rig = Rig::up("freeze-first", Mode::Quorum).await;
+    let old = rig.redundant().await;
+    let load = Load::start(&rig).await;
+    let first = rig.postmaster(old).await;
+    let fault = Instant::now();
+    first.signal(Fault::Freeze).unwrap();
+    let next = load.resumed(fault, Some(old)).await;
+    assert!(next.done - fault < Duration::from_secs(4), "{:?}", next.done - fault);
+    assert_eq!(rig.operations().await.pop().unwrap().verdict, "PrimaryStalled");
+    assert_eq!(rig.heal().await, next.host);
+    load.progress(100).await;
+    load.all_kept(&rig).await;
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use regent_core::command::Expect;
 use regent_core::id::{InstanceName, ServiceName};
-use regent_core::spec::{Mode, Policy};
+use regent_core::spec::{Mode, Policy, ServiceSpec};
 use regent_lab::databases::{
     DatabasesView, Front, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, owned, view,
     wait_redundant,
@@ -204,10 +204,15 @@ impl Rig {
 
     /// Declares the service with another policy, and waits for nothing.
     pub async fn declare(&self, change: impl FnOnce(&mut Policy)) {
+        self.declare_all(|spec| change(&mut spec.policy)).await;
+    }
+
+    /// Declares the service otherwise, and waits for nothing.
+    pub async fn declare_all(&self, change: impl FnOnce(&mut ServiceSpec)) {
         let read = Freshness::Linearizable;
         let shown = self.operator.get_service(&Self::service(), read).await.unwrap();
         let mut spec = spec_in(shown.service.unwrap().spec.unwrap()).unwrap();
-        change(&mut spec.policy);
+        change(&mut spec);
         self.operator.apply_service(&spec, Expect::Any, false).await.unwrap();
     }
 

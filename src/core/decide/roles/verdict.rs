@@ -220,13 +220,14 @@ pub fn others<'a>(
 }
 
 /// Logins are slow, and a session that was in before has committed since they are: a storm of them,
-/// which would only follow the role to the next host. A server that stands commits nothing; one whose
-/// first process alone stands does, so this is believed for a while only.
+/// which would only follow the role to the next host. A server that stands commits nothing, and one
+/// whose first process alone stands makes no sessions: that one must do something meanwhile. Believed
+/// for a while only: who can never get in is not served, whatever the cause.
 fn is_crowded(seen: &Observation, since_ms: u64) -> bool {
     let commits = seen.canary.as_ref().is_some_and(|canary| {
         canary.returned == Some(true) && canary.age_ms < since_ms.min(COMMITTED_WITHIN_MS)
     });
-    commits && since_ms < CROWDED_FOR_MS
+    seen.works && commits && since_ms < CROWDED_FOR_MS
 }
 
 /// Nothing is heard of its agent: what do the others see?
