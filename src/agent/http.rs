@@ -54,7 +54,7 @@ async fn replica(
 ) -> (StatusCode, Json<Published>) {
     let now = published.lock().clone();
     let near = wanted.lag.is_none_or(|most| now.lag_bytes <= most);
-    answer(now.run == "standby" && now.streams && near, now)
+    answer(now.reads && now.streams && near, now)
 }
 
 async fn health(State(published): State<Shared>) -> (StatusCode, Json<Published>) {
@@ -79,6 +79,7 @@ fn page(now: &Published) -> String {
     say("regent_agent_role_info", "Always 1: what runs, and the last epoch it has led", labels, 1);
     for (name, help, on) in [
         ("regent_agent_open_flag", "1 while it takes writes of clients", now.open),
+        ("regent_agent_reads_flag", "1 while it is a standby that lets clients read", now.reads),
         ("regent_agent_held_flag", "1 while it does so without a confirmed lease", now.held),
         ("regent_agent_answers_flag", "1 while it answers fresh connections", now.answers),
         ("regent_agent_streams_flag", "1 while it streams from an upstream", now.streams),

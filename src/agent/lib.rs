@@ -13,6 +13,7 @@
 //! The agent may be restarted at any time: what runs goes on under the fencer, and what was
 //! promised lies in `notes`.
 
+mod children;
 mod config;
 mod fences;
 mod guard;

@@ -74,8 +74,10 @@ pub struct Local {
     pub announced: Option<(Revision, Instant)>,
     /// The one that this run has checkpointed for, and when.
     pub prepared: Option<(Revision, Instant)>,
-    /// Clients may connect.
+    /// Clients may connect: to write, or at a standby to read.
     pub open: bool,
+    /// Nobody but Regent's roles is in, or can get in: it was started so, or shut since.
+    pub shut: bool,
     /// Highest epoch this run has written.
     pub written: Epoch,
     /// Since when a standby that has an upstream does not stream.
@@ -128,6 +130,7 @@ impl Local {
             announced: None,
             prepared: None,
             open: false,
+            shut: true,
             written: Epoch::NONE,
             streamless: None,
             diverged: None,
@@ -181,7 +184,7 @@ impl Local {
     /// Everything of this run is over.
     pub fn ended(&mut self, proven: bool, in_order: bool) {
         (self.running, self.stopping, self.open) = (false, false, false);
-        self.crashed = false;
+        (self.crashed, self.shut) = (false, true);
         (self.seen, self.failing, self.canary) = (None, None, None);
         (self.names, self.in_force, self.replayed) = (None, None, None);
         (self.probe, self.streamless) = (Probe::Unknown, None);
@@ -341,6 +344,7 @@ impl Local {
             open: self.open,
             strange: self.is_strange(told),
             lowered: self.is_lowered(told),
+            shut: self.shut,
             diverged: self.diverged,
             timeline: told.timeline,
             promoted: told.promoted,

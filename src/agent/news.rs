@@ -18,10 +18,9 @@ impl Agent {
                 tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
                 self.local.last_end = sequence;
                 // An end that a step brought about is told by the step.
-                let asked = self
-                    .busy
-                    .as_ref()
-                    .is_some_and(|(step, _)| matches!(step, Step::Kill | Step::ShutDown));
+                let asked = self.busy.as_ref().is_some_and(|(step, _)| {
+                    matches!(step, Step::Kill | Step::ShutDown | Step::ShutReaders)
+                });
                 if !asked {
                     self.local.ended(proven, in_order);
                     // E4: only a renewal of after the crash starts it again.

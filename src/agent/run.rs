@@ -13,10 +13,10 @@ use regent_core::agent::notebook::Taken;
 use regent_core::agent::{Right, Step, may_stay_shut, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::Order;
+use regent_core::role::observe::Run;
 use regent_core::spec::{LoweredSync, Policy};
 use regent_core::time::{Micros, Reading};
 use regent_engine as engine;
-use regent_fencer::Arm;
 use regent_rpc::client::{AgentSender, SessionLease};
 use regent_rpc::convert::agent::{Ask, HELLO, Instruction, Outcome};
 use tokio::sync::{Notify, mpsc};
@@ -294,7 +294,8 @@ impl Agent {
                     | Step::Compare(_)
             )
         };
-        if self.busy.as_ref().is_some_and(|(step, _)| long(step))
+        let reads = |step: &Step| *step == Step::Open && self.local.run() == Run::Standby;
+        if self.busy.as_ref().is_some_and(|(step, _)| long(step) || reads(step))
             && let Some((step, task)) = self.busy.take()
         {
             tracing::info!(?step, "interrupted by a new directive");
@@ -401,6 +402,7 @@ impl Agent {
                 let starts = matches!(step, Step::StartStandby(_) | Step::StartPrimary);
                 if starts && !self.local.running && self.guard.is_running() {
                     self.local.started(self.local.last_end);
+                    self.local.shut = false;
                 }
                 if !self.local.running && !matches!(step, Step::Kill | Step::ShutDown) {
                     self.inspect();
@@ -457,12 +459,6 @@ impl Agent {
         directive.is_some_and(|directive| matches!(directive.order, Order::Lead { .. }))
     }
 
-    pub(crate) fn next_arm(&mut self, until: Reading) -> Arm {
-        self.arms += 1;
-        let epoch = self.notes.book.directive.as_ref().map_or(Epoch::NONE, |it| it.epoch);
-        Arm { epoch, number: RenewalNumber(self.arms), until }
-    }
-
     /// One turn: rights, the next step, words to the coordinators.
     fn turn(&mut self) {
         self.note_refusal();
@@ -489,9 +485,8 @@ impl Agent {
                 break;
             }
         }
-        let wants = self.local.in_force.filter(|_| {
-            self.local.run() == regent_core::role::observe::Run::Primary && self.leads()
-        });
+        let wants =
+            self.local.in_force.filter(|_| self.local.run() == Run::Primary && self.leads());
         self.canary.send_if_modified(|now| std::mem::replace(now, wants) != wants);
         self.prepare();
         if self.sights.has_news() {
@@ -547,6 +542,7 @@ impl Agent {
                 self.local.open = false;
             }
             Step::Rewind(_) | Step::Clone(_) => self.local.rebuilding = true,
+            Step::Open => self.local.shut = false,
             _ => {}
         }
         let arm = match step {

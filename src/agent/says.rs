@@ -5,11 +5,12 @@
 use std::time::{Duration, Instant};
 
 use regent_core::agent::{Data, OnDisk, Pausing};
-use regent_core::id::Revision;
+use regent_core::id::{Epoch, RenewalNumber, Revision};
 use regent_core::lease::holder::VoidReason;
 use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
 use regent_core::spec::Mode;
 use regent_core::time::Reading;
+use regent_fencer::Arm;
 use regent_rpc::client::SessionLease;
 
 use crate::run::Agent;
@@ -70,6 +71,13 @@ impl Agent {
             unbounded: status.running.is_some() && status.lease.until.is_none(),
             obeyed: status.lease.pause,
         }
+    }
+
+    /// A deadline with the next number.
+    pub(crate) fn next_arm(&mut self, until: Reading) -> Arm {
+        self.arms += 1;
+        let epoch = self.notes.book.directive.as_ref().map_or(Epoch::NONE, |it| it.epoch);
+        Arm { epoch, number: RenewalNumber(self.arms), until }
     }
 
     /// A later deadline goes to the fencer while a primary runs under it.

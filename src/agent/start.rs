@@ -221,9 +221,11 @@ async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Eng
         return;
     }
     local.started(0);
+    local.shut = false;
     let asked = regent_fencer::clock::now();
     if let Ok(seen) = engine.observe(Duration::from_secs(1)).await {
-        // Whether clients may connect is not asked: letting them in again does no harm.
+        // Whether clients may connect is not asked: letting them in again does no harm, nor does
+        // shutting them out once more before a promotion.
         local.observed(asked, seen);
     }
     tracing::info!(led = %notes.book.led, "took over what runs under the fencer");

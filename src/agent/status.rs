@@ -17,6 +17,8 @@ pub struct Published {
     pub run: &'static str,
     /// It takes writes of clients.
     pub open: bool,
+    /// It is a standby that lets clients in, to read.
+    pub reads: bool,
     /// It takes them by its standbys' acknowledgements alone: no lease is confirmed (PROTOCOL.md F).
     pub held: bool,
     /// It answers fresh connections.

@@ -22,6 +22,8 @@ use crate::local::Local;
 
 /// Bound on a small change; a hung server must not hold the agent up for longer.
 const SOON: Duration = Duration::from_millis(1_500);
+/// Bound on sending readers away before a promotion; a start anew takes about as long.
+const READERS: Duration = Duration::from_millis(500);
 /// Bound on a commit that waits for standbys: they may be on their way.
 const COMMIT: Duration = Duration::from_secs(5);
 /// What was received is replayed within this, mostly: then one receipt says both. In quorum mode
@@ -79,6 +81,12 @@ pub struct Tools {
 impl Postmaster for Guard {
     async fn reload(&self) -> std::io::Result<()> {
         self.signal(Target::Postmaster, Notice::Reload).await.map_err(std::io::Error::other)
+    }
+
+    async fn children(&self) -> std::io::Result<Vec<regent_engine::Child>> {
+        let unknown = || std::io::Error::other("the first process of the server is not known");
+        let pid = self.postmaster_pid().await.ok_or_else(unknown)?;
+        tokio::task::spawn_blocking(move || crate::children::of(pid)).await?
     }
 
     async fn terminate(&self, pid: i32) -> std::io::Result<()> {
@@ -160,6 +168,7 @@ impl Tools {
             Step::Open => self.open().await,
             Step::Close => self.close().await,
             Step::ShutOut => self.shut_out().await,
+            Step::ShutReaders => self.shut_readers().await,
             // Done by the loop itself: they are words, not deeds.
             Step::Rest
             | Step::Stuck(_)
@@ -499,7 +508,7 @@ impl Tools {
         let opened = self.engine.open_clients(&refused, &self.guard, SOON).await;
         opened.map_err(failed("letting clients in"))?;
         Ok(Box::new(|local| {
-            local.open = true;
+            (local.open, local.shut) = (true, false);
             local.refused = Some(refused);
         }))
     }
@@ -525,6 +534,17 @@ impl Tools {
     async fn close(&self) -> Result<Change, StepError> {
         let closed = self.engine.close_clients(&self.guard, SOON).await;
         closed.map_err(failed("shutting clients out"))?;
-        Ok(Box::new(|local| local.open = false))
+        Ok(Box::new(|local| (local.open, local.shut) = (false, true)))
+    }
+
+    /// A promotion does not wait for readers that cannot be sent away.
+    async fn shut_readers(&self) -> Result<Change, StepError> {
+        match self.engine.close_clients(&self.guard, READERS).await {
+            Ok(()) => Ok(Box::new(|local| (local.open, local.shut) = (false, true))),
+            Err(error) => {
+                tracing::warn!(%error, "readers do not leave: all is ended, and comes up closed");
+                self.kill().await
+            }
+        }
     }
 }

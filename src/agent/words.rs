@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use regent_core::agent::{Data, OnDisk};
-use regent_core::role::observe::Guarded;
+use regent_core::role::observe::{Guarded, Run};
 use regent_core::role::{AgentStart, Armed, DataIdentity, Position, Proof, Receipt};
 use regent_rpc::client::SessionLease;
 use regent_rpc::convert::agent::Ask;
@@ -133,6 +133,7 @@ impl Agent {
             service: self.tools.me.to_string(),
             run: run.as_str(),
             open: self.local.open && self.told.may_serve,
+            reads: self.local.open && run == Run::Standby,
             held: self.local.open && self.told.may_serve && !self.told.holds_lease,
             answers: self.local.seen.is_some() && self.local.probe.is_answered(),
             epoch: self.notes.book.led.to_string(),

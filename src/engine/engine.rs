@@ -25,6 +25,18 @@ pub trait Postmaster: Send + Sync {
     /// Ends one process of the server (SIGTERM); `pid` is what the server itself calls it. One that
     /// is gone already is no error.
     async fn terminate(&self, pid: i32) -> io::Result<()>;
+    /// Every process whose parent is the postmaster: also those that are logging in and stand in no
+    /// list of the server's own.
+    async fn children(&self) -> io::Result<Vec<Child>>;
+}
+
+/// A process of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Child {
+    /// What the server itself calls it.
+    pub pid: i32,
+    /// What it calls itself.
+    pub title: String,
 }
 
 /// What an agent can do to its database. All of it may be repeated.

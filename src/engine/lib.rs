@@ -19,7 +19,7 @@ mod facts;
 mod orders;
 pub mod postgres;
 
-pub use engine::{Engine, Postmaster};
+pub use engine::{Child, Engine, Postmaster};
 pub use error::{ChangeError, CommitError, DiskError, RebuildError, SqlError};
 pub use facts::{
     CleanStop, Cluster, ClusterState, Discovery, GenerationId, HistoryEntry, HistoryFile,

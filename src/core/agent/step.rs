@@ -65,6 +65,9 @@ pub enum Step {
     /// Refuse the roles and databases whose commits would wait for less than the set, and end the
     /// sessions whose commits do.
     ShutOut,
+    /// Standby: the same before a promotion; where readers do not go in time, end everything, and it
+    /// comes up closed.
+    ShutReaders,
 }
 
 /// What comes next in this world.
@@ -115,6 +118,8 @@ fn lead(notebook: &Notebook, world: &World, epoch: Epoch, set: &SyncSet) -> Step
         },
         (Data::Present(OnDisk::Standby(_)), Run::Down) => Step::StartStandby(None),
         (_, Run::Standby) if !world.answers => Step::Rest,
+        // A session that reads would write once recovery is over, before the epoch does.
+        (_, Run::Standby) if !world.shut => Step::ShutReaders,
         (_, Run::Standby) if leaves_out(Mutant::NamesBeforePromotion) => {
             Step::Promote(world.timeline)
         }
@@ -199,7 +204,11 @@ fn follow(world: &World, upstream: &InstanceName) -> Step {
                 return Step::EnsureSlots;
             }
             // Its history may be another one, which can only be told when it is down.
-            if world.starved && world.diverged.is_none() { Step::Kill } else { Step::Rest }
+            if world.starved && world.diverged.is_none() {
+                return Step::Kill;
+            }
+            // Readers. They stay until it is to be promoted, also while it has nobody to follow.
+            if !world.open && world.has_receiver { Step::Open } else { Step::Rest }
         }
     }
 }

@@ -48,6 +48,7 @@ pub(crate) fn standby() -> World {
         open: false,
         strange: false,
         lowered: false,
+        shut: true,
         diverged: None,
         timeline: 2,
         promoted: Epoch::NONE,
@@ -69,6 +70,7 @@ fn primary() -> World {
         in_force: Some(Revision(5)),
         written: epoch(5),
         open: true,
+        shut: false,
         promoted: epoch(5),
         covered: Some(Revision(5)),
         ..standby()
@@ -89,10 +91,13 @@ fn lead() -> Notebook {
 /// Does what the step says to notebook and world, as a shell would.
 pub(crate) fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
     match step {
-        Step::Kill => (world.run, world.has_receiver, world.answers) = (Run::Down, false, false),
+        Step::Kill => {
+            (world.run, world.has_receiver, world.answers) = (Run::Down, false, false);
+            (world.open, world.shut) = (false, true);
+        }
         Step::ShutDown => {
             (world.run, world.answers, world.shut_down) = (Run::Down, false, true);
-            world.open = false;
+            (world.open, world.shut) = (false, true);
         }
         Step::FindEnd => world.position = Some(at(5, 900)),
         Step::CloseOnDisk => world.data = Data::Present(OnDisk::Standby(None)),
@@ -131,8 +136,8 @@ pub(crate) fn does(step: &Step, notebook: &mut Notebook, world: &mut World) {
         Step::ConfirmSet(set) => world.in_force = Some(*set),
         Step::ReportCovered(set) => world.covered = Some(*set),
         Step::ReportPromoted(epoch) => world.promoted = *epoch,
-        Step::Open => world.open = true,
-        Step::Close => world.open = false,
+        Step::Open => (world.open, world.shut) = (true, false),
+        Step::Close | Step::ShutReaders => (world.open, world.shut) = (false, true),
         Step::ShutOut => world.lowered = false,
         Step::Rest | Step::Stuck(_) => {}
     }
@@ -151,6 +156,28 @@ fn run(mut notebook: Notebook, mut world: World) -> Vec<String> {
         does(&step, &mut notebook, &mut world);
     }
     panic!("it never rests: {steps:?}");
+}
+
+#[test]
+fn a_standby_that_streams_lets_readers_in_and_shuts_them_out_before_it_is_promoted() {
+    let follow = told(2, 3, Order::Follow { upstream: name("p") });
+    let streams = standby();
+    assert_eq!(next(&follow, &streams), Step::Open);
+    assert_eq!(next(&follow, &World { has_receiver: false, ..streams.clone() }), Step::Rest);
+    let reads = World { open: true, shut: false, ..streams };
+    assert_eq!(next(&follow, &reads), Step::Rest);
+
+    // Whoever is in stays in while the fence is open: it is not known yet who is promoted.
+    let detach = told(2, 9, Order::Detach { fence: Revision(9) });
+    assert!(!run(detach, reads.clone()).iter().any(|step| step == "ShutReaders"));
+    let granted = World { holds_lease: true, has_receiver: false, ..reads };
+    assert_eq!(next(&lead(), &granted), Step::ShutReaders);
+    let steps = run(lead(), World { may_serve: true, ..granted.clone() });
+    let at = |wanted: &str| steps.iter().position(|step| step == wanted).unwrap();
+    assert!(at("ShutReaders") < at("Promote") && at("WriteEpoch") < at("Open"), "{steps:?}");
+    // An agent that was restarted does not know who is in.
+    let taken_over = World { open: false, ..granted };
+    assert_eq!(next(&lead(), &taken_over), Step::ShutReaders);
 }
 
 #[test]
@@ -262,7 +289,7 @@ fn an_old_primary_follows_after_a_rewind_if_it_diverged() {
     let notebook = told(9, 9, Order::Follow { upstream: name("b") });
     assert_eq!(
         run(notebook.clone(), primary()),
-        ["Kill", "CloseOnDisk", "Compare", "StartStandby"]
+        ["Kill", "CloseOnDisk", "Compare", "StartStandby", "Open"]
     );
     let diverged = World {
         run: Run::Down,

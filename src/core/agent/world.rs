@@ -45,6 +45,8 @@ pub struct World {
     pub strange: bool,
     /// With clients let in: whom the policy refuses is not who is refused, or a session is to be ended.
     pub lowered: bool,
+    /// Nobody but Regent's roles is in, and nobody can get in: known, not only hoped.
+    pub shut: bool,
     /// Whether its WAL left the upstream's history; `None`: not known yet.
     pub diverged: Option<bool>,
     /// The first timeline that a promotion may begin; 0: nobody has said.

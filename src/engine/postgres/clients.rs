@@ -1,4 +1,12 @@
 //! Letting clients in and keeping them out: the access list, a reload, and a proof of each.
+//!
+//! **When nobody is in.** A stranger who is turned away shows that the postmaster has the closed
+//! list, so whatever process it makes from then on keeps to it. Sessions of before are ended. What
+//! was made before and still logs in stands in no view, and can take as long as it likes to send a
+//! password: it is found among the postmaster's children, and ended too. A promotion depends on that:
+//! such a session would write before the epoch does.
+
+use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
@@ -58,8 +66,8 @@ pub(super) async fn open(
     Ok(())
 }
 
-/// Puts the closed list in use, waits until a stranger is turned away, and ends all sessions. Two
-/// empty looks: a session that was logging in shows only when it is in.
+/// Puts the closed list in use, waits until a stranger is turned away, and ends all sessions, also
+/// those that are only logging in.
 pub(super) async fn close(
     pg: &Postgres,
     postmaster: &dyn Postmaster,
@@ -71,11 +79,71 @@ pub(super) async fn close(
         pause(by, "the server keeps clients out").await?;
     }
     let link = pg.monitor(by).await?;
+    let mut entering = unlisted(&link, postmaster, by).await?;
+    for pid in &entering {
+        postmaster.terminate(*pid).await.map_err(ChangeError::Signal)?;
+    }
     let mut empty = 0;
-    while empty < 2 {
+    loop {
+        // Whoever got in after all is in the view now, and no more among these.
+        if !entering.is_empty() {
+            let now = unlisted(&link, postmaster, by).await?;
+            entering.retain(|pid| now.contains(pid));
+        }
         let found = end_sessions(&link, postmaster, by).await?;
-        empty = if found == 0 { empty + 1 } else { 0 };
+        empty = if found == 0 && entering.is_empty() { empty + 1 } else { 0 };
+        if empty == 2 {
+            return Ok(());
+        }
         pause(by, "the sessions of clients end").await?;
     }
-    Ok(())
+}
+
+/// Processes of the server that are in no view: they log in, or start, or never are.
+async fn unlisted(
+    link: &Link,
+    postmaster: &dyn Postmaster,
+    by: Instant,
+) -> Result<BTreeSet<i32>, ChangeError> {
+    let children = postmaster.children().await.map_err(ChangeError::Signal)?;
+    let sql = "SELECT pid, current_setting('cluster_name') AS cluster FROM pg_stat_activity";
+    let rows = link.rows("list the processes", sql, by).await?;
+    let mut listed = BTreeSet::new();
+    let mut cluster = String::new();
+    for row in &rows {
+        listed.insert(get::<i32>(row, "pid")?);
+        cluster = get(row, "cluster")?;
+    }
+    let unlisted = children.into_iter().filter(|child| !listed.contains(&child.pid));
+    Ok(unlisted.filter(|it| !is_never_listed(&it.title, &cluster)).map(|it| it.pid).collect())
+}
+
+/// Whether a title is that of a process without a session that some version lists nowhere. A
+/// client's has at least three words after the server's own.
+fn is_never_listed(title: &str, cluster: &str) -> bool {
+    let Some(title) = title.strip_prefix("postgres: ") else { return false };
+    let own = format!("{cluster}: ");
+    let title = title.strip_prefix(own.as_str()).unwrap_or(title).trim();
+    matches!(title, "logger" | "stats collector" | "archiver")
+        || title.starts_with("archiver last was ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_never_listed;
+
+    #[test]
+    fn who_logs_in_is_told_from_what_has_no_session() {
+        for (title, never) in [
+            ("postgres: logger ", true),
+            ("postgres: main: stats collector", true),
+            ("postgres: archiver last was 000000010000000000000003", true),
+            ("postgres: logger app 10.0.0.1(5123) authentication", false),
+            ("postgres: app app [local] authentication", false),
+            // Before it has read who asks, it has its parent's.
+            ("/usr/lib/postgresql/15/bin/postgres -D /data", false),
+        ] {
+            assert_eq!(is_never_listed(title, "main"), never, "{title}");
+        }
+    }
 }

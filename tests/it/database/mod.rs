@@ -10,6 +10,7 @@
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
 //! - [`fencer`]: the fencer ends or stops. [`rebuilt`]: a directory of no use is copied anew.
 //! - [`tamper`]: commits wait for less than they should. [`holes`]: or their wait is cut short.
+//! - [`reads`]: clients of standbys.
 
 mod alone;
 mod asks;
@@ -25,6 +26,7 @@ mod handover;
 mod holes;
 mod load;
 mod proxy;
+mod reads;
 mod rebuilt;
 mod rig;
 mod strange;

@@ -122,6 +122,7 @@ impl World {
         local.discovered(&host.dir);
         if host.runs_fenced() {
             local.started(0);
+            local.shut = false;
         } else {
             local.proven = host.fencer.receipt.as_ref().is_some_and(is_proven);
         }
@@ -393,6 +394,7 @@ impl World {
                 agent.local.open = false;
             }
             Step::Rewind(_) | Step::Clone(_) => agent.local.rebuilding = true,
+            Step::Open => agent.local.shut = false,
             _ => {}
         }
         let arm = match step {

@@ -42,6 +42,8 @@ pub struct Local {
     pub names_text: Names,
     pub in_force: Option<Revision>,
     pub open: bool,
+    /// Known to be shut, by a start or by this agent.
+    pub shut: bool,
     pub written: Epoch,
     pub streamless: Option<Time>,
     pub diverged: Option<bool>,
@@ -84,6 +86,7 @@ impl Local {
             names_text: Names::Blocked,
             in_force: None,
             open: false,
+            shut: true,
             written: Epoch::NONE,
             streamless: None,
             diverged: None,
@@ -118,6 +121,7 @@ impl Local {
 
     pub fn ended(&mut self, proven: bool, in_order: bool) {
         (self.running, self.stopping, self.open) = (false, false, false);
+        self.shut = true;
         (self.seen, self.failing, self.canary) = (None, None, None);
         (self.names, self.in_force, self.replayed) = (None, None, None);
         (self.probe, self.streamless) = (Probe::Unknown, None);
@@ -220,6 +224,7 @@ impl Local {
             open: self.open,
             strange: false,
             lowered: false,
+            shut: self.shut,
             diverged: self.diverged,
             timeline: told.timeline,
             promoted: told.promoted,

@@ -138,7 +138,7 @@ impl World {
             Step::Promote(timeline) => self.promote(at, timeline, arm),
             Step::WriteEpoch(epoch) => self.write_epoch(at, epoch),
             Step::Open => self.open(at),
-            Step::Close => self.close(at),
+            Step::Close | Step::ShutReaders => self.close(at),
             // Done by the loop itself.
             _ => {}
         }
@@ -546,9 +546,9 @@ impl World {
             }
             if let Some(server) = world.hosts[at.i].server.as_mut().filter(|it| !it.stopping) {
                 server.open = true;
-                world.check.stats.opened += 1;
+                world.check.stats.opened += u64::from(server.primary);
             }
-            world.ok(at, |local| local.open = true);
+            world.ok(at, |local| (local.open, local.shut) = (true, false));
         });
     }
 
@@ -566,7 +566,7 @@ impl World {
                 server.sessions.clear();
             }
             world.give_up(at.i, |who| matches!(who, super::postgres::Waiter::Writer(..)));
-            world.ok(at, |local| local.open = false);
+            world.ok(at, |local| (local.open, local.shut) = (false, true));
         });
     }
 }

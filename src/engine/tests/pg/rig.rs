@@ -14,8 +14,8 @@ use nix::unistd::Pid;
 use regent_core::id::{Epoch, Revision};
 use regent_engine::postgres::{Options, Postgres};
 use regent_engine::{
-    Engine, MemberName, Observation, Postmaster, Secret, Secrets, Source, StartAs, SyncNames,
-    Upstream,
+    Child as Process, Engine, MemberName, Observation, Postmaster, Secret, Secrets, Source,
+    StartAs, SyncNames, Upstream,
 };
 use tokio_postgres::{Client, NoTls};
 
@@ -34,6 +34,13 @@ pub struct Handle(pub i32);
 impl Postmaster for Handle {
     async fn reload(&self) -> io::Result<()> {
         kill(Pid::from_raw(self.0), Signal::SIGHUP).map_err(io::Error::from)
+    }
+    async fn children(&self) -> io::Result<Vec<Process>> {
+        let title = |pid: i32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&words).replace('\0', " ").trim_end().to_owned()
+        };
+        Ok(children(self.0).into_iter().map(|pid| Process { pid, title: title(pid) }).collect())
     }
     async fn terminate(&self, pid: i32) -> io::Result<()> {
         match kill(Pid::from_raw(pid), Signal::SIGTERM) {
