@@ -86,12 +86,68 @@ pub struct PostgresConfig {
     /// names, `samehost`, `samenet`.
     #[serde(default = "peers")]
     pub peers: Vec<String>,
+    /// Certificates for sessions between instances; without them these are in plain text.
+    #[serde(default)]
+    pub tls: Option<PostgresTls>,
     /// Lines of `pg_hba.conf` for clients.
     #[serde(default = "client_hba")]
     pub client_hba: Vec<String>,
+    /// Where its Unix socket is made; without it there is none.
+    #[serde(default)]
+    pub socket_dir: Option<PathBuf>,
+    /// Restores WAL from an archive, as PostgreSQL's `restore_command`; not while detached.
+    #[serde(default)]
+    pub restore_command: Option<String>,
+    /// WAL kept for standbys without a slot, in MiB.
+    #[serde(default = "wal_keep_mib")]
+    pub wal_keep_mib: u64,
+    /// Most WAL that a slot keeps, in MiB.
+    #[serde(default = "slot_keep_mib")]
+    pub slot_keep_mib: u64,
+    /// `replica`, or `logical` for subscribers of the application's.
+    #[serde(default)]
+    pub wal_level: WalLevel,
+    /// Most processes that send WAL, and most slots.
+    #[serde(default = "max_senders")]
+    pub max_senders: u32,
     /// As whom PostgreSQL runs when the agent is root.
     #[serde(default)]
     pub run_as: Option<String>,
+}
+
+/// PostgreSQL's own certificate, and whose it believes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresTls {
+    /// Certificate chain; it names the host of the instance's declared address.
+    pub cert: PathBuf,
+    /// Private key, for PostgreSQL's user alone.
+    pub key: PathBuf,
+    /// Authorities of the other instances.
+    pub ca: PathBuf,
+}
+
+/// What the WAL has to say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WalLevel {
+    /// Enough for standbys.
+    #[default]
+    Replica,
+    /// Enough for logical decoding.
+    Logical,
+}
+
+fn wal_keep_mib() -> u64 {
+    256
+}
+
+fn slot_keep_mib() -> u64 {
+    16 * 1024
+}
+
+fn max_senders() -> u32 {
+    20
 }
 
 fn peers() -> Vec<String> {
@@ -163,7 +219,12 @@ impl AgentConfig {
             &mut config.tls.ca,
             &mut config.postgres.data_dir,
             &mut config.postgres.passfile,
-        ] {
+        ]
+        .into_iter()
+        .chain(&mut config.postgres.socket_dir)
+        .chain(
+            config.postgres.tls.iter_mut().flat_map(|it| [&mut it.cert, &mut it.key, &mut it.ca]),
+        ) {
             // `join` keeps an absolute path as it is.
             *entry = base.join(&*entry);
         }
@@ -186,6 +247,14 @@ impl AgentConfig {
         if self.fence_budget_ms < 250 {
             let problem = format!("{} ms is too short to be sure", self.fence_budget_ms);
             return value("fence_budget_ms", problem, "use at least 250 (C6)");
+        }
+        if self.postgres.max_senders < 10 {
+            let problem = format!("{} is too few", self.postgres.max_senders);
+            return value("postgres.max_senders", problem, "20 is usual, use at least 10");
+        }
+        if self.postgres.slot_keep_mib < 64 {
+            let problem = format!("{} MiB is less than a lag", self.postgres.slot_keep_mib);
+            return value("postgres.slot_keep_mib", problem, "16384 is usual, use at least 64");
         }
         if self.state_dir.starts_with(&self.postgres.data_dir) {
             let problem = "it lies inside postgres.data_dir".to_owned();

@@ -11,6 +11,8 @@ use crate::start::engine_options;
 pub struct InitOptions {
     /// User, password, database.
     pub app: Option<(String, String, String)>,
+    /// Name and password of a superuser for people.
+    pub admin: Option<(String, String)>,
 }
 
 /// Why nothing was made.
@@ -33,6 +35,9 @@ pub async fn init(config: &AgentConfig, options: InitOptions) -> Result<(), Init
     postgres.init(&Secrets::random()).await?;
     if let Some((user, password, database)) = options.app {
         postgres.create_app(&user, &Secret::of(&password), &database).await?;
+    }
+    if let Some((user, password)) = options.admin {
+        postgres.create_admin(&user, &Secret::of(&password)).await?;
     }
     Ok(())
 }

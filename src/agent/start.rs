@@ -77,6 +77,17 @@ pub(crate) fn engine_options(config: &AgentConfig) -> Options {
     options.listen = vec![postgres.listen_host.clone()];
     options.peers.clone_from(&postgres.peers);
     options.client_hba.clone_from(&postgres.client_hba);
+    options.tls = postgres.tls.as_ref().map(|it| regent_engine::postgres::TlsFiles {
+        cert: it.cert.clone(),
+        key: it.key.clone(),
+        ca: it.ca.clone(),
+    });
+    options.socket_dir.clone_from(&postgres.socket_dir);
+    options.restore_command.clone_from(&postgres.restore_command);
+    options.wal_keep_mib = postgres.wal_keep_mib;
+    options.slot_keep_mib = postgres.slot_keep_mib;
+    options.logical_wal = postgres.wal_level == crate::config::WalLevel::Logical;
+    options.max_senders = postgres.max_senders;
     options
 }
 

@@ -78,6 +78,12 @@ pub struct InitArgs {
     /// with the password in the first line of this file
     #[arg(long, value_name = "FILE")]
     app_password_file: Option<PathBuf>,
+    /// Also make a superuser for people, who log in with a password
+    #[arg(long, value_name = "USER", requires = "admin_password_file")]
+    admin_user: Option<String>,
+    /// which is the first line of this file
+    #[arg(long, value_name = "FILE")]
+    admin_password_file: Option<PathBuf>,
 }
 
 /// Runs it.
@@ -126,17 +132,28 @@ fn load(config: &AgentConfig) -> Outcome<std::sync::Arc<Tls>> {
         .map_err(|error| CliError::usage("cannot use the agent's certificate").caused_by(error))
 }
 
+/// The first line of a file that only its owner should read.
+fn password(file: &Path) -> Outcome<String> {
+    let text = std::fs::read_to_string(file)
+        .or_usage(|| format!("cannot read the password in {}", file.display()))?;
+    let first = text.lines().next().unwrap_or_default();
+    if first.is_empty() {
+        return Err(CliError::usage(format!("the first line of {} is empty", file.display())));
+    }
+    Ok(first.to_owned())
+}
+
 async fn init(context: &Context, args: InitArgs) -> Outcome {
     let config = read(&args.config)?;
     let app = match (args.app_user, args.app_database, args.app_password_file) {
-        (Some(user), Some(database), Some(file)) => {
-            let what = || format!("cannot read the password in {}", file.display());
-            let text = std::fs::read_to_string(&file).or_usage(what)?;
-            Some((user, text.lines().next().unwrap_or_default().to_owned(), database))
-        }
+        (Some(user), Some(database), Some(file)) => Some((user, password(&file)?, database)),
         _ => None,
     };
-    let made = regent_agent::init(&config, InitOptions { app }).await;
+    let admin = match (args.admin_user, args.admin_password_file) {
+        (Some(user), Some(file)) => Some((user, password(&file)?)),
+        _ => None,
+    };
+    let made = regent_agent::init(&config, InitOptions { app, admin }).await;
     made.map_err(|error| CliError::refused("no database was made").caused_by(error))?;
     let dir = config.postgres.data_dir.display().to_string();
     let text =

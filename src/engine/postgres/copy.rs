@@ -12,7 +12,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::options::Options;
 use super::programs::Programs;
-use super::{Postgres, REPLICATION, control, durable, marker, rewind};
+use super::secure::TlsFiles;
+use super::{Postgres, REPLICATION, control, durable, managed, marker, rewind};
 use crate::error::{DiskError, RebuildError};
 use crate::facts::GenerationId;
 use crate::orders::Source;
@@ -93,12 +94,15 @@ pub(super) async fn copy(
         durable::make_dir(&begun, p.owner)
     })
     .await?;
-    let port = source.port.to_string();
-    let mut args = ["-X", "stream", "-c", "fast", "--no-password", "-U", REPLICATION, "-h"]
-        .map(OsStr::new)
-        .to_vec();
-    args.extend([OsStr::new(&source.host), "-p".as_ref(), OsStr::new(&port), "-D".as_ref()]);
-    args.push(new.as_os_str());
+    // No password in it: that comes from the passfile.
+    let server = format!(
+        "host={} port={} user={REPLICATION}{}",
+        managed::conn_value(&source.host),
+        source.port,
+        options.tls.as_ref().map(TlsFiles::words).unwrap_or_default(),
+    );
+    let mut args = ["-X", "stream", "-c", "fast", "--no-password", "-d"].map(OsStr::new).to_vec();
+    args.extend([OsStr::new(&server), "-D".as_ref(), new.as_os_str()]);
     let env = [("PGPASSFILE", options.passfile.as_os_str())];
     let ended = {
         let turn = pg.turn().await;

@@ -13,6 +13,8 @@ use crate::facts::Override;
 pub(super) const IN_USE: &str = "regent.hba";
 const OPEN: &str = "regent_open.hba";
 const CLOSED: &str = "regent_closed.hba";
+/// A name that no role has.
+pub(super) const STRANGER: &str = "regent_somebody_else";
 
 fn closed_text(options: &Options) -> String {
     let (agent, stream, rewind) = (super::AGENT, super::REPLICATION, super::REWIND);
@@ -24,9 +26,11 @@ fn closed_text(options: &Options) -> String {
         text += &format!("host postgres {agent},{stream},{rewind} {loopback} scram-sha-256\n");
         text += &format!("host replication {stream} {loopback} scram-sha-256\n");
     }
+    // `samehost` has loopback in it, which is the agent's own way in above.
+    let host = if options.tls.is_some() { "hostssl" } else { "host" };
     for peer in &options.peers {
-        text += &format!("host postgres {rewind} {peer} scram-sha-256\n");
-        text += &format!("host replication {stream} {peer} scram-sha-256\n");
+        text += &format!("{host} postgres {rewind} {peer} scram-sha-256\n");
+        text += &format!("{host} replication {stream} {peer} scram-sha-256\n");
     }
     text
 }
@@ -54,6 +58,8 @@ fn open_text(options: &Options, refused: &[Override]) -> String {
     // A client's line may be as wide as "all": it is not for Regent's roles.
     let ours = format!("{},{},{}", super::AGENT, super::REPLICATION, super::REWIND);
     text += &format!("local all {ours} reject\nhost all {ours} all reject\n");
+    // No such role: by it the agent sees which list is in use, whomever the lines below let in.
+    text += &format!("host postgres {STRANGER} 127.0.0.1/32 scram-sha-256\n");
     for one in refused {
         let (database, role) = (name(&one.database), name(&one.role));
         text += &format!("local {database} {role} reject\nhost {database} {role} all reject\n");

@@ -111,6 +111,20 @@ pub(super) async fn init(
     Ok(generation)
 }
 
+/// Makes a superuser who logs in with a password, for people. Only before the first start, or
+/// whenever no server runs on the directory.
+pub(super) async fn create_admin(
+    options: &Options,
+    programs: &Programs,
+    user: &str,
+    password: &Secret,
+) -> Result<(), RebuildError> {
+    refuse_in_use(&options.data_dir)?;
+    let (user, password) = (ident(user), verifier(password));
+    let sql = format!("CREATE ROLE {user} LOGIN SUPERUSER PASSWORD '{password}'\n");
+    single(options, programs, &sql).await
+}
+
 /// Makes a role that may log in, and a database that it owns. Only before the first start, or
 /// whenever no server runs on the directory.
 pub(super) async fn create_app(

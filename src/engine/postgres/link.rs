@@ -9,11 +9,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row, Socket};
 
 use super::options::Options;
-use super::passfile;
+use super::{hba, passfile};
 use crate::error::SqlError;
 
 /// Nothing that Regent asks takes longer; a server that hangs must not keep sessions busy.
@@ -80,8 +82,32 @@ impl Link {
         Self::connect(&config, by).await
     }
 
+    /// Opens a session with this instance's own server.
     pub(super) async fn connect(config: &Config, by: Instant) -> Result<Self, SqlError> {
-        let (client, mut connection) = timeout_at(by, config.connect(NoTls))
+        Self::connect_with(config, NoTls, by).await
+    }
+
+    /// Opens a session with another instance, which has to prove who it is where there is TLS.
+    pub(super) async fn reach(
+        options: &Options,
+        config: &mut Config,
+        by: Instant,
+    ) -> Result<Self, SqlError> {
+        match &options.tls {
+            None => Self::connect_with(config, NoTls, by).await,
+            Some(files) => {
+                let secure = files.connector()?;
+                Self::connect_with(config.ssl_mode(SslMode::Require), secure, by).await
+            }
+        }
+    }
+
+    async fn connect_with<T>(config: &Config, tls: T, by: Instant) -> Result<Self, SqlError>
+    where
+        T: MakeTlsConnect<Socket>,
+        T::Stream: Send + 'static,
+    {
+        let (client, mut connection) = timeout_at(by, config.connect(tls))
             .await
             .map_err(|_| SqlError::TimedOut("opening a session"))?
             .map_err(SqlError::Connect)?;
@@ -151,11 +177,8 @@ where
 /// Whether the server lets somebody in who is not Regent: asked with a name that no role has.
 pub(super) async fn lets_clients_in(options: &Options, by: Instant) -> Result<bool, SqlError> {
     let mut config = Config::new();
-    match &options.socket_dir {
-        Some(dir) => config.host_path(dir),
-        None => config.host("127.0.0.1"),
-    };
-    config.port(options.port).user("regent_somebody_else").dbname("postgres");
+    // Never by the socket: the open list has a line for this name on loopback.
+    config.host("127.0.0.1").port(options.port).user(hba::STRANGER).dbname("postgres");
     match Link::connect(&config, by).await {
         Ok(_) => Ok(true),
         // Refused by the list itself. An open one asks for a password first, or for another proof.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::durable::{self, Owner};
 use super::options::Options;
+use super::secure::TlsFiles;
 use crate::error::DiskError;
 use crate::orders::{NOBODY, SyncNames, Upstream};
 
@@ -61,16 +62,17 @@ pub(crate) fn names_text(names: &SyncNames) -> String {
 }
 
 /// How to connect for a stream. The password comes from the passfile.
-fn conninfo(upstream: &Upstream, passfile: &Path) -> String {
+fn conninfo(upstream: &Upstream, options: &Options) -> String {
     format!(
         "host={} port={} user={} dbname=replication application_name={} passfile={} \
          connect_timeout=2 keepalives_idle=2 keepalives_interval=1 keepalives_count=2 \
-         tcp_user_timeout=2000",
+         tcp_user_timeout=2000{}",
         conn_value(&upstream.host),
         upstream.port,
         super::REPLICATION,
         conn_value(upstream.me.as_str()),
-        conn_value(&passfile.to_string_lossy()),
+        conn_value(&options.passfile.to_string_lossy()),
+        options.tls.as_ref().map(TlsFiles::words).unwrap_or_default(),
     )
 }
 
@@ -106,8 +108,7 @@ impl Managed {
         for (key, value) in &options.settings {
             self.set(key, value);
         }
-        let fixed: [(&str, &str); 15] = [
-            ("wal_level", "replica"),
+        let fixed: [(&str, &str); 14] = [
             ("hot_standby", "on"),
             ("wal_log_hints", "on"),
             ("fsync", "on"),
@@ -126,10 +127,22 @@ impl Managed {
         for (key, value) in fixed {
             self.set(key, value);
         }
+        self.set("wal_level", if options.logical_wal { "logical" } else { "replica" });
         for key in ["max_wal_senders", "max_replication_slots"] {
-            if !self.map.contains_key(key) {
-                self.set(key, 20);
+            if !options.settings.contains_key(key) {
+                self.set(key, options.max_senders);
             }
+        }
+        match &options.tls {
+            Some(files) => {
+                self.set("ssl", "on");
+                self.set("ssl_cert_file", files.cert.display());
+                self.set("ssl_key_file", files.key.display());
+            }
+            // Whatever `postgresql.conf` says.
+            None => ["ssl", "ssl_cert_file", "ssl_key_file"].into_iter().for_each(|key| {
+                self.map.remove(key);
+            }),
         }
         self.set("port", options.port);
         self.set("wal_keep_size", format!("{}MB", options.wal_keep_mib));
@@ -138,7 +151,7 @@ impl Managed {
 
     /// Whom to stream from, and replay with the server's own regard for queries.
     pub(super) fn upstream(&mut self, upstream: &Upstream, options: &Options) {
-        self.set(CONNINFO, conninfo(upstream, &options.passfile));
+        self.set(CONNINFO, conninfo(upstream, options));
         self.set(SLOT, upstream.slot.as_deref().map(super::slots::slot_name).unwrap_or_default());
         self.set(RESTORE, options.restore_command.as_deref().unwrap_or_default());
         for key in [STREAMING_DELAY, ARCHIVE_DELAY, APPLY_DELAY] {

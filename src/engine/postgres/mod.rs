@@ -5,7 +5,7 @@
 //! | `options`, `programs`, `control` | where an instance lives, its programs, what is on disk |
 //! | `durable`, `managed`, `hba`, `passfile`, `marker` | the files that Regent writes |
 //! | `init`, `start`, `rewind`, `copy` | what happens to a directory without a server |
-//! | `link`, `observe`, `commit` | sessions, facts, commits that must be acknowledged |
+//! | `link`, `secure`, `observe`, `commit` | sessions, facts, commits that must be acknowledged |
 //! | `standby`, `sync_names`, `clients`, `slots` | changes of a running server |
 //! | `sessions`, `memory` | whose commits wait for less than they should |
 //! | `history`, `wal` | timelines and records |
@@ -30,6 +30,7 @@ mod options;
 mod passfile;
 mod programs;
 mod rewind;
+mod secure;
 mod sessions;
 mod slots;
 mod source;
@@ -50,6 +51,7 @@ use tokio_postgres::error::SqlState;
 
 pub use options::Options;
 pub use programs::Programs;
+pub use secure::TlsFiles;
 
 use crate::engine::{Engine, Postmaster};
 use crate::error::{ChangeError, CommitError, DiskError, RebuildError, SqlError};
@@ -125,6 +127,14 @@ impl Postgres {
         database: &str,
     ) -> Result<(), RebuildError> {
         init::create_app(&self.options, &self.programs, user, password, database).await
+    }
+
+    /// Makes a superuser for people, who logs in with this password. As [`Postgres::create_app`].
+    ///
+    /// # Errors
+    /// When the directory may be in use, or the server's program refuses.
+    pub async fn create_admin(&self, user: &str, password: &Secret) -> Result<(), RebuildError> {
+        init::create_admin(&self.options, &self.programs, user, password).await
     }
 
     /// The right to change what lies on disk. An operation that is given up may still be at it, in

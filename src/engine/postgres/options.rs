@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::secure::TlsFiles;
+
 /// Settings of one instance. None of them is secret: passwords are in the passfile.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -28,6 +30,8 @@ pub struct Options {
     pub socket_dir: Option<PathBuf>,
     /// Addresses, as `pg_hba.conf` writes them, from which other instances stream and rewind.
     pub peers: Vec<String>,
+    /// Certificates for sessions between instances, which need no others then; clients may use TLS.
+    pub tls: Option<TlsFiles>,
     /// Lines of `pg_hba.conf` for clients.
     pub client_hba: Vec<String>,
     /// Further settings for the server. They do not override those that Regent needs.
@@ -36,6 +40,10 @@ pub struct Options {
     pub restore_command: Option<String>,
     /// The cluster this must be; any when not said.
     pub system_identifier: Option<u64>,
+    /// `wal_level` is `logical`, for subscribers of the application's; else `replica`.
+    pub logical_wal: bool,
+    /// Most processes that send WAL, and most slots.
+    pub max_senders: u32,
     /// WAL kept for standbys without a slot, and before one connects; mebibytes.
     pub wal_keep_mib: u64,
     /// Most WAL that a slot may keep, so that a dead standby cannot fill the disk; mebibytes.
@@ -64,10 +72,13 @@ impl Options {
             port,
             socket_dir: None,
             peers: Vec::new(),
+            tls: None,
             client_hba: vec!["host all all all scram-sha-256".to_owned()],
             settings: BTreeMap::new(),
             restore_command: None,
             system_identifier: None,
+            logical_wal: false,
+            max_senders: 20,
             wal_keep_mib: 256,
             slot_keep_mib: 16 * 1024,
             orphaned_max_bytes: 1 << 30,

@@ -16,6 +16,7 @@ use super::history::{self, Line};
 use super::link::{Link, get};
 use super::options::Options;
 use super::programs::Programs;
+use super::secure::TlsFiles;
 use super::{Postgres, REWIND, control, durable, managed, marker, passfile, start, wal};
 use crate::error::{DiskError, RebuildError, SqlError};
 use crate::facts::{Cluster, GenerationId, HistoryFile, LostTransactions, Relation, SourceLine};
@@ -116,7 +117,7 @@ async fn checkpoint_source(
         .password(password.reveal())
         .dbname("postgres")
         .connect_timeout(Duration::from_secs(5));
-    let link = Link::connect(&config, by).await?;
+    let link = Link::reach(options, &mut config, by).await?;
     if programs.version >= 15 {
         let checkpoint = link.execute("write a checkpoint at the source", "CHECKPOINT");
         tokio::time::timeout_at(by, checkpoint)
@@ -136,9 +137,10 @@ async fn checkpoint_source(
 async fn run(pg: &Postgres, source: &Source) -> Result<(), RebuildError> {
     let (options, programs) = (&pg.options, &pg.programs);
     let server = format!(
-        "host={} port={} user={REWIND} dbname=postgres application_name=regent connect_timeout=5",
+        "host={} port={} user={REWIND} dbname=postgres application_name=regent connect_timeout=5{}",
         managed::conn_value(&source.host),
-        source.port
+        source.port,
+        options.tls.as_ref().map(TlsFiles::words).unwrap_or_default(),
     );
     let server = format!("--source-server={server}");
     let args = ["--target-pgdata".as_ref(), options.data_dir.as_os_str(), OsStr::new(&server)];

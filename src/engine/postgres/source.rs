@@ -29,7 +29,7 @@ pub(super) async fn line(
         .password(password.reveal())
         .dbname("postgres")
         .connect_timeout(within);
-    let link = Link::connect(&config, by).await?;
+    let link = Link::reach(options, &mut config, by).await?;
     // The name of the WAL file at work begins with the timeline; the control file lags behind.
     let sql = "SELECT pg_is_in_recovery() AS in_recovery, CASE WHEN pg_is_in_recovery() THEN '' \
                ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline";

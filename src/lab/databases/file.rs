@@ -44,9 +44,17 @@ struct Postgres {
     listen_host: String,
     port: u16,
     passfile: PathBuf,
+    tls: ServerTls,
     bin_dir: PathBuf,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_as: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ServerTls {
+    cert: PathBuf,
+    key: PathBuf,
+    ca: PathBuf,
 }
 
 /// The name in an agent's certificate.
@@ -84,6 +92,11 @@ pub fn text(
             listen_host: instance.host.clone(),
             port: instance.port,
             passfile: instance.passfile(),
+            tls: ServerTls {
+                cert: instance.server("crt"),
+                key: instance.server("key"),
+                ca: instance.server("ca"),
+            },
             bin_dir: databases.bin_dir.clone(),
             run_as: databases.run_as.clone(),
         },

@@ -206,6 +206,15 @@ fn lay(
         pki::Request::new(Role::Agent, file::identity(&databases.service, &instance.id));
     request.names = vec![instance.host.clone(), "localhost".to_owned()];
     pki::issue(&lab.pki_dir(), &request)?;
+    // PostgreSQL shows the same certificate, from files that its own user may read.
+    let stem = format!("agent-{}+{}", databases.service, instance.id);
+    let files = [(format!("{stem}.crt"), "crt"), (format!("{stem}.key"), "key")];
+    for (from, what) in files.into_iter().chain([("bundle.crt".to_owned(), "ca")]) {
+        let from = lab.pki_dir().join(from);
+        let text = fs::read(&from).map_err(system(format!("read {}", from.display())))?;
+        write_secret(&instance.server(what), &text)?;
+        give(&instance.server(what), owner)?;
+    }
     let config = instance.config();
     fs::write(&config, file::text(lab, databases, instance)?)
         .map_err(system(format!("write {}", config.display())))

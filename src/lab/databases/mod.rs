@@ -126,6 +126,11 @@ impl LabInstance {
         self.dir.join("regent.pgpass")
     }
 
+    /// PostgreSQL's own certificate (`crt`), key (`key`) and authorities (`ca`).
+    pub fn server(&self, what: &str) -> PathBuf {
+        self.dir.join(format!("server.{what}"))
+    }
+
     /// Where the agent's stdout and stderr go.
     pub fn log(&self) -> PathBuf {
         self.dir.join("agent.log")

@@ -6,4 +6,5 @@ mod disk;
 mod failover;
 mod names;
 mod rig;
+mod secure;
 mod timelines;

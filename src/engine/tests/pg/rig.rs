@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use regent_core::id::{Epoch, Revision};
-use regent_engine::postgres::{Options, Postgres};
+use regent_engine::postgres::{Options, Postgres, TlsFiles};
 use regent_engine::{
     Child as Process, Engine, MemberName, Observation, Postmaster, Secret, Secrets, Source,
     StartAs, SyncNames, Upstream,
@@ -61,6 +61,8 @@ pub struct Rig {
     pub base: PathBuf,
     pub password: Secret,
     pub secrets: Secrets,
+    /// For nodes that are made from then on.
+    pub tls: Option<TlsFiles>,
 }
 
 fn is_root() -> bool {
@@ -94,7 +96,7 @@ impl Rig {
         let base = std::env::temp_dir().join(name);
         fs::create_dir_all(&base).unwrap();
         give(&base);
-        Self { base, password: Secret::random(), secrets: Secrets::random() }
+        Self { base, password: Secret::random(), secrets: Secrets::random(), tls: None }
     }
 
     pub fn node(&self, name: &'static str) -> Node {
@@ -102,6 +104,8 @@ impl Rig {
         let mut options = Options::new(self.base.join(name), port);
         options.run_as = Some(USER.to_owned());
         options.passfile = self.base.join("pass");
+        options.tls.clone_from(&self.tls);
+        options.peers = vec!["samenet".to_owned()];
         for (key, value) in [("shared_buffers", "16MB"), ("max_wal_size", "128MB")] {
             options.settings.insert(key.to_owned(), value.to_owned());
         }
