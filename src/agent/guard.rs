@@ -271,6 +271,14 @@ impl Guard {
         }
     }
 
+    /// Ends the fencer, under which nothing runs.
+    ///
+    /// # Errors
+    /// [`GuardError`].
+    pub async fn quit(&self) -> Result<(), GuardError> {
+        self.ask(Fencer::quit).await
+    }
+
     /// A signal to the postmaster or one of its processes.
     ///
     /// # Errors

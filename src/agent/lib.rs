@@ -13,8 +13,10 @@
 //! The agent may be restarted at any time: what runs goes on under the fencer, and what was
 //! promised lies in `notes`.
 
+mod adopt;
 mod children;
 mod config;
+mod declared;
 mod fences;
 mod guard;
 mod http;
@@ -25,6 +27,7 @@ mod lowered;
 mod news;
 mod notes;
 mod prepare;
+mod release;
 mod run;
 mod says;
 mod senses;
@@ -34,6 +37,9 @@ mod status;
 mod steps;
 mod words;
 
+pub use adopt::{AdoptError, AdoptOptions, Adoption, adopt};
 pub use config::{AgentConfig, ConfigError};
 pub use init::{InitError, InitOptions, init};
+pub use regent_engine::postgres::Ask;
+pub use release::{Release, ReleaseError, release};
 pub use start::{StartError, run};

@@ -54,6 +54,15 @@ pub enum StartError {
     /// The fencer ended, and what it guarded with it: start the agent again.
     #[error("the fencer is gone; a new start of the agent finds out what became of PostgreSQL")]
     FencerGone,
+    /// Somebody else's server: nothing is done to the directory while it runs.
+    #[error(
+        "a PostgreSQL that Regent did not start runs here, as process {pid}: `regent agent adopt` \
+         takes it over"
+    )]
+    Foreign {
+        /// Its first process.
+        pid: i32,
+    },
     /// The port for health checks.
     #[error("cannot listen on {address}")]
     Http {
@@ -91,6 +100,25 @@ pub(crate) fn engine_options(config: &AgentConfig) -> Options {
     options
 }
 
+/// How the fencer of a configuration is found or launched.
+pub(crate) fn guard_options(
+    config: &AgentConfig,
+    program: std::path::PathBuf,
+    agent: AgentId,
+) -> GuardOptions {
+    GuardOptions {
+        program,
+        state_dir: config.state_dir.join("fencer"),
+        user: config.postgres.run_as.clone().filter(|_| rustix::process::getuid().is_root()),
+        agent,
+        answer_within: Duration::from_millis(config.fence_budget_ms),
+        watchdog: config.watchdog.as_ref().map(|watchdog| WatchdogOptions {
+            path: watchdog.device.clone(),
+            timeout_ms: watchdog.timeout_ms,
+        }),
+    }
+}
+
 /// Runs the agent until `stop`. What runs then goes on under the fencer.
 ///
 /// # Errors
@@ -105,20 +133,14 @@ pub async fn run(
     let fresh = Nonce(rand::random_range(1..=u64::MAX));
     let nonce = notes.change(|book| book.begin(fresh)).map_err(StartError::Notes)?;
     let (news_tx, news) = mpsc::unbounded_channel();
-    let options = GuardOptions {
-        program,
-        state_dir: config.state_dir.join("fencer"),
-        user: config.postgres.run_as.clone().filter(|_| rustix::process::getuid().is_root()),
-        agent: AgentId { boot_count: notes.book.starts, nonce },
-        answer_within: Duration::from_millis(config.fence_budget_ms),
-        watchdog: config.watchdog.as_ref().map(|watchdog| WatchdogOptions {
-            path: watchdog.device.clone(),
-            timeout_ms: watchdog.timeout_ms,
-        }),
-    };
+    let options = guard_options(&config, program, AgentId { boot_count: notes.book.starts, nonce });
     let opened = tokio::task::spawn_blocking(move || Guard::open(&options, news_tx)).await;
     let guard = opened.map_err(|error| StartError::Client(error.to_string()))??;
-    let engine: Arc<dyn Engine> = Arc::new(Postgres::new(engine_options(&config))?);
+    let postgres = Postgres::new(engine_options(&config))?;
+    if let Some(running) = postgres.running().await?.filter(|_| !guard.is_running()) {
+        return Err(StartError::Foreign { pid: running.pid });
+    }
+    let engine: Arc<dyn Engine> = Arc::new(postgres);
     let mut local = Local::new(config.instance.clone());
     local.discovered(&engine.check().await?);
     adopt(&mut local, &guard, &notes, engine.as_ref()).await;

@@ -82,6 +82,9 @@ pub enum DiskError {
     /// A rewind was interrupted here: only a clone may follow.
     #[error("an interrupted {0} left this directory unusable; it needs a clone")]
     Quarantined(String),
+    /// Somebody else's cluster, or one that was released.
+    #[error("{} is not Regent's: nothing of it is started; `regent agent adopt` first", .0.display())]
+    NotAdopted(PathBuf),
     /// A setting of the caller makes no sense.
     #[error("{0}")]
     Setting(String),
@@ -167,7 +170,7 @@ pub enum ChangeError {
     NotDetached,
 }
 
-/// Init, rewind and clone.
+/// Init, adoption, rewind and clone.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     /// Files or programs.
@@ -184,6 +187,9 @@ pub enum RebuildError {
         /// What `postmaster.pid` names.
         pid: i32,
     },
+    /// It may not be adopted as it is.
+    #[error("{}", .0.join("; "))]
+    CannotAdopt(Vec<String>),
     /// No rewind is possible: neither hint bits are logged nor do pages have checksums, or the
     /// histories share nothing.
     #[error("a rewind is not possible: {0}; clone instead")]

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use regent_agent::{AgentConfig, InitOptions};
+use regent_agent::{AdoptOptions, Adoption, AgentConfig, Ask, InitOptions};
 use regent_node::telemetry::{self, TelemetryConfig};
 use regent_rpc::tls::{Tls, TlsFiles};
 use serde_json::json;
@@ -61,6 +61,65 @@ pub struct Args {
 pub enum Verb {
     /// Make the first data directory of a service, and leave it closed
     Init(InitArgs),
+    /// Take over a PostgreSQL that is there already; without --yes only say what that would change
+    #[command(after_help = "\
+Examples:
+  regent agent adopt --config agent.toml                                # looks, changes nothing
+  regent agent adopt --config agent.toml --yes --interrupt --replace-access
+
+The primary first, then its standbys, then all agents. What runs is stopped: its clients are cut
+until the first grant, which comes when the agents of all declared instances have reported.
+")]
+    Adopt(AdoptArgs),
+    /// Make an ordinary PostgreSQL of an instance again; without --yes only say what would be done
+    #[command(after_help = "\
+Examples:
+  regent pause orders --reason \"release\"            # then stop the agents, the standbys' first
+  regent agent release --config agent.toml --yes     # on each host: stops it, leaves it closed
+  regent services delete orders                      # when the lease is over
+  regent agent release --config agent.toml --yes     # on each host again: opens it
+")]
+    Release(ReleaseArgs),
+}
+
+/// Options of `agent release`.
+#[derive(Debug, clap::Args)]
+pub struct ReleaseArgs {
+    /// Configuration of the agent
+    #[arg(long, value_name = "AGENT.TOML")]
+    config: PathBuf,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
+    /// How long its orderly stop may take
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = crate::duration::parse)]
+    stop_within: std::time::Duration,
+}
+
+/// Options of `agent adopt`.
+#[derive(Debug, clap::Args)]
+pub struct AdoptArgs {
+    /// Configuration of the agent
+    #[arg(long, value_name = "AGENT.TOML")]
+    config: PathBuf,
+    /// Do it
+    #[arg(long)]
+    yes: bool,
+    /// A server that runs may be stopped, and its clients with it
+    #[arg(long)]
+    interrupt: bool,
+    /// Rules of pg_hba.conf that client_hba does not have may go
+    #[arg(long)]
+    replace_access: bool,
+    /// Who makes Regent's roles in a server that runs, by its socket and without a password
+    #[arg(long, value_name = "ROLE", default_value = "postgres")]
+    superuser: String,
+    /// Its postgresql.conf, if that is neither in the data directory nor named by its last start
+    #[arg(long, value_name = "FILE")]
+    config_file: Option<PathBuf>,
+    /// How long its orderly stop may take
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = crate::duration::parse)]
+    stop_within: std::time::Duration,
 }
 
 /// Options of `agent init`.
@@ -88,8 +147,11 @@ pub struct InitArgs {
 
 /// Runs it.
 pub async fn run(context: &Context, args: Args) -> Outcome {
-    if let Some(Verb::Init(args)) = args.verb {
-        return init(context, args).await;
+    match args.verb {
+        Some(Verb::Init(args)) => return init(context, args).await,
+        Some(Verb::Adopt(args)) => return adopt(context, args).await,
+        Some(Verb::Release(args)) => return release(context, args).await,
+        None => {}
     }
     let path = args.config.expect("clap asks for it");
     let config = read(&path)?;
@@ -160,4 +222,114 @@ async fn init(context: &Context, args: InitArgs) -> Outcome {
         format!("made {dir}, closed; `regent agent --config {}` runs it", args.config.display());
     context.out.value(|| json!({ "data_dir": dir }), || text);
     Ok(())
+}
+
+async fn adopt(context: &Context, args: AdoptArgs) -> Outcome {
+    let config = read(&args.config)?;
+    let options = AdoptOptions {
+        ask: Ask {
+            superuser: args.superuser,
+            config_file: args.config_file,
+            replace_access: args.replace_access,
+        },
+        apply: args.yes,
+        interrupt: args.interrupt,
+        stop_within: args.stop_within,
+    };
+    let failed = |error| {
+        CliError::refused(
+            "the adoption failed; what was replaced lies in state_dir, and the same \
+                           command goes on where it ended",
+        )
+        .caused_by(error)
+    };
+    let adoption = regent_agent::adopt(&config, load(&config)?, &options).await.map_err(failed)?;
+    let survey = &adoption.survey;
+    let value = json!({
+        "data_dir": config.postgres.data_dir,
+        "system_identifier": survey.system_identifier,
+        "version": survey.version,
+        "pid": survey.running.as_ref().map(|running| running.pid),
+        "standby": survey.is_standby,
+        "obstacles": survey.obstacles,
+        "replaced": survey.replaced,
+        "notes": survey.notes,
+        "adopted": adoption.done,
+        "stopped_ms": adoption.stopped_for.map(|time| time.as_millis()),
+    });
+    let text = told(&config, &adoption, &args.config);
+    context.out.value(|| value, || text);
+    if survey.obstacles.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::refused("nothing was changed: see what speaks against the adoption"))
+}
+
+/// The survey, for people.
+fn told(config: &AgentConfig, adoption: &Adoption, file: &Path) -> String {
+    let survey = &adoption.survey;
+    let role = if survey.is_standby { "standby" } else { "primary" };
+    let how = match &survey.running {
+        Some(running) => format!("runs as process {}", running.pid),
+        None => "is stopped".to_owned(),
+    };
+    let mut text = format!(
+        "{}: PostgreSQL {}, system {}, a {role} that {how}\n",
+        config.postgres.data_dir.display(),
+        survey.version,
+        survey.system_identifier
+    );
+    for (title, lines) in [
+        ("speaks against it", &survey.obstacles),
+        ("replaced", &survey.replaced),
+        ("note", &survey.notes),
+    ] {
+        for line in lines {
+            text += &format!("{title}: {line}\n");
+        }
+    }
+    let start = format!("`regent agent --config {}`", file.display());
+    text += &match (adoption.done, adoption.stopped_for) {
+        (true, Some(time)) => {
+            format!("adopted; stopped for {} ms by now: start {start} at once", time.as_millis())
+        }
+        (true, None) => format!("adopted, closed; {start} runs it"),
+        (false, _) => "nothing was changed; --yes does it".to_owned(),
+    };
+    text
+}
+
+async fn release(context: &Context, args: ReleaseArgs) -> Outcome {
+    let config = read(&args.config)?;
+    let tls = load(&config)?;
+    let program = std::env::current_exe().or_internal(|| "cannot find this program".to_owned())?;
+    let failed = |error| CliError::refused("the release failed half-way").caused_by(error);
+    let release = regent_agent::release(&config, tls, program, args.yes, args.stop_within);
+    let release = release.await.map_err(failed)?;
+    let (dir, service) = (config.postgres.data_dir.display().to_string(), &config.service);
+    let value = json!({
+        "data_dir": dir,
+        "obstacles": release.obstacles,
+        "standby": release.is_standby,
+        "stopped": release.stopped,
+        "released": release.done,
+    });
+    let role = if release.is_standby { "standby" } else { "primary" };
+    let text = || match (release.done, release.stopped) {
+        _ if !release.obstacles.is_empty() => {
+            let lines = release.obstacles.iter().map(|line| format!("speaks against it: {line}"));
+            lines.collect::<Vec<_>>().join("\n")
+        }
+        (true, _) => format!("{dir} is an ordinary {role} now: start it as you like"),
+        (false, true) => format!(
+            "{dir} lies stopped and closed, as a {role}; delete {service}, then the same again \
+             with --yes opens it"
+        ),
+        (false, false) => format!("{dir} would be stopped, as a {role}; --yes does it"),
+    };
+    context.out.value(|| value, text);
+    if release.obstacles.is_empty() {
+        return Ok(());
+    }
+    Err(CliError::refused("nothing was changed: see what speaks against the release"))
 }

@@ -63,29 +63,33 @@ pub(super) async fn discover(
     Ok(Discovery::Cluster(Box::new(cluster)))
 }
 
-/// The control file of a cluster.
-pub(super) async fn read(dir: &Path, programs: &Programs) -> Result<Cluster, DiskError> {
+/// The lines of the control file.
+pub(super) async fn fields(
+    dir: &Path,
+    programs: &Programs,
+) -> Result<HashMap<String, String>, DiskError> {
     let args = ["-D".as_ref(), dir.as_os_str()];
     let ended = programs.run("pg_controldata", &args, &[], "", SHORT).await?;
     if !ended.ok {
         return Err(ended.failure("pg_controldata"));
     }
-    let fields: HashMap<_, _> = ended
-        .out
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .map(|(key, value)| (key.trim(), value.trim()))
-        .collect();
+    let lines = ended.out.lines().filter_map(|line| line.split_once(':'));
+    Ok(lines.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect())
+}
+
+/// The control file of a cluster.
+pub(super) async fn read(dir: &Path, programs: &Programs) -> Result<Cluster, DiskError> {
+    let fields = fields(dir, programs).await?;
     let version = data_version(dir)?.unwrap_or(programs.version);
     parse(&fields, dir, version)
 }
 
-fn parse(fields: &HashMap<&str, &str>, dir: &Path, version: u32) -> Result<Cluster, DiskError> {
+fn parse(fields: &HashMap<String, String>, dir: &Path, version: u32) -> Result<Cluster, DiskError> {
     let bad = |what: &str| DiskError::Unreadable {
         what: format!("{what:?}"),
         path: dir.join("global/pg_control"),
     };
-    let text = |key: &str| fields.get(key).copied().ok_or_else(|| bad(key));
+    let text = |key: &str| fields.get(key).map(String::as_str).ok_or_else(|| bad(key));
     let lsn = |key: &str| text(key)?.parse::<Lsn>().map_err(|_| bad(key));
     let number = |key: &str| text(key)?.parse::<u64>().map_err(|_| bad(key));
     let timeline = |key: &str| number(key).and_then(|n| u32::try_from(n).map_err(|_| bad(key)));
@@ -111,6 +115,46 @@ fn parse(fields: &HashMap<&str, &str>, dir: &Path, version: u32) -> Result<Clust
         pid_file: pid_file(dir)?,
         standby_signal: dir.join("standby.signal").exists(),
     })
+}
+
+/// A server that runs on a directory, as its pid file tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Its first process.
+    pub pid: i32,
+    /// Where it listens on TCP.
+    pub port: u16,
+    /// Directory of its socket, or an address that it listens on; empty: neither.
+    pub host: String,
+}
+
+/// The server that runs on the directory: not only a pid file, but the process that works in there.
+pub(super) fn running(dir: &Path) -> Result<Option<Running>, DiskError> {
+    let text = durable::read(&dir.join("postmaster.pid"))?.unwrap_or_default();
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    let line = |at: usize| lines.get(at).copied().unwrap_or_default();
+    let Ok(pid) = line(0).parse() else { return Ok(None) };
+    if !works_in(pid, dir) {
+        return Ok(None);
+    }
+    let host = [line(4), line(5)].into_iter().find(|host| !host.is_empty()).unwrap_or_default();
+    let host = if host == "*" { "127.0.0.1" } else { host };
+    Ok(Some(Running { pid, port: line(3).parse().unwrap_or(0), host: host.to_owned() }))
+}
+
+/// Whether that process is a server whose working directory this is. One that may not be looked
+/// at counts as one.
+fn works_in(pid: i32, dir: &Path) -> bool {
+    let process = Path::new("/proc").join(pid.to_string());
+    let name = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+    if !matches!(name.trim(), "postgres" | "postmaster") {
+        return false;
+    }
+    match (std::fs::read_link(process.join("cwd")), dir.canonicalize()) {
+        (Ok(cwd), Ok(dir)) => cwd == dir,
+        (Err(error), _) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        (Ok(_), Err(_)) => false,
+    }
 }
 
 /// The process that `postmaster.pid` names.

@@ -71,6 +71,16 @@ fn open_text(options: &Options, refused: &[Override]) -> String {
     text
 }
 
+/// The rules of a cluster that Regent lets go of: the same people get in from the same places, and
+/// the owner of the data by the socket.
+pub(super) fn plain_text(options: &Options) -> String {
+    let first = "# Left by Regent, which does not manage this cluster any more.\n\
+                 local all postgres peer\n";
+    let open = open_text(options, &[]);
+    let lines = open.lines().filter(|line| !line.starts_with('#') && !line.contains(STRANGER));
+    first.to_owned() + &lines.map(|line| format!("{line}\n")).collect::<String>()
+}
+
 fn path(options: &Options, name: &str) -> PathBuf {
     options.data_dir.join(name)
 }

@@ -26,21 +26,33 @@ fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// One statement a line: single mode ends a statement at a line break.
-fn roles(secrets: &Secrets, version: u32) -> String {
+/// One statement a line: single mode ends a statement at a line break. May be repeated: a role that
+/// is there already has these rights afterwards and no more, and what belongs to somebody else
+/// is refused.
+pub(super) fn roles(secrets: &Secrets, version: u32) -> String {
+    const NO: &str = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOBYPASSRLS";
     let login = |role: &str, with: &str, secret: &Secret| {
-        format!("CREATE ROLE {role} LOGIN {with} PASSWORD '{}'\n", verifier(secret))
+        let absent = format!("NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}')");
+        let make = format!("DO $$ BEGIN IF {absent} THEN CREATE ROLE {role}; END IF; END $$;\n");
+        let password = verifier(secret);
+        make + &format!("ALTER ROLE {role} LOGIN {with} {NO} PASSWORD '{password}';\n")
     };
-    let mut sql = login(AGENT, "", &secrets.agent);
+    let strange = format!(
+        "EXISTS (SELECT FROM pg_namespace n JOIN pg_roles r ON r.oid = n.nspowner \
+         WHERE n.nspname = 'regent' AND r.rolname <> '{AGENT}')"
+    );
+    let what = "RAISE EXCEPTION 'the schema regent belongs to somebody else'";
+    let mut sql = format!("DO $$ BEGIN IF {strange} THEN {what}; END IF; END $$;\n");
+    sql += &login(AGENT, "NOREPLICATION", &secrets.agent);
     sql += &login(REPLICATION, "REPLICATION", &secrets.replication);
-    sql += &login(REWIND, "", &secrets.rewind);
-    sql += &format!("GRANT pg_monitor, pg_signal_backend TO {AGENT}\n");
+    sql += &login(REWIND, "NOREPLICATION", &secrets.rewind);
+    sql += &format!("GRANT pg_monitor, pg_signal_backend TO {AGENT};\n");
     if version >= 15 {
         // A rewind needs a checkpoint at its source first.
-        sql += &format!("GRANT pg_checkpoint TO {AGENT}, {REWIND}\n");
+        sql += &format!("GRANT pg_checkpoint TO {AGENT}, {REWIND};\n");
     }
     for function in ["pg_promote(boolean, integer)", "pg_wal_replay_resume()"] {
-        sql += &format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {AGENT}\n");
+        sql += &format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {AGENT};\n");
     }
     for function in [
         "pg_ls_dir(text, boolean, boolean)",
@@ -48,25 +60,41 @@ fn roles(secrets: &Secrets, version: u32) -> String {
         "pg_read_binary_file(text)",
         "pg_read_binary_file(text, bigint, bigint, boolean)",
     ] {
-        sql += &format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REWIND}\n");
+        sql += &format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {REWIND};\n");
     }
-    sql += &format!("CREATE SCHEMA regent AUTHORIZATION {AGENT}\n");
-    sql += "CREATE TABLE regent.epoch (incarnation bigint NOT NULL, revision bigint NOT NULL, \
-            at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (incarnation, revision))\n";
-    sql += "CREATE TABLE regent.canary (id integer PRIMARY KEY, n bigint NOT NULL)\n";
-    sql += "INSERT INTO regent.canary VALUES (1, 0), (2, 0), (3, 0)\n";
+    sql += &format!("CREATE SCHEMA IF NOT EXISTS regent AUTHORIZATION {AGENT};\n");
+    sql += "CREATE TABLE IF NOT EXISTS regent.epoch (incarnation bigint NOT NULL, \
+            revision bigint NOT NULL, at timestamptz NOT NULL DEFAULT now(), \
+            PRIMARY KEY (incarnation, revision));\n";
+    sql += "CREATE TABLE IF NOT EXISTS regent.canary \
+            (id integer PRIMARY KEY, n bigint NOT NULL);\n";
+    sql += "INSERT INTO regent.canary VALUES (1, 0), (2, 0), (3, 0) ON CONFLICT DO NOTHING;\n";
     for table in ["regent.epoch", "regent.canary"] {
-        sql += &format!("ALTER TABLE {table} OWNER TO {AGENT}\n");
+        sql += &format!("ALTER TABLE {table} OWNER TO {AGENT};\n");
     }
     sql
 }
 
 /// Runs statements on a directory that no server uses.
 async fn single(options: &Options, programs: &Programs, sql: &str) -> Result<(), RebuildError> {
+    single_with(options, programs, None, sql).await
+}
+
+/// The same, with a configuration that lies outside of the directory.
+pub(super) async fn single_with(
+    options: &Options,
+    programs: &Programs,
+    config: Option<&Path>,
+    sql: &str,
+) -> Result<(), RebuildError> {
     // Nobody acknowledges here, and the names on disk are those of nobody.
-    let args = ["--single", "-c", "exit_on_error=on", "-c", "synchronous_commit=local", "-D"];
+    let args = ["--single", "-c", "exit_on_error=on", "-c", "synchronous_commit=local"];
     let mut args = args.map(OsStr::new).to_vec();
-    args.extend([options.data_dir.as_os_str(), "postgres".as_ref()]);
+    let config = config.map(|path| format!("config_file={}", path.display()));
+    if let Some(config) = &config {
+        args.extend(["-c".as_ref(), OsStr::new(config)]);
+    }
+    args.extend(["-D".as_ref(), options.data_dir.as_os_str(), "postgres".as_ref()]);
     let ended = programs.run("postgres", &args, &[], sql, INIT).await?;
     if ended.ok && !ended.err.contains("ERROR:") && !ended.err.contains("FATAL:") {
         Ok(())

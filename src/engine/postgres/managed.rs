@@ -17,7 +17,7 @@ use crate::orders::{NOBODY, SyncNames, Upstream};
 pub(super) const FILE: &str = "regent.conf";
 const HEADER: &str =
     "# Written by Regent; changes are lost. Put settings of your own into postgresql.conf.\n";
-const INCLUDE: &str = "include_if_exists = 'regent.conf'";
+pub(super) const INCLUDE: &str = "include_if_exists = 'regent.conf'";
 
 pub(super) const CONNINFO: &str = "primary_conninfo";
 pub(super) const SLOT: &str = "primary_slot_name";
@@ -37,6 +37,11 @@ pub(super) struct Managed {
 /// A value as `postgresql.conf` wants it.
 fn quote(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// A line of `postgresql.conf`.
+pub(super) fn setting(key: &str, value: &str) -> String {
+    format!("{key} = {}\n", quote(value))
 }
 
 fn unquote(text: &str) -> Option<String> {
@@ -97,6 +102,11 @@ impl Managed {
     /// A value as it is on disk.
     pub(super) fn get(&self, key: &str) -> &str {
         self.map.get(key).map_or("", String::as_str)
+    }
+
+    /// All of it.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.map.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     fn set(&mut self, key: &str, value: impl ToString) {
@@ -188,7 +198,7 @@ impl Managed {
             {
                 return Err(DiskError::Setting(format!("the setting {key:?} cannot be written")));
             }
-            text += &format!("{key} = {}\n", quote(value));
+            text += &setting(key, value);
         }
         durable::write_if_other(&self.data_dir.join(FILE), &text, self.owner)?;
         self.include()?;

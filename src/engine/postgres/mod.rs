@@ -5,6 +5,7 @@
 //! | `options`, `programs`, `control` | where an instance lives, its programs, what is on disk |
 //! | `durable`, `managed`, `hba`, `passfile`, `marker` | the files that Regent writes |
 //! | `init`, `start`, `rewind`, `copy` | what happens to a directory without a server |
+//! | `adopt`, `foreign`, `release` | a cluster that was not, or will not be, Regent's |
 //! | `link`, `secure`, `observe`, `commit` | sessions, facts, commits that must be acknowledged |
 //! | `standby`, `sync_names`, `clients`, `slots` | changes of a running server |
 //! | `sessions`, `memory` | whose commits wait for less than they should |
@@ -13,11 +14,13 @@
 //! Three roles, none a superuser: one observes, promotes and writes Regent's own two tables, one
 //! streams, one reads files for a rewind.
 
+mod adopt;
 mod clients;
 mod commit;
 mod control;
 mod copy;
 mod durable;
+mod foreign;
 mod hba;
 mod history;
 mod init;
@@ -29,6 +32,7 @@ mod observe;
 mod options;
 mod passfile;
 mod programs;
+mod release;
 mod rewind;
 mod secure;
 mod sessions;
@@ -49,6 +53,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::error::SqlState;
 
+pub use adopt::{Ask, Survey};
+pub use control::Running;
 pub use options::Options;
 pub use programs::Programs;
 pub use secure::TlsFiles;
@@ -135,6 +141,50 @@ impl Postgres {
     /// When the directory may be in use, or the server's program refuses.
     pub async fn create_admin(&self, user: &str, password: &Secret) -> Result<(), RebuildError> {
         init::create_admin(&self.options, &self.programs, user, password).await
+    }
+
+    /// What an adoption of the directory would replace, and what speaks against it. Changes nothing.
+    ///
+    /// # Errors
+    /// When what is there cannot be read.
+    pub async fn survey(&self, ask: &Ask) -> Result<Survey, DiskError> {
+        adopt::survey(&self.options, &self.programs, ask).await
+    }
+
+    /// Makes Regent's roles in the server that runs, and writes a checkpoint, so that it stops fast.
+    ///
+    /// # Errors
+    /// When the superuser cannot log in, or the server refuses.
+    pub async fn adopt_running(&self, survey: &Survey, ask: &Ask) -> Result<(), RebuildError> {
+        adopt::make_ready(&self.options, &self.programs, survey, ask).await
+    }
+
+    /// Makes a cluster that was stopped in order one of Regent's: roles, settings, access; closed on
+    /// disk. What is replaced is kept aside. May be repeated after a failure.
+    ///
+    /// # Errors
+    /// What speaks against it, or what failed.
+    pub async fn adopt(&self, ask: &Ask) -> Result<GenerationId, RebuildError> {
+        let _turn = self.turn().await;
+        adopt::adopt(&self.options, &self.programs, ask).await
+    }
+
+    /// Makes a closed directory an ordinary one, which starts with its own settings. Only when nobody
+    /// can be granted the role any more.
+    ///
+    /// # Errors
+    /// When a server runs, or a file cannot be written.
+    pub async fn release(&self) -> Result<(), RebuildError> {
+        let _turn = self.turn().await;
+        release::release(&self.options, &self.programs)
+    }
+
+    /// The server that runs on the directory, whoever started it.
+    ///
+    /// # Errors
+    /// When its file cannot be read.
+    pub async fn running(&self) -> Result<Option<Running>, DiskError> {
+        self.disk(|options, _| control::running(&options.data_dir)).await
     }
 
     /// The right to change what lies on disk. An operation that is given up may still be at it, in

@@ -19,6 +19,9 @@ pub(super) fn prepare(
         return Err(DiskError::Quarantined(what));
     }
     let dir = &options.data_dir;
+    if marker::generation(dir)?.is_none() {
+        return Err(DiskError::NotAdopted(dir.clone()));
+    }
     history::unreserve(dir)?;
     let mut managed = Managed::load(dir, programs.owner)?;
     managed.base(options);

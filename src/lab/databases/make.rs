@@ -52,27 +52,58 @@ pub async fn make(
     ground: Ground,
     say: &(dyn Fn(String) + Sync),
 ) -> Result<(), DatabaseError> {
-    let mut databases = plan(lab, wanted, &ground)?;
+    lay_out(lab, wanted, &ground, say).await?;
+    let databases = lab.databases.clone().ok_or_else(|| size(wanted))?;
+    let first = databases.instances.first().ok_or_else(|| size(wanted))?;
+    say(format!("making the first data directory, of {}", first.id));
+    init(lab, &databases, first).await?;
+    begin(lab, &ground, say).await
+}
+
+/// Makes what the instances need but their data: files, certificates, declaration.
+///
+/// # Errors
+/// [`DatabaseError`]; what was made is in the lab's file.
+pub async fn lay_out(
+    lab: &mut Lab,
+    wanted: &Wanted,
+    ground: &Ground,
+    say: &(dyn Fn(String) + Sync),
+) -> Result<(), DatabaseError> {
+    let mut databases = plan(lab, wanted, ground)?;
     join(lab, &mut databases)?;
     let spec = spec(&databases)?;
     lab.databases = Some(databases.clone());
     save(lab)?;
-    open_way(lab, &ground)?;
+    open_way(lab, ground)?;
     for instance in &databases.instances {
         lay(lab, &databases, instance, ground.owner.as_ref())?;
     }
     say(format!("declaring service {} in mode {}", databases.service, databases.policy().mode));
-    declare(lab, &spec).await?;
-    let (first, others) = databases.instances.split_first().ok_or_else(|| size(wanted))?;
-    say(format!("making the first data directory, of {}", first.id));
-    init(lab, &databases, first).await?;
-    for other in others {
-        copy_passfile(first, other, ground.owner.as_ref())?;
+    declare(lab, &spec).await
+}
+
+/// Starts the agents of what was laid out, the first of which has its data and the passwords, and
+/// waits until they are one primary with streaming standbys.
+///
+/// # Errors
+/// [`DatabaseError`]; what was started is in the lab's file.
+pub async fn begin(
+    lab: &mut Lab,
+    ground: &Ground,
+    say: &(dyn Fn(String) + Sync),
+) -> Result<(), DatabaseError> {
+    let instances = lab.databases.iter().flat_map(|all| &all.instances).cloned();
+    let instances: Vec<_> = instances.collect();
+    if let Some((first, others)) = instances.split_first() {
+        for other in others.iter().filter(|other| !other.passfile().exists()) {
+            copy_passfile(first, other, ground.owner.as_ref())?;
+        }
     }
-    for at in 0..databases.instances.len() {
+    for at in 0..instances.len() {
         start_agent(lab, at)?;
     }
-    say(format!("{} agents started; the standbys are copied", databases.instances.len()));
+    say(format!("{} agents started; the standbys are copied", instances.len()));
     wait_redundant(lab, REDUNDANT, say).await?;
     // Last: while the copies are made it would only ask in vain.
     proxy::start(lab).await

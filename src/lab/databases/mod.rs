@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use end::end;
 pub use ground::Ground;
 pub use look::{DatabasesView, InstanceView, view};
-pub use make::{REDUNDANT, Revived, make, revive, start_agent, wait_redundant};
+pub use make::{REDUNDANT, Revived, begin, lay_out, make, revive, start_agent, wait_redundant};
 pub use proxy::{Front, Proxy, ProxyView};
 
 use crate::process::{Fault, Process};

@@ -10,8 +10,10 @@
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
 //! - [`fencer`]: the fencer ends or stops. [`rebuilt`]: a directory of no use is copied anew.
 //! - [`tamper`]: commits wait for less than they should. [`holes`]: or their wait is cut short.
-//! - [`reads`]: clients of standbys.
+//! - [`adopt`]: what was there before Regent. [`release`]: what is there after it. [`reads`]: clients
+//!   of standbys.
 
+mod adopt;
 mod alone;
 mod asks;
 mod blind;
@@ -28,6 +30,7 @@ mod load;
 mod proxy;
 mod reads;
 mod rebuilt;
+mod release;
 mod rig;
 mod strange;
 mod tamper;

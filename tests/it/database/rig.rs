@@ -7,8 +7,8 @@ use regent_core::command::Expect;
 use regent_core::id::{InstanceName, ServiceName};
 use regent_core::spec::{Mode, Policy, ServiceSpec};
 use regent_lab::databases::{
-    DatabasesView, Front, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, owned, view,
-    wait_redundant,
+    DatabasesView, Front, Ground, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, begin,
+    lay_out, owned, view, wait_redundant,
 };
 use regent_lab::process::{Fault, Process};
 use regent_lab::writer::Access;
@@ -36,6 +36,16 @@ pub struct Rig {
     pub access: Access,
     operator: Client,
     _turn: SemaphorePermit<'static>,
+}
+
+fn plan(scratch: &Scratch, network: bool) -> Plan {
+    Plan {
+        dir: scratch.path().join("lab"),
+        binary: REGENT.into(),
+        nodes: 3,
+        profile: Profile::Lan,
+        network,
+    }
 }
 
 /// What an operation in lease mode says that it loses at most.
@@ -72,17 +82,35 @@ impl Rig {
     async fn make(what: &str, mode: Mode, network: bool, haproxy: Front, turns: u32) -> Self {
         let turn = TURNS.acquire_many(turns).await.expect("it is never closed");
         let scratch = Scratch::new(what);
-        let plan = Plan {
-            dir: scratch.path().join("lab"),
-            binary: REGENT.into(),
-            nodes: 3,
-            profile: Profile::Lan,
-            network,
-        };
+        let plan = plan(&scratch, network);
         let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy, keep: false };
         let (lab, _) = regent_lab::up_with(&plan, &wanted, &|_| {})
             .await
             .unwrap_or_else(|error| panic!("lab up: {error}"));
+        Self::of(lab, scratch, turn)
+    }
+
+    /// Three nodes and a declared service of three instances, of which none has data, nor an agent
+    /// that runs: [`Rig::begin`] starts those.
+    pub async fn laid_out(what: &str, mode: Mode) -> (Self, Ground) {
+        let turn = ONE_AT_A_TIME.lock().await;
+        let scratch = Scratch::new(what);
+        let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy: Front::Off, keep: false };
+        let ground = Ground::survey(&wanted).unwrap();
+        let (mut lab, _) = regent_lab::up(&plan(&scratch, false)).await.unwrap();
+        let laid = lay_out(&mut lab, &wanted, &ground, &|_| {}).await;
+        laid.unwrap_or_else(|error| panic!("lay out: {error}"));
+        (Self::of(lab, scratch, turn), ground)
+    }
+
+    /// Starts the agents of what was laid out, and waits as [`Rig::redundant`] does.
+    pub async fn begin(&mut self, ground: &Ground) -> usize {
+        let begun = begin(&mut self.cluster.lab, ground, &|_| {}).await;
+        begun.unwrap_or_else(|error| panic!("begin: {error}"));
+        self.redundant().await
+    }
+
+    fn of(lab: Lab, scratch: Scratch, turn: MutexGuard<'static, ()>) -> Self {
         let connections = Connections::new(&lab, &lab.certificates().admin).unwrap();
         let access = lab.databases.as_ref().unwrap().access();
         let cluster = Cluster { lab, connections, scratch };

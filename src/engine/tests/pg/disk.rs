@@ -10,7 +10,7 @@ use regent_engine::{Discovery, Engine, StartAs, SyncNames};
 use crate::rig::{LONG, Rig, epoch, give};
 
 /// Runs a program of the server as its owner, as a person would.
-fn by_hand(node: &crate::rig::Node, program: &str, args: &[&str]) -> std::process::Output {
+pub fn by_hand(node: &crate::rig::Node, program: &str, args: &[&str]) -> std::process::Output {
     let programs = node.pg.programs();
     let full = programs.bin.join(program);
     let mut command = match programs.owner {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adopt;
 mod disk;
 mod failover;
 mod names;
