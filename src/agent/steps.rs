@@ -26,9 +26,11 @@ const SOON: Duration = Duration::from_millis(1_500);
 const READERS: Duration = Duration::from_millis(500);
 /// Bound on a commit that waits for standbys: they may be on their way.
 const COMMIT: Duration = Duration::from_secs(5);
-/// What was received is replayed within this, mostly: then one receipt says both. In quorum mode
-/// nobody is granted by the first of two, so it is not missed meanwhile.
-const AT_ONCE: Duration = Duration::from_millis(30);
+/// What was received is replayed within this, mostly, and on a busy host too: then one receipt says
+/// both. In quorum mode nobody is granted by the first of two, and in lease mode nobody's end is proved
+/// by it, so it is not missed meanwhile. Longer than a startup process takes to see that the last
+/// record is no whole one.
+const AT_ONCE: Duration = Duration::from_millis(200);
 /// Bound on replaying what was received.
 const REPLAY: Duration = Duration::from_secs(60);
 /// How long an orderly shutdown may take before all is ended.
@@ -358,6 +360,8 @@ impl Tools {
         Ok(Box::new(move |local| {
             local.data = Data::Present(OnDisk::Standby(Some(name)));
             local.replayed = None;
+            // They went with the upstream that was set.
+            local.names = None;
         }))
     }
 

@@ -63,6 +63,12 @@ pub(super) fn write_unsynced(path: &Path, text: &str, owner: Owner) -> Result<()
     put().map_err(failed("write", path))
 }
 
+/// Makes what [`write_unsynced`] put there survive.
+pub(super) fn sync(path: &Path) -> Result<(), DiskError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(failed("sync", path))?;
+    sync_dir(parent(path))
+}
+
 /// As [`write`], unless the file has that content already.
 pub(super) fn write_if_other(path: &Path, text: &str, owner: Owner) -> Result<(), DiskError> {
     match fs::read_to_string(path) {

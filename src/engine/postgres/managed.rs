@@ -191,6 +191,28 @@ impl Managed {
 
     /// Writes the file, synced, and makes sure that nothing overrides it.
     pub(super) fn store(&self) -> Result<(), DiskError> {
+        durable::write_if_other(&self.path(), &self.text()?, self.owner)?;
+        self.overrides_all()
+    }
+
+    /// As [`Self::store`] of a standby, which the server may read before it is synced. Until
+    /// [`sync`] nothing rests on it: after a power cut the file may be the old one, or empty, and
+    /// the directory comes up as a standby all the same.
+    pub(super) fn store_soon(&self) -> Result<(), DiskError> {
+        durable::write_unsynced(&self.path(), &self.text()?, self.owner)?;
+        self.overrides_all()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.data_dir.join(FILE)
+    }
+
+    fn overrides_all(&self) -> Result<(), DiskError> {
+        self.include()?;
+        self.strip_auto_conf()
+    }
+
+    fn text(&self) -> Result<String, DiskError> {
         let mut text = HEADER.to_owned();
         for (key, value) in &self.map {
             if value.contains(['\n', '\r', '\0'])
@@ -200,9 +222,7 @@ impl Managed {
             }
             text += &setting(key, value);
         }
-        durable::write_if_other(&self.data_dir.join(FILE), &text, self.owner)?;
-        self.include()?;
-        self.strip_auto_conf()
+        Ok(text)
     }
 
     /// Includes the file as the last line of `postgresql.conf`: the last one wins.
@@ -230,6 +250,11 @@ impl Managed {
         let kept: Vec<_> = text.lines().filter(|line| !ours(line)).collect();
         durable::write(&path, &(kept.join("\n") + "\n"), self.owner)
     }
+}
+
+/// What was stored soon is on disk from here on.
+pub(super) fn sync(data_dir: &Path) -> Result<(), DiskError> {
+    durable::sync(&data_dir.join(FILE))
 }
 
 #[cfg(test)]

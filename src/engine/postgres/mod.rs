@@ -3,7 +3,7 @@
 //! | file | what it has |
 //! |---|---|
 //! | `options`, `programs`, `control` | where an instance lives, its programs, what is on disk |
-//! | `durable`, `managed`, `hba`, `passfile`, `marker` | the files that Regent writes |
+//! | `durable`, `managed`, `hba`, `passfile`, `scram`, `marker` | the files that Regent writes |
 //! | `init`, `start`, `rewind`, `copy` | what happens to a directory without a server |
 //! | `adopt`, `foreign`, `release` | a cluster that was not, or will not be, Regent's |
 //! | `link`, `secure`, `observe`, `commit` | sessions, facts, commits that must be acknowledged |
@@ -34,6 +34,7 @@ mod passfile;
 mod programs;
 mod release;
 mod rewind;
+mod scram;
 mod secure;
 mod sessions;
 mod slots;

@@ -78,6 +78,21 @@ pub(super) async fn erase(pg: &Postgres) -> Result<(), DiskError> {
     .await
 }
 
+/// The same without the sync: [`synced`] is to follow.
+async fn erase_soon(pg: &Postgres) -> Result<(), DiskError> {
+    pg.change(|options, programs| {
+        let mut managed = Managed::load(&options.data_dir, programs.owner)?;
+        managed.no_upstream();
+        managed.names(&SyncNames::Blocked);
+        managed.store_soon()
+    })
+    .await
+}
+
+async fn synced(pg: &Postgres) -> Result<(), ChangeError> {
+    Ok(pg.change(|options, _| managed::sync(&options.data_dir)).await?)
+}
+
 /// Waits until a new session has `value` for `setting`: then the postmaster has read the file and
 /// has told its children.
 pub(super) async fn postmaster_has(
@@ -108,7 +123,8 @@ pub(super) async fn detach(
     postmaster: &dyn Postmaster,
     by: Instant,
 ) -> Result<(), ChangeError> {
-    erase(pg).await?;
+    // The server need not wait for the disk; who is told that this is done does.
+    erase_soon(pg).await?;
     postmaster.reload().await.map_err(ChangeError::Signal)?;
     let link = pg.monitor(by).await?;
     // The receiver is ended at once, not when the startup process gets to it: that may be paused.
@@ -122,7 +138,7 @@ pub(super) async fn detach(
     // A login takes longer than all else here: it goes on beside. What is looked at counts from the
     // end of both.
     let erased = postmaster_has(pg, managed::CONNINFO, "", by);
-    let (mut ended, ()) = tokio::try_join!(end, erased)?;
+    let (mut ended, (), ()) = tokio::try_join!(end, erased, synced(pg))?;
     let mut quiet = 0;
     loop {
         let now = look(&link, by).await?;
@@ -148,7 +164,8 @@ pub(super) async fn recruit(
     by: Instant,
 ) -> Result<Position, ChangeError> {
     let link = pg.monitor(by).await?;
-    let (mut still, mut since) = (Lsn(u64::MAX), Instant::now());
+    let begun = Instant::now();
+    let (mut still, mut since) = (Lsn(u64::MAX), begun);
     let replayed = loop {
         let now = look(&link, by).await?;
         if now.receiver.is_some() {
@@ -164,7 +181,10 @@ pub(super) async fn recruit(
         let idle = now.startup == "RecoveryRetrieveRetryInterval";
         match now.received {
             Some(received) if now.replayed >= received => break now.replayed,
-            _ if idle && since.elapsed() > RETRY => break now.replayed,
+            _ if idle && since.elapsed() > RETRY => {
+                tracing::debug!(received = ?now.received, replayed = %now.replayed, "no whole record more");
+                break now.replayed;
+            }
             // It waits for a query on this standby: a role change does not.
             _ if !idle && since.elapsed() > STUCK => {
                 clients::end_sessions(&link, postmaster, by).await?;
@@ -174,12 +194,13 @@ pub(super) async fn recruit(
         }
         pause(by, "replay reaches the end").await?;
     };
+    tracing::debug!(took = ?begun.elapsed(), "replayed");
     let row = "SELECT greatest(c.timeline_id, r.min_recovery_end_timeline) AS timeline
         FROM pg_control_checkpoint() c, pg_control_recovery() r";
-    let row = link.row("read the timeline", row, by).await?;
-    let known = get::<i32>(&row, "timeline")?.unsigned_abs();
+    let (row, epoch) = tokio::join!(link.row("read the timeline", row, by), epoch(&link, by));
+    let known = get::<i32>(&row?, "timeline")?.unsigned_abs();
     let timeline = pg.disk(move |o, _| wal::newest_timeline(&o.data_dir, known)).await?;
-    Ok(Position { epoch: epoch(&link, by).await?, end: replayed, timeline })
+    Ok(Position { epoch: epoch?, end: replayed, timeline })
 }
 
 /// Follows `upstream`. The startup process starts the receiver when it reads the settings.
@@ -192,10 +213,13 @@ pub(super) async fn follow(
     pg.change(move |options, programs| {
         let mut managed = Managed::load(&options.data_dir, programs.owner)?;
         managed.upstream(&upstream, options);
-        managed.store()
+        // Those of a grant that came to nothing: as when they are erased.
+        managed.names(&SyncNames::Blocked);
+        managed.store_soon()
     })
     .await?;
-    postmaster.reload().await.map_err(ChangeError::Signal)
+    postmaster.reload().await.map_err(ChangeError::Signal)?;
+    synced(pg).await
 }
 
 /// Leaves recovery.
