@@ -1,8 +1,8 @@
 //! One agent's stream: its asks go into the log one after the other, its observations to the relay,
 //! and it is told its instruction whenever that changes.
 //!
-//! An instruction is told only to a start that the log has accepted (B, E2), from rows that are at
-//! least as new as that; and only for as long as no later start of the same instance is in the log.
+//! An instruction is told only to a start that the log has accepted (B, E2), from rows that know of
+//! that; and only for as long as no later start of the same instance is in the log.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use regent_core::id::{InstanceName, NodeId, Nonce, Revision, ServiceName, Sessio
 use regent_core::reply::{Rejection, Reply};
 use regent_core::role::AgentStart;
 use regent_core::state::State;
+use regent_core::state::role::row::InstanceRow;
 use regent_core::state::version::REPORTS_LEVEL;
 use regent_rpc::clock::Clock;
 use regent_rpc::convert::agent::{
@@ -115,7 +116,7 @@ where
 struct Accepted {
     session: SessionId,
     nonce: Nonce,
-    /// Rows from before this entry know nothing of it.
+    /// Rows from before this entry know nothing of it, unless they have it from an earlier one.
     since: Revision,
     attached: Attached,
 }
@@ -302,11 +303,15 @@ impl Serving {
         self.news = false;
         let told = {
             let rows = self.rows.borrow_and_update();
-            if rows.at.1 < accepted.since {
-                return Ok(());
-            }
             let role = rows.role.as_ref();
             let row = role.and_then(|role| role.instances.get(&self.agent.instance));
+            // A start that is said again on its session changes no row, and none comes after it: rows
+            // that have this very start know of it, however much older they are than its answer.
+            let has_it =
+                |row: &InstanceRow| (row.session, row.nonce) == (accepted.session, accepted.nonce);
+            if rows.at.1 < accepted.since && !row.is_some_and(has_it) {
+                return Ok(());
+            }
             if row.is_some_and(|row| row.nonce != accepted.nonce) {
                 let why = "another start of this instance's agent is in the log";
                 return Err(Some(status::refused("nonce_stale", why, "end this agent")));

@@ -244,6 +244,23 @@ async fn an_accepted_agent_is_told_its_instruction_now_and_whenever_it_changes()
 }
 
 #[tokio::test]
+async fn a_start_that_is_repeated_and_changes_nothing_is_told_what_was_ordered_meanwhile() {
+    let mut rig = Rig::attach(vec![accepted()]);
+    // The stream before it broke, and the order came then; the answer is of a later entry, which
+    // changed no row, so that no newer rows will come.
+    rig.apply(6, vec![put(declared()), role(7, 6, follow("b"))]);
+    assert!(matches!(rig.outcome().await, (HELLO, Outcome::Accepted { .. })));
+    let told = rig.instruction().await;
+    assert_eq!((told.directive.order, told.at.1), (follow("b"), Revision(6)));
+    // Rows of another start of it, from before this one, say nothing to it.
+    let mut other = Rig::attach(vec![accepted()]);
+    other.apply(6, vec![put(declared()), role(3, 6, follow("b"))]);
+    assert!(matches!(other.outcome().await, (HELLO, Outcome::Accepted { .. })));
+    other.apply(10, vec![role(7, 10, Order::Wait)]);
+    assert_eq!(other.instruction().await.directive.order, Order::Wait);
+}
+
+#[tokio::test]
 async fn a_refused_start_is_told_nothing_and_may_be_said_again() {
     let refused = Reply::Rejected(Rejection::FeatureLevel { need: 2, have: 1 });
     let mut rig = Rig::attach(vec![Ok(refused), accepted()]);
