@@ -4,7 +4,15 @@ use super::Look;
 use super::verdict::is_fresh;
 use crate::id::InstanceName;
 use crate::role::{Position, Proof, Receipt};
-use crate::spec::{InstanceSpec, Mode, Scope};
+use crate::spec::{InstanceSpec, Mode, OnViolation, Scope};
+use crate::time::Micros;
+
+/// A primary that is down, or answers nobody, while nobody could follow it, is left to itself for this
+/// long: a restart in place (E4) is quicker than the way back under a fence.
+const HELPS_ITSELF: Micros = Micros::from_ms(10_000);
+/// Instances that could prove that nothing is lost are waited for this long before people are asked to
+/// go on without them.
+const PROOFS_WITHIN: Micros = Micros::from_ms(30_000);
 
 /// What is said of one instance as a candidate.
 pub struct Candidate<'a> {
@@ -15,8 +23,16 @@ pub struct Candidate<'a> {
 }
 
 impl<'l> Look<'l> {
-    /// A fence stops the old primary: it is not opened when nobody could follow it (S13).
-    pub(super) fn could_succeed(&self) -> Result<(), String> {
+    /// A fence stops the old primary: it is not opened when nobody could follow it (S13). `waited`: how
+    /// long a failover has been called for and could not be begun.
+    ///
+    /// What nobody else can take over, the old primary itself can, once it has stopped: its own disk
+    /// holds everything. And what no proof will ever come for is for people to decide, who are asked
+    /// only under a fence: a service must not wait for an answer that nobody was asked for.
+    pub(super) fn could_succeed(&self, waited: Micros) -> Result<(), String> {
+        if self.could_come_back(waited) {
+            return Ok(());
+        }
         let reachable: Vec<&InstanceName> = self
             .spec
             .instances
@@ -34,7 +50,7 @@ impl<'l> Look<'l> {
         if !electable {
             return Err("no instance that may be primary is reachable".to_owned());
         }
-        if self.spec.policy.mode == Mode::Lease {
+        if self.spec.policy.mode == Mode::Lease || self.is_for_people(waited) {
             return Ok(());
         }
         for set in &self.role.c {
@@ -49,6 +65,33 @@ impl<'l> Look<'l> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the old primary is there, and leads nothing any more without being granted anew: its
+    /// lease has lapsed where that is final (E2), or it had the time to help itself.
+    fn could_come_back(&self, waited: Micros) -> bool {
+        let Some(holder) = self.role.holder.as_ref().filter(|it| self.is_reachable(it)) else {
+            return false;
+        };
+        let electable = |one: &InstanceSpec| one.name == *holder && one.electable();
+        self.spec.instances.iter().any(electable) && (self.has_lapsed() || waited >= HELPS_ITSELF)
+    }
+
+    /// Whether proofs are not to be waited for any longer: the old primary has lost its disk, or
+    /// enough of those who could prove something have been away for long.
+    fn is_for_people(&self, waited: Micros) -> bool {
+        let policy = self.view.state.policy_in_force(self.name);
+        let asks = policy.is_some_and(|it| it.loss_bound.on_violation == OnViolation::Ask);
+        let row = self.role.holder.as_ref().and_then(|holder| self.role.instances.get(holder));
+        let is_lost = row.is_some_and(|row| row.quarantined.is_some());
+        asks && (is_lost || waited >= PROOFS_WITHIN)
+    }
+
+    /// Whether the holder's lease has lapsed where that proves something: then it is final (E2).
+    pub(super) fn has_lapsed(&self) -> bool {
+        self.role.lapse_counts(self.spec.policy.mode)
+            && self.role.lease.is_none()
+            && self.role.lapsed.is_some()
     }
 
     fn is_reachable(&self, name: &InstanceName) -> bool {

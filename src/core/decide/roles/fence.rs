@@ -108,7 +108,7 @@ impl Look<'_> {
                 Err(None) => {}
             }
         }
-        if let Some(back) = self.way_back(fence, since) {
+        if let Some(back) = self.way_back(fence, since, candidates.is_empty()) {
             return back;
         }
         if candidates.is_empty() {
@@ -260,8 +260,9 @@ impl Look<'_> {
         lapse.saturating_add(Micros::from_ms(2_000))
     }
 
-    /// Back to the old primary: it has stopped, and holds everything.
-    fn way_back(&self, fence: &Fence, since: Micros) -> Option<Verdict> {
+    /// Back to the old primary: it has stopped, and holds everything. `alone`: people can be asked about
+    /// nobody else.
+    fn way_back(&self, fence: &Fence, since: Micros, alone: bool) -> Option<Verdict> {
         let holder = self.role.holder.as_ref()?;
         if since < BACK_AFTER || !self.is_fresh(holder) {
             return None;
@@ -272,9 +273,11 @@ impl Look<'_> {
         }
         let case = self.case(None)?;
         case.free(holder).ok()?;
-        case.out().ok()?;
         let loss = Loss { ms: Some(0), bytes: Some(0) };
         case.complete(holder, loss).ok()?;
+        if case.out().is_err() {
+            return alone.then(|| self.ask(fence, holder).ok()).flatten();
+        }
         let text = format!("{holder} has stopped and holds everything: it is primary again");
         Some(self.grant(fence, holder, loss, None, text))
     }

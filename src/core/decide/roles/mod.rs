@@ -102,6 +102,8 @@ struct Memory {
     isolated: Option<Reading>,
     /// Standbys that run and do not stream, and since when.
     broken: BTreeMap<crate::id::InstanceName, Reading>,
+    /// Since when a failover is called for, and none could be begun.
+    stuck: Option<Reading>,
     /// When this leader first saw the promotion whose repair goes on.
     repair: Option<(Revision, Reading)>,
     /// When this leader first saw the switchover that is announced.
@@ -233,6 +235,7 @@ impl Look<'_> {
         self.note();
         self.memory.found = None;
         if self.role.fence.is_some() {
+            self.memory.stuck = None;
             self.memory.absent.clear();
             return self.fence();
         }

@@ -35,9 +35,13 @@ impl Look<'_> {
         if finding.verdict.calls_for_failover() {
             return self.failover(finding);
         }
+        if finding.verdict == Named::PrimaryUnreachableButReplicating {
+            self.memory.stuck = None;
+        }
         if finding.verdict != Named::Healthy {
             return Verdict::Wait(format!("{}: {}", finding.verdict, finding.why));
         }
+        self.memory.stuck = None;
         match self.plan() {
             Some(verdict) => verdict,
             None => self.operation(),
@@ -59,8 +63,7 @@ impl Look<'_> {
     /// Where a lapse proves something it is final (E2): an agent that came back under another session
     /// reports, and may serve nothing until somebody is granted anew.
     fn lapsed(&self, finding: Finding) -> Finding {
-        let counts = self.role.lapse_counts(self.spec.policy.mode);
-        if !counts || self.role.lease.is_some() || self.role.lapsed.is_none() {
+        if !self.has_lapsed() {
             return finding;
         }
         let why = "its agent reports, but its lease has lapsed".to_owned();
@@ -110,7 +113,7 @@ impl Look<'_> {
         Finding { verdict: Named::PrimaryProcessDead, why }
     }
 
-    fn failover(&self, finding: Finding) -> Verdict {
+    fn failover(&mut self, finding: Finding) -> Verdict {
         let what = format!("{}: {}", finding.verdict, finding.why);
         if self.role.paused.is_some() {
             return Verdict::Wait(format!("{what}; no failover: the service is paused"));
@@ -122,7 +125,8 @@ impl Look<'_> {
                 "{what}; no failover for {wait} ms: the last is too fresh"
             ));
         }
-        if let Err(why) = self.could_succeed() {
+        let since = *self.memory.stuck.get_or_insert(self.view.now);
+        if let Err(why) = self.could_succeed(self.view.now.since(since)) {
             return Verdict::Wait(format!("{what}; no failover: {why}"));
         }
         let verdict = finding.verdict.as_str().to_owned();

@@ -64,6 +64,71 @@ fn a_fence_is_opened_only_if_somebody_could_follow() {
 }
 
 #[test]
+fn a_dead_primary_that_nobody_can_follow_is_granted_again_if_it_does_not_help_itself() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    bench.decide_for(&["a"], 700);
+    bench.says("a", dead);
+    bench.decide_for(&["a"], 9_900);
+    assert!(bench.proposals().is_empty(), "a restart in place needs no fence");
+    bench.decide_for(&["a"], 200);
+    assert_eq!(bench.proposals(), ["OpenFence"]);
+    bench.receipt("a", Proof::Stopped, None, true);
+    bench.decide_for(&["a"], 5_100);
+    assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "a"));
+
+    // Without a proof of its end people are asked, for nobody else can be asked about.
+    let mut unseen = Bench::established(spec(Mode::Quorum));
+    unseen.open_fence(FenceKind::Failover { verdict: "operator".into(), to: None });
+    unseen.receipt("a", Proof::Stopped, None, false);
+    unseen.decide_for(&["a"], 4_900);
+    assert!(unseen.proposals().is_empty());
+    unseen.decide_for(&["a"], 5_000);
+    assert_eq!(unseen.proposals(), ["OpenApproval"]);
+    let asked = unseen.operation().approval.clone().unwrap();
+    assert!(asked.without_out && asked.candidate == name("a"), "{asked:?}");
+    let (service, reason) = (service(), "yes".to_owned());
+    let (approval, granted) = (asked.id, true);
+    unseen.apply(Command::AnswerApproval { service, approval, granted, reason });
+    unseen.decide_for(&["a"], 600);
+    assert_eq!((unseen.proposals(), unseen.holder()), (vec!["GrantRole".to_owned()], "a"));
+}
+
+#[test]
+fn a_lapsed_primary_is_granted_again_at_once_where_nobody_else_is_left() {
+    let mut bench = Bench::established(spec(Mode::Lease));
+    for gone in ["b", "c"] {
+        bench.agents.get_mut(gone).unwrap().cut = true;
+    }
+    bench.run(2_000);
+    assert!(bench.proposals().iter().all(|it| it != "OpenFence"));
+    let session = bench.role().lease.as_ref().unwrap().session;
+    let nonce = bench.state.sessions()[&session].nonce;
+    let by = crate::authz::Principal::new(crate::authz::Role::Agent, "s/a");
+    bench.apply_as(&by, Command::CloseSession { session, nonce });
+    bench.run(12_000);
+    assert!(bench.proposals().contains(&"GrantRole".to_owned()), "{:#?}", bench.lines);
+    assert_eq!((bench.holder(), bench.open()), ("a", vec!["a"]));
+}
+
+#[test]
+fn people_are_asked_when_who_could_prove_something_is_away_for_long() {
+    use crate::spec::OnViolation;
+    for (violation, asks) in [(OnViolation::Ask, true), (OnViolation::Refuse, false)] {
+        let mut spec = spec(Mode::Quorum);
+        spec.policy.loss_bound.on_violation = violation;
+        let mut bench = Bench::established(spec);
+        for gone in ["a", "c"] {
+            bench.agents.get_mut(gone).unwrap().cut = true;
+        }
+        bench.run(29_000);
+        assert!(bench.proposals().is_empty(), "they may come back");
+        bench.run(7_000);
+        let want: &[&str] = if asks { &["OpenFence", "OpenApproval"] } else { &[] };
+        assert_eq!(bench.proposals(), want, "{:#?}", bench.lines);
+    }
+}
+
+#[test]
 fn who_was_stopped_in_order_has_the_grace_to_come_back() {
     let mut bench = Bench::established(spec(Mode::Quorum));
     bench.says("a", |seen| {
