@@ -180,6 +180,8 @@ fn follow(world: &World, upstream: &InstanceName) -> Step {
     }
     match (&world.data, world.run) {
         (_, Run::Primary) => Step::Kill,
+        // What starts as a standby of nobody may wait for WAL that only an upstream has.
+        (Data::Present(OnDisk::Standby(None)), Run::Starting) => Step::Kill,
         (_, Run::Starting | Run::Stopping | Run::Rebuilding) => Step::Rest,
         (Data::Empty | Data::Broken, Run::Standby) => Step::Kill,
         (Data::Empty | Data::Broken, Run::Down) => Step::Clone(upstream.clone()),

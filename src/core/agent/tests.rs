@@ -181,6 +181,19 @@ fn a_standby_that_streams_lets_readers_in_and_shuts_them_out_before_it_is_promot
 }
 
 #[test]
+fn what_starts_as_a_standby_of_nobody_is_given_an_upstream_by_another_start() {
+    let mut notebook = Notebook::default();
+    let order = Order::Follow { upstream: name("p") };
+    notebook.take(&Directive { epoch: epoch(5), revision: Revision(6), order });
+    let data = |of: Option<&str>| Data::Present(OnDisk::Standby(of.map(name)));
+    let starting = |of| World { run: Run::Starting, data: data(of), ..standby() };
+    // After a rewind or a clone it is no database before it has streamed, and answers nobody.
+    assert_eq!(next(&notebook, &starting(None)), Step::Kill);
+    assert_eq!(next(&notebook, &starting(Some("p"))), Step::Rest);
+    assert_eq!(next(&notebook, &starting(Some("a"))), Step::Rest, "who it follows is in doubt");
+}
+
+#[test]
 fn a_standby_is_detached_first_and_recruited_then() {
     let notebook = told(2, 9, Order::Detach { fence: Revision(9) });
     let steps = run(notebook, standby());
