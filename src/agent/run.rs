@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Right, Step, may_stay_shut, next};
+use regent_core::agent::{Right, Step, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::Order;
 use regent_core::role::observe::Run;
@@ -92,7 +92,7 @@ pub struct Agent {
     pub(crate) arms: u64,
     pub(crate) armed_until: Option<Reading>,
     /// When the fencer was last asked to give up its deadline for a pause.
-    pub(crate) disarmed: Option<Instant>,
+    pub(crate) disarmed: Option<(Instant, Revision)>,
     /// The renewal acknowledged last when the database ended by itself.
     pub(crate) crashed_at: Option<RenewalNumber>,
     /// The agent ends: its fencer is gone.
@@ -378,9 +378,7 @@ impl Agent {
                 self.failures = 0;
                 self.local.problem.clear();
                 change(&mut self.local);
-                let may_hold = self.notes.book.may_hold();
-                let stays = self.policy().is_some_and(|policy| may_stay_shut(policy, may_hold));
-                if matches!(step, Step::Close) && stays {
+                if matches!(step, Step::Close) && self.may_stay_shut() {
                     self.armed_until = None;
                     self.guard.disarm();
                 }
@@ -415,7 +413,7 @@ impl Agent {
         self.reported = None;
     }
 
-    fn policy(&self) -> Option<&Policy> {
+    pub(crate) fn policy(&self) -> Option<&Policy> {
         self.instruction.as_ref().map(|told| &told.spec.policy)
     }
 
@@ -449,8 +447,8 @@ impl Agent {
         }
         match (pausing.may_disarm(), until) {
             (Some(pause), _) => self.disarm_for(pause, pausing.unbounded),
-            (None, Some(until)) => self.arm(until),
-            (None, None) => {}
+            (None, Some(until)) if !self.stays_shut() => self.arm(until),
+            (None, _) => {}
         }
     }
 

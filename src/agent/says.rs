@@ -4,13 +4,14 @@
 
 use std::time::{Duration, Instant};
 
-use regent_core::agent::{Data, OnDisk, Pausing};
+use regent_core::agent::{Data, OnDisk, Pausing, may_stay_shut};
 use regent_core::id::{Epoch, RenewalNumber, Revision};
 use regent_core::lease::holder::VoidReason;
 use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
 use regent_core::spec::Mode;
 use regent_core::time::Reading;
 use regent_fencer::Arm;
+use regent_fencer::wire::Status;
 use regent_rpc::client::SessionLease;
 
 use crate::run::Agent;
@@ -49,13 +50,7 @@ impl Agent {
 
     /// When nothing was left of the last run, of an instance that is down and whose end the fencer saw.
     pub(crate) fn stopped(&self) -> Option<StopInstant> {
-        let status = self.guard.status();
-        let receipt = status.receipt.filter(|_| status.running.is_none())?;
-        // Word of a later end has come, and its receipt has not been read yet.
-        (receipt.sequence >= self.local.last_end).then(|| StopInstant {
-            boot: machine_boot(&receipt.boot_id),
-            at: HolderInstant(receipt.ended_at.boottime_us),
-        })
+        end_of_last_run(&self.guard.status(), self.local.last_end)
     }
 
     /// What is known of a pause. In quorum mode the fencer keeps its deadlines: safety rests on the
@@ -65,9 +60,13 @@ impl Agent {
         let told = told.filter(|told| told.spec.policy.mode == Mode::Lease);
         let committed = self.session.as_ref().and_then(SessionLease::last_committed);
         let status = self.guard.status();
+        let posted = self
+            .disarmed
+            .filter(|(at, pause)| at.elapsed() < DISARM_AGAIN && *pause > status.lease.pause);
         Pausing {
             told: told.and_then(|told| told.paused),
             committed: committed.and_then(|report| report.pause),
+            posted: posted.map(|(_, pause)| pause),
             unbounded: status.running.is_some() && status.lease.until.is_none(),
             obeyed: status.lease.pause,
         }
@@ -78,6 +77,18 @@ impl Agent {
         self.arms += 1;
         let epoch = self.notes.book.directive.as_ref().map_or(Epoch::NONE, |it| it.epoch);
         Arm { epoch, number: RenewalNumber(self.arms), until }
+    }
+
+    /// F: whether what is shut to clients may run without a deadline.
+    pub(crate) fn may_stay_shut(&self) -> bool {
+        let may_hold = self.notes.book.may_hold();
+        self.policy().is_some_and(|policy| may_stay_shut(policy, may_hold))
+    }
+
+    /// Whether it is shut like that: it gets its next deadline with the right to serve. What is left of
+    /// the right by which it served is no reason to end it.
+    pub(crate) fn stays_shut(&self) -> bool {
+        self.armed_until.is_none() && !self.told.may_serve && self.may_stay_shut()
     }
 
     /// A later deadline goes to the fencer while a primary runs under it.
@@ -93,12 +104,12 @@ impl Agent {
 
     /// Takes the fencer's deadline away, once the log has it that there is a pause.
     pub(crate) fn disarm_for(&mut self, pause: Revision, unbounded: bool) {
-        let asked = self.disarmed.is_some_and(|at| at.elapsed() < DISARM_AGAIN);
+        let asked = self.disarmed.is_some_and(|(at, _)| at.elapsed() < DISARM_AGAIN);
         if unbounded || asked || !self.local.running {
             return;
         }
         tracing::info!(%pause, "paused: the primary does not end with its lease");
-        self.disarmed = Some(Instant::now());
+        self.disarmed = Some((Instant::now(), pause));
         self.armed_until = None;
         self.guard.disarm_for(pause);
     }
@@ -136,6 +147,19 @@ impl Agent {
     }
 }
 
+/// When the last run ended, as its own fencer says. What an earlier fencer left is no word of it: that
+/// one may have died with a later run and without a receipt, and an instant too early makes the bound of
+/// a loss too small (H).
+fn end_of_last_run(status: &Status, last_end: u64) -> Option<StopInstant> {
+    let receipt = status.receipt.as_ref().filter(|_| status.running.is_none())?;
+    // Word of a later end may have come while its receipt has not been read yet.
+    let is_last = receipt.fencer == status.fencer && receipt.sequence >= last_end;
+    is_last.then(|| StopInstant {
+        boot: machine_boot(&receipt.boot_id),
+        at: HolderInstant(receipt.ended_at.boottime_us),
+    })
+}
+
 /// A kernel's boot id is random: its first half names the boot well enough.
 fn machine_boot(boot_id: &str) -> MachineBoot {
     let digits: String = boot_id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
@@ -144,7 +168,54 @@ fn machine_boot(boot_id: &str) -> MachineBoot {
 
 #[cfg(test)]
 mod tests {
+    use regent_core::id::{Epoch, Nonce, RenewalNumber};
+    use regent_fencer::receipt::{Proof, Reason, Receipt};
+    use regent_fencer::wire::{LeaseView, Phase, Protection};
+
     use super::*;
+
+    #[test]
+    fn an_end_that_an_earlier_fencer_saw_is_not_said_to_be_the_last() {
+        let receipt = Receipt {
+            sequence: 3,
+            boot_id: "0f4c9a2e-1b7d-4c2a-9d0e-3f1f2a3b4c5d".to_owned(),
+            fencer: Nonce(1),
+            epoch: Epoch::NONE,
+            number: RenewalNumber(0),
+            reason: Reason::Deadline,
+            exit: None,
+            protection: Protection::Namespace,
+            proof: Proof::Namespace,
+            started_at: None,
+            killed_at: Reading::at_us(1),
+            ended_at: Reading::at_us(2),
+        };
+        let status = Status {
+            fencer: Nonce(1),
+            boot_id: receipt.boot_id.clone(),
+            protection: Protection::Namespace,
+            agent: None,
+            lease: LeaseView::default(),
+            phase: Phase::Idle,
+            running: None,
+            receipt: Some(receipt),
+            receipt_error: None,
+            now: Reading::at_us(9),
+        };
+        let end = end_of_last_run(&status, 3).map(|end| end.at);
+        assert_eq!(end, Some(HolderInstant(2)));
+        assert_eq!(
+            end_of_last_run(&status, 4),
+            None,
+            "the receipt of the last end is not read yet"
+        );
+        let other = Status { fencer: Nonce(2), ..status };
+        assert_eq!(
+            end_of_last_run(&other, 0),
+            None,
+            "the last run may have ended without a receipt"
+        );
+    }
 
     #[test]
     fn two_boots_have_two_names() {

@@ -16,7 +16,7 @@ pub enum Mutant {
     UncoveredKept,
     /// D, Covered: names are in force as soon as they are written.
     CoveredByNewTransaction,
-    /// D: a receipt is sent before its pledge is on disk.
+    /// D: a receipt is sent before what it promises is on disk, the order to promise it included.
     PledgeSynced,
     /// B, S4: a directive below the highest is obeyed.
     LowerDirectiveRefused,
@@ -26,13 +26,16 @@ pub enum Mutant {
     HolderMargin,
     /// C1: the time to stop is not planned for.
     FenceBudget,
-    /// C2: a session may be taken when three quarters of its time are over.
+    /// C2: a session may be taken when three quarters of its time are over, the longest that its epoch
+    /// was ever promised.
     LaterClock,
     /// C8: a grant counts before a renewal named it.
     GrantRenewed,
     /// D, detach: the upstream stays on disk.
     DetachedOnDisk,
-    /// D: a candidate is promoted without the names of its set.
+    /// D: a candidate is promoted without the names of its set. Nothing breaks without this rule alone:
+    /// a standby's own names match nobody, and a primary lets clients in only after a commit was proved
+    /// under the names of its set.
     NamesBeforePromotion,
     /// D: one set follows another directly.
     NamesThroughNobody,
@@ -44,7 +47,9 @@ pub enum Mutant {
     ShutKeepsDeadline,
     /// D: renewals go on under a fence.
     FenceRefusesRenewals,
-    /// F: certificates count though a fence is known.
+    /// F: certificates count though a fence is known. No write breaks without this rule alone: a
+    /// certificate is the return of a commit under the committed set, and OUT (c) proves that none
+    /// returns any more. What it ends in time is reads of what has been replaced.
     CertificatesLatched,
     /// D: standbys are detached before the old primary has resigned.
     CutAfterResign,
@@ -55,11 +60,17 @@ pub enum Mutant {
     EndCarriesDirective,
     /// D (docs/adr/0012): a promotion takes the next number that its instance knows of.
     TimelineSetAside,
+    /// E5: a pause is obeyed below the level at which renewals can say so.
+    PauseNeedsLevel,
+    /// E5: the fencer loses its deadline before a renewal that names the pause is in the log.
+    PauseCommitted,
+    /// E5: a lapse proves an end, whatever the last renewal said of a pause.
+    LapseUnpaused,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 24] = [
+    pub const ALL: [(Self, &'static str); 27] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -84,6 +95,9 @@ impl Mutant {
         (Self::LossBound, "loss-bound"),
         (Self::EndCarriesDirective, "end-carries-directive"),
         (Self::TimelineSetAside, "timeline-set-aside"),
+        (Self::PauseNeedsLevel, "pause-needs-level"),
+        (Self::PauseCommitted, "pause-committed"),
+        (Self::LapseUnpaused, "lapse-unpaused"),
     ];
 
     /// The one with this name.

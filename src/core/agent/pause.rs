@@ -10,6 +10,7 @@
 //! way when the fencer was disarmed, nor one that is sent before it is armed again.
 
 use crate::id::Revision;
+use crate::mutant::{Mutant, leaves_out};
 
 /// What an agent knows of a pause at one instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct Pausing {
     pub told: Option<Revision>,
     /// The pause that the newest renewal names which is known to be in the log.
     pub committed: Option<Revision>,
+    /// The pause for which the fencer was told to give its deadline up, and has not answered yet: it may
+    /// have none any more.
+    pub posted: Option<Revision>,
     /// Something runs under the fencer, and it has no deadline.
     pub unbounded: bool,
     /// The newest pause the fencer obeyed; 0: none ever.
@@ -28,12 +32,13 @@ impl Pausing {
     /// What renewals are to name.
     pub fn says(&self) -> Option<Revision> {
         let still = (self.unbounded && self.obeyed.0 > 0).then_some(self.obeyed);
-        self.told.or(still)
+        self.told.or(self.posted).or(still)
     }
 
     /// The pause for which the fencer may lose its deadline, and is not to get a later one.
     pub fn may_disarm(&self) -> Option<Revision> {
-        self.told.filter(|pause| self.committed == Some(*pause))
+        let any = leaves_out(Mutant::PauseCommitted);
+        self.told.filter(|pause| any || self.committed == Some(*pause))
     }
 
     /// Whether what runs may go on without any lease: the pause was obeyed, and stands.
@@ -55,6 +60,8 @@ mod tests {
         assert_eq!((told.says(), told.may_disarm(), told.is_free()), (pause, None, false));
         let committed = Pausing { committed: pause, ..told };
         assert_eq!((committed.may_disarm(), committed.is_free()), (pause, false));
+        let unanswered = Pausing { told: None, posted: pause, ..committed };
+        assert_eq!((unanswered.says(), unanswered.may_disarm()), (pause, None));
         let free = Pausing { unbounded: true, obeyed: Revision(7), ..committed };
         assert_eq!((free.says(), free.is_free()), (pause, true));
         let over = Pausing { told: None, ..free };
@@ -72,16 +79,21 @@ mod tests {
         sent: Vec<(u64, Option<Revision>)>,
         log: Option<(u64, Option<Revision>)>,
         heard: Option<(u64, Option<Revision>)>,
-        unbounded: bool,
-        obeyed: Revision,
         number: u64,
+        posted: Option<Revision>,
+        /// On their way to the fencer, in order: to disarm for a pause, or to arm.
+        posts: std::collections::VecDeque<Option<Revision>>,
+        /// Whether the fencer is without a deadline, and by which pause it was last; then what it is
+        /// taken for.
+        fencer: (bool, Revision),
+        status: (bool, Revision),
     }
 
     impl World {
         fn pausing(&self) -> Pausing {
             let committed = self.heard.and_then(|(_, pause)| pause);
-            let (told, unbounded, obeyed) = (self.told, self.unbounded, self.obeyed);
-            Pausing { told, committed, unbounded, obeyed }
+            let (told, posted, (unbounded, obeyed)) = (self.told, self.posted, self.status);
+            Pausing { told, committed, posted, unbounded, obeyed }
         }
 
         fn step(&mut self, what: u8, at: u64) {
@@ -100,10 +112,20 @@ mod tests {
                 4 => self.heard = self.log,
                 5 => {
                     if let Some(pause) = pausing.may_disarm() {
-                        (self.unbounded, self.obeyed) = (true, pause);
+                        self.posted = Some(pause);
+                        self.posts.push_back(self.posted);
                     }
                 }
-                _ if pausing.may_disarm().is_none() => self.unbounded = false,
+                6 if pausing.may_disarm().is_none() => self.posts.push_back(None),
+                7 => match self.posts.pop_front() {
+                    Some(Some(pause)) => self.fencer = (true, pause),
+                    Some(None) => self.fencer.0 = false,
+                    None => {}
+                },
+                8 => {
+                    self.status = self.fencer;
+                    self.posted = self.posted.filter(|pause| *pause > self.status.1);
+                }
                 _ => {}
             }
         }
@@ -112,13 +134,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_fencer_without_a_deadline_never_stands_behind_a_renewal_that_names_no_pause(
-            steps in proptest::collection::vec(0..7u8, 1..200),
+            steps in proptest::collection::vec(0..9u8, 1..200),
         ) {
             let mut world = World { log: Some((0, None)), heard: Some((0, None)), ..World::default() };
             for (at, what) in (1u64..).zip(steps) {
                 world.step(what, at);
                 let named = world.log.and_then(|(_, pause)| pause);
-                prop_assert!(!world.unbounded || named.is_some(), "step {}", at);
+                prop_assert!(!world.fencer.0 || named.is_some(), "step {}", at);
             }
         }
     }

@@ -6,6 +6,7 @@
 
 use crate::id::Revision;
 use crate::lease::Rules;
+use crate::mutant::{Mutant, leaves_out};
 use crate::spec::{CoordinatorLoss, Mode, Policy};
 use crate::time::{Micros, Reading};
 
@@ -23,7 +24,9 @@ pub struct Right {
 /// In lease mode, or after a set that waits for nobody, such a session would be acknowledged after
 /// the next epoch began (S1): there the fencer's deadline stands.
 pub fn may_stay_shut(policy: &Policy, may_hold: bool) -> bool {
-    policy.mode == Mode::Quorum && policy.on_coordinator_loss == CoordinatorLoss::Hold && may_hold
+    let waits = policy.mode == Mode::Quorum && may_hold;
+    policy.on_coordinator_loss == CoordinatorLoss::Hold && waits
+        || leaves_out(Mutant::ShutKeepsDeadline)
 }
 
 impl Right {

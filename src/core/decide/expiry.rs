@@ -24,6 +24,7 @@ use crate::id::{ElectionName, Epoch, SessionId};
 use crate::lease::NodeClock;
 use crate::lease::skew::SkewVerdict;
 use crate::limits::GRANT_TIMEOUT_MS;
+use crate::mutant::{Mutant, leaves_out};
 use crate::state::State;
 use crate::state::session::Session;
 use crate::time::{Micros, Reading};
@@ -225,6 +226,8 @@ fn lapsed_sessions(view: &View<'_>, clock: &mut NodeClock, decision: &mut Decisi
     let name_renewal = |session| Some(Lapsed { session, seen: sessions.get(&session)?.renewed });
     let outlasted = |session: &SessionId| {
         let longest = view.state.longest_ttl_of_lease(*session);
+        let early = leaves_out(Mutant::LaterClock);
+        let longest = longest.map(|ttl_ms| if early { ttl_ms * 3 / 4 } else { ttl_ms });
         longest.is_none_or(|ttl_ms| clock.has_waited(*session, ttl_ms, view.now))
     };
     let lapsed: Vec<_> = due.into_iter().filter(outlasted).filter_map(name_renewal).collect();

@@ -29,6 +29,8 @@ pub struct Rows {
     pub service: Option<Arc<Service>>,
     /// Its role; `None`: no agent of it was ever started.
     pub role: Option<Arc<ServiceRole>>,
+    /// The level of the cluster.
+    pub feature_level: u32,
     /// Its newest operation.
     pub operation: Option<(Revision, Arc<Operation>)>,
 }
@@ -58,6 +60,7 @@ fn rows_of(state: &State, service: &ServiceName) -> Rows {
         at: (state.incarnation(), state.revision()),
         service: state.services().get(service).cloned(),
         role,
+        feature_level: state.cluster().feature_level,
         operation,
     }
 }
@@ -77,7 +80,8 @@ fn service_of(change: &Change) -> Option<&ServiceName> {
 impl Board {
     /// An entry was applied; `state` is the state after it.
     pub fn applied(&self, state: &State, applied: &Applied) {
-        if applied.changes.contains(&Change::Incarnation) {
+        // What is told of a row depends on the cluster's level.
+        if [Change::Incarnation, Change::Cluster].iter().any(|it| applied.changes.contains(it)) {
             return self.installed(state);
         }
         if !applied.changes.iter().any(|change| service_of(change).is_some()) {

@@ -28,7 +28,7 @@ pub fn instruction(
         set: role.set.clone(),
         covered: role.is_covered(),
         mark: lease.filter(|_| holds).map_or(Revision(0), |lease| lease.mark),
-        paused: role.paused.as_ref().map(|pause| pause.since),
+        paused: role.pause_to_obey(rows.feature_level),
         fence: role.fence.as_ref().map(|fence| fence.fence),
         prepare: newest.filter(|_| holds).map(|(id, _)| *id),
         promoted: role.promoted.is_some(),

@@ -18,8 +18,9 @@ use regent_core::role::observe::{Observation, Run};
 use regent_core::role::{AgentStart, Armed, Directive, DirectiveNumber, Order};
 use regent_core::spec::ServiceSpec;
 use regent_core::state::State;
-use regent_core::state::role::row::{InstanceRow, ServiceRole};
+use regent_core::state::role::row::{InstanceRow, Pause, ServiceRole};
 use regent_core::state::service::{Life, Service};
+use regent_core::state::version::{REPORTS_LEVEL, ROLES_LEVEL};
 use regent_core::time::{Micros, Reading, WallMs};
 use regent_rpc::clock::SystemClock;
 use regent_rpc::convert::agent::{
@@ -31,8 +32,9 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::board::Board;
+use super::board::{Board, Rows};
 use super::desk::{Desk, Told};
+use super::instruct::instruction;
 use super::relay::Relay;
 use super::report::Reports;
 use super::stream::{Agent, Log, Messages, Parts, serve};
@@ -258,6 +260,24 @@ async fn a_start_that_is_repeated_and_changes_nothing_is_told_what_was_ordered_m
     assert!(matches!(other.outcome().await, (HELLO, Outcome::Accepted { .. })));
     other.apply(10, vec![role(7, 10, Order::Wait)]);
     assert_eq!(other.instruction().await.directive.order, Order::Wait);
+}
+
+#[test]
+fn a_pause_is_told_only_where_renewals_can_say_that_it_is_obeyed() {
+    let (Change::Service(_, service), Change::Role(_, Some(was))) =
+        (put(declared()), role(7, 6, follow("b")))
+    else {
+        panic!()
+    };
+    let (since, by, reason) = (Revision(5), "ann".to_owned(), "by hand".to_owned());
+    let paused = Some(Pause { since, by, reason });
+    let role = Some(Arc::new(ServiceRole { paused, ..(*was).clone() }));
+    for (feature_level, told) in [(ROLES_LEVEL, None), (REPORTS_LEVEL, Some(since))] {
+        let (service, role) = (service.clone(), role.clone());
+        let rows = Rows { service, role, feature_level, ..Rows::default() };
+        let instruction = instruction(&rows, &name("a"), SessionId(5)).unwrap();
+        assert_eq!(instruction.paused, told, "level {feature_level}");
+    }
 }
 
 #[tokio::test]

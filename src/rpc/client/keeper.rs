@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use regent_core::agent::Reports;
 use regent_core::command::FullRenewal;
 use regent_core::id::{RenewalNumber, Revision, SessionId};
 use regent_core::lease::HolderClock;
@@ -30,7 +31,6 @@ use tonic::Status;
 
 use super::clocks::Clocks;
 use super::nodes::{Node, Nodes};
-use super::reports::Reports;
 use crate::clock::Clock;
 use crate::convert::election::{renewal_out, renewed_in};
 use crate::limits::MAX_RENEWALS_PER_MESSAGE;

@@ -23,7 +23,6 @@ mod lane;
 pub mod lease;
 mod nodes;
 mod operations;
-mod reports;
 mod resign;
 mod seat;
 #[cfg(test)]

@@ -130,7 +130,8 @@ impl<'a> Case<'a> {
     /// last word is that it goes by a pause, whose fencer may have no deadline (E5).
     pub(super) fn has_lapsed_armed(&self) -> bool {
         let own = self.last().filter(|last| last.epoch == self.role.epoch);
-        let unpaused = own.is_some_and(|last| last.report.pause.is_none());
+        let unpaused = own.is_some_and(|last| last.report.pause.is_none())
+            || leaves_out(Mutant::LapseUnpaused);
         self.role.lapse_counts(self.policy.mode)
             && self.role.paused.is_none()
             && self.role.lapsed == Some(Armed::Armed)

@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, InstanceName, Nonce, Revision, SessionId};
+use crate::mutant::{Mutant, leaves_out};
 use crate::role::{
     Armed, CompleteProof, DataIdentity, Directive, DirectiveNumber, FenceKind, Loss, Lsn, Order,
     OutProof, Phase, Receipt, SyncSet,
 };
 use crate::spec::Mode;
+use crate::state::version::REPORTS_LEVEL;
 use crate::time::WallMs;
 
 /// Everything the log knows of one service's role. It appears with the first start of one of its
@@ -245,6 +247,14 @@ impl ServiceRole {
         if row.quarantined.is_none() && !same {
             row.directive = Directive { epoch, revision, order };
         }
+    }
+
+    /// The pause that agents are told of, for the holder's to obey it (E5). None below the level at
+    /// which renewals say that: a fencer that lost its deadline would stand behind renewals that name no
+    /// pause, and a lapse would prove its end once the pause is over.
+    pub fn pause_to_obey(&self, feature_level: u32) -> Option<Revision> {
+        let told = feature_level >= REPORTS_LEVEL || leaves_out(Mutant::PauseNeedsLevel);
+        self.paused.as_ref().filter(|_| told).map(|pause| pause.since)
     }
 
     /// The names that the holder is to use: none in lease mode, where no commit waits.

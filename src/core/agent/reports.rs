@@ -3,16 +3,16 @@
 
 use std::collections::VecDeque;
 
-use regent_core::id::RenewalNumber;
-use regent_core::role::{HolderInstant, HolderReport};
-use regent_core::time::Reading;
+use crate::id::RenewalNumber;
+use crate::role::{HolderInstant, HolderReport};
+use crate::time::Reading;
 
 /// Reports of renewals without an answer that are remembered; a holder clock remembers as many.
 const MAX_SENT: usize = 64;
 
 /// The reports of one session.
 #[derive(Debug, Default)]
-pub(super) struct Reports {
+pub struct Reports {
     carries: Option<HolderReport>,
     sent: VecDeque<(RenewalNumber, HolderReport)>,
     committed: Option<HolderReport>,
@@ -52,8 +52,8 @@ impl Reports {
 
 #[cfg(test)]
 mod tests {
-    use regent_core::id::Revision;
-    use regent_core::role::{Armed, MachineBoot};
+    use crate::id::Revision;
+    use crate::role::{Armed, MachineBoot};
 
     use super::*;
 
