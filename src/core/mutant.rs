@@ -10,7 +10,8 @@ pub enum Mutant {
     OutCounts,
     /// D, COMPLETE: any recruit is complete.
     CompleteOverSets,
-    /// D, FREE: a candidate needs no receipt that says where its WAL ends.
+    /// D, FREE: a candidate needs no receipt that says where its WAL ends. Nothing breaks without this
+    /// rule alone: COMPLETE asks for that receipt as well, and people are asked about nobody without one.
     FreeReceipt,
     /// D, grant: C forgets the sets of before.
     UncoveredKept,

@@ -32,7 +32,7 @@ pub struct Machine {
     pub asleep_until: Time,
     /// The last pause of its clocks; A1 allows one pause of less than the margin at a time, and a
     /// lease must have been renewed before the next.
-    pub paused_at: Time,
+    pub paused_at: Option<Time>,
 }
 
 impl Machine {
@@ -52,16 +52,21 @@ impl Machine {
         let raw_ppm = rate();
         // Both come from one crystal; only slewing tells them apart.
         let raw_ppm = if random.chance(700) { boot_ppm } else { raw_ppm };
+        Self { raw_ppm, ..Self::at_rate(boot_ppm, random) }
+    }
+
+    /// A machine whose clocks run at this rate, and began at odd values.
+    pub fn at_rate(ppm: i64, random: &mut Random) -> Self {
         let start = u128::from(random.between(1, 1_000)) * u128::from(SECOND) * 1_000_000;
         Self {
-            boot_ppm,
-            raw_ppm,
+            boot_ppm: ppm,
+            raw_ppm: ppm,
             boot: start,
             raw: start,
             anchor: 0,
             floor: Reading::default(),
             asleep_until: 0,
-            paused_at: 0,
+            paused_at: None,
         }
     }
 
@@ -106,12 +111,12 @@ impl Machine {
     pub fn pause(&mut self, now: Time, class: Class, random: &mut Random) {
         let margin = PAUSE_MARGIN_MS * MS;
         let for_us = match class {
-            Class::Within if now < self.paused_at + 200 * SECOND => return,
+            Class::Within if self.paused_at.is_some_and(|at| now < at + 200 * SECOND) => return,
             Class::Within if random.chance(500) => margin - 1,
             Class::Within => random.between(1, margin - 1),
             Class::Beyond => random.between(1, 20 * margin),
         };
-        self.paused_at = now;
+        self.paused_at = Some(now);
         self.stand_still(now, for_us, true);
     }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use regent_core::agent::{Data, Notebook, OnDisk, Right, Step, may_stay_shut, next};
+use regent_core::agent::{Data, Notebook, OnDisk, Reports, Right, Step, may_stay_shut, next};
 use regent_core::authz::{Principal, Role};
 use regent_core::command::Command;
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
@@ -17,7 +17,7 @@ use regent_core::spec::Policy;
 use regent_core::time::{Micros, Reading};
 use regent_fencer::Arm;
 
-use super::host::{FENCE_BUDGET_MS, News, is_proven};
+use super::host::{FENCE_BUDGET_MS, News, Status, is_proven};
 use super::local::{Local, Told};
 use super::net::End;
 use super::plan::{index_of, instance_name};
@@ -27,6 +27,8 @@ use super::world::{Place, World};
 use crate::agents::machine::{MS, SECOND, Time};
 
 pub(super) const CLOSE_LEAD: Micros = Micros::from_ms(400);
+/// A disarming that the fencer has not confirmed is asked for again after this long.
+pub(super) const DISARM_AGAIN: Time = SECOND;
 pub(super) const TRY_AGAIN: Time = 100 * MS;
 pub(super) const REPORT_EVERY: Time = 200 * MS;
 pub(super) const ASK_AGAIN: Time = 2 * SECOND;
@@ -42,6 +44,18 @@ pub struct Open {
     pub(super) extended: u64,
     /// Since when no renewal was answered.
     pub(super) unanswered: Option<Time>,
+    /// What its renewals say.
+    pub(super) reports: Reports,
+}
+
+impl Open {
+    /// Whether nothing is held by this session any more: it ended, or its right ran out, which no
+    /// renewal brings back (C1).
+    pub(super) fn is_over(&mut self, mark: Revision, now: Reading) -> bool {
+        let epoch = Epoch { incarnation: 1, revision: mark };
+        self.clock.void_reason().is_some()
+            || mark.0 > 0 && self.clock.standing(now, epoch) == Standing::Over
+    }
 }
 
 pub struct Tried {
@@ -64,6 +78,10 @@ pub struct Agent {
     pub(super) mark: Revision,
     pub instruction: Option<Rc<Instruction>>,
     pub right: Right,
+    /// What its fencer said last.
+    pub fencer: Status,
+    /// When a disarming was asked for, and for which pause.
+    pub(super) disarmed: Option<(Time, Revision)>,
     pub(super) arms: u64,
     pub(super) armed_until: Option<Reading>,
     pub(super) crashed_at: Option<RenewalNumber>,
@@ -83,6 +101,23 @@ pub struct Agent {
     pub(super) opening: u64,
 }
 
+impl Agent {
+    /// For people who look for what it waits for.
+    pub fn told(&self) -> String {
+        let session = self.session.as_ref().map(|open| {
+            let (void, due) = (open.clock.void_reason(), open.clock.due_at());
+            (open.id, void, due, open.clock.valid_until(), open.extended)
+        });
+        let (stream, mark, busy) = (self.stream, self.mark, &self.busy);
+        let (run, told, frozen) = (self.local.run(), &self.told, self.frozen_until);
+        format!(
+            "session {session:?} stream {stream:?} mark {mark:?} busy {busy:?} {run:?} {told:?} \
+             reported {:?} not before {} frozen until {frozen}",
+            self.reported, self.not_before
+        )
+    }
+}
+
 impl World {
     pub(super) fn agent(&mut self, i: usize) -> &mut Agent {
         self.hosts[i].agent.as_mut().expect("only an agent that lives does anything")
@@ -98,7 +133,8 @@ impl World {
         let result = change(&mut agent.book);
         let book = agent.book.clone();
         self.judge_notebook(i, &book);
-        if !leaves_out(Mutant::PledgeSynced) || book.pledge.is_none() {
+        let pledges = book.directive.as_ref().is_some_and(|it| it.order.fence().is_some());
+        if !leaves_out(Mutant::PledgeSynced) || !pledges {
             self.hosts[i].book = Some(book);
         }
         result
@@ -139,6 +175,8 @@ impl World {
             mark: Revision(0),
             instruction: None,
             right: Right::default(),
+            fencer: host.status(),
+            disarmed: None,
             arms: host.fencer.lease.view().number.0,
             armed_until: None,
             crashed_at: None,
@@ -253,12 +291,10 @@ impl World {
                 change(&mut agent.local);
                 let may_hold = agent.book.may_hold();
                 let policy = agent.instruction.as_ref().map(|told| told.spec.policy);
-                let stays = policy.is_some_and(|policy| {
-                    leaves_out(Mutant::ShutKeepsDeadline) || may_stay_shut(&policy, may_hold)
-                });
+                let stays = policy.is_some_and(|policy| may_stay_shut(&policy, may_hold));
                 if matches!(step, Step::Close) && stays {
                     agent.armed_until = None;
-                    self.post_disarm(i);
+                    self.post_disarm(i, None);
                 }
             }
             Err(why) => {
@@ -312,9 +348,22 @@ impl World {
         let until = policy
             .and_then(|policy| agent.right.until(&policy, set, unprotected, FENCE_BUDGET_MS, now));
         agent.told.holds_lease = held && leads;
-        agent.told.may_serve =
-            leads && until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
-        let Some(until) = until.filter(|_| leads) else { return };
+        if held && leads {
+            self.unlatch(i);
+        }
+        let pausing = self.pausing(i);
+        let agent = self.agent(i);
+        let lasts = until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
+        agent.told.may_serve = leads && (lasts || pausing.is_free());
+        if let Some(pause) = pausing.may_disarm().filter(|_| leads) {
+            return self.disarm_for(i, pause, pausing.unbounded);
+        }
+        // What is shut, and may stay so, has lost its deadline and gets the next one with the right to
+        // serve.
+        let may_hold = agent.book.may_hold();
+        let stays = policy.is_some_and(|policy| may_stay_shut(&policy, may_hold));
+        let shut = stays && agent.armed_until.is_none() && !agent.told.may_serve;
+        let Some(until) = until.filter(|_| leads && !shut) else { return };
         let primary = agent.local.running && agent.local.data == Data::Present(OnDisk::Primary);
         let later = agent.armed_until.is_none_or(|at| at.is_before(until));
         if primary && later {
@@ -332,7 +381,9 @@ impl World {
 
     /// Rights, the next step, words to the coordinators.
     pub fn turn(&mut self, i: usize) {
+        self.note_refusal(i);
         self.rights(i);
+        self.carry(i);
         let now = self.now;
         let agent = self.agent(i);
         let upstream = agent.book.directive.as_ref().and_then(|it| match &it.order {
@@ -423,7 +474,8 @@ impl World {
             generation: agent.local.generation,
             is_proven: pledge.is_proven,
         };
-        self.ask_once(i, "receipt", Ask::Receipt(Box::new(receipt)));
+        let stopped = self.stopped(i);
+        self.ask_once(i, "receipt", Ask::Receipt(Box::new(receipt), stopped));
     }
 
     pub(super) fn ask_once(&mut self, i: usize, what: &'static str, ask: Ask) {

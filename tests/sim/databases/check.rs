@@ -1,13 +1,19 @@
 //! The judge: looks at what really is, from outside, and never at what anybody believes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound::{Excluded, Unbounded};
+use std::sync::Arc;
 
 use regent_core::agent::Notebook;
 use regent_core::effect::{Applied, Change};
-use regent_core::id::Epoch;
-use regent_core::role::{CompleteProof, DirectiveNumber, Loss, OutProof};
+use regent_core::id::{Epoch, RenewalNumber, Revision, SessionId};
+use regent_core::limits::PAUSE_MARGIN_MS;
+use regent_core::role::{CompleteProof, DirectiveNumber, Loss, OutProof, Proof};
 use regent_core::spec::{LossBound, Mode};
+use regent_core::state::role::row::{Fence, ServiceRole};
+use regent_core::state::version::REPORTS_LEVEL;
 
+use super::agent::Agent;
 use super::plan::{index_of, service_name};
 use super::world::World;
 use super::{LIVENESS_MS, Stats};
@@ -23,6 +29,8 @@ struct Acked {
     at: Time,
     /// It waited for standbys.
     waited: bool,
+    /// People have given up the sets that it was acknowledged under, and nothing covers it since.
+    struck: bool,
 }
 
 /// An epoch that was given.
@@ -39,6 +47,9 @@ struct Grant {
     led: bool,
 }
 
+/// How a primary comes up that was one before.
+pub const RESTARTED: &str = "starts as a primary";
+
 /// The judge's memory.
 pub struct Check {
     class: Class,
@@ -51,8 +62,16 @@ pub struct Check {
     confirmed: BTreeSet<Epoch>,
     /// The highest directive on each disk.
     seen: BTreeMap<u64, DirectiveNumber>,
-    /// When the last server of each instance ended.
-    pub ended: BTreeMap<usize, Time>,
+    /// When each acknowledged last.
+    last_of: BTreeMap<usize, Time>,
+    /// When each last ended as a primary.
+    pub primary_ended: BTreeMap<usize, Time>,
+    /// When each agent last heard that a renewal was taken.
+    pub heard: BTreeMap<usize, Time>,
+    /// The role before the present entry.
+    before: Option<Arc<ServiceRole>>,
+    /// The holder's session under the open fence, and its newest renewal then.
+    fenced: Option<(Revision, SessionId, RenewalNumber)>,
     /// How long agents and hosts stood still at most.
     pub hung: Time,
 }
@@ -69,7 +88,11 @@ impl Check {
             grants: BTreeMap::new(),
             confirmed: BTreeSet::new(),
             seen: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            last_of: BTreeMap::new(),
+            primary_ended: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            before: None,
+            fenced: None,
             hung: 0,
         }
     }
@@ -106,6 +129,12 @@ impl World {
         let highest = self.check.highest;
         self.check.stats.acked += 1;
         let at = format!("at {}.{:06} s", self.now / SECOND, self.now % SECOND);
+        // OUT (e): people were told that its end is not proven, and what is lost by it is theirs.
+        let by_people = |(_, it): (&Epoch, &Grant)| it.out == Some(OutProof::Approved);
+        if self.check.grants.range((Excluded(epoch), Unbounded)).any(by_people) {
+            self.check.stats.overlaps += 1;
+            return;
+        }
         if epoch < highest {
             let text = format!("S1: {at} {i} acknowledges under {epoch} after {highest} did");
             match quorum {
@@ -130,8 +159,9 @@ impl World {
         if epoch >= highest {
             self.check.last_ack = self.now;
         }
+        self.check.last_of.insert(i, self.now);
         let (at, acked) = (self.now, &mut self.check.acked);
-        acked.push(Acked { end, id, epoch, at, waited });
+        acked.push(Acked { end, id, epoch, at, waited, struck: false });
     }
 
     /// Whether an instance could acknowledge a write without anybody's help.
@@ -159,6 +189,13 @@ impl World {
                 .check
                 .broken(format!("C8: {at} {i} {how} under {led}, which no renewal named"));
         }
+        // E4: whoever crashed has heard since that nobody fenced it. (A promotion is no restart.)
+        let ended = self.check.primary_ended.get(&i).copied();
+        let heard = self.check.heard.get(&i).copied();
+        if how == RESTARTED && ended.is_some() && heard < ended {
+            let text = format!("E4: {at} {i} {how} by a renewal from before its end");
+            return self.check.broken(text);
+        }
         if let Some(grant) = self.check.grants.get_mut(&led) {
             grant.led = true;
         }
@@ -171,12 +208,12 @@ impl World {
         let ids: BTreeSet<u64> = lost.iter().map(|it| it.id).collect();
         let by_people = grant.complete == Some(CompleteProof::Approved)
             || grant.out == Some(OutProof::Approved);
-        if by_people {
+        if by_people || lost.iter().all(|it| it.struck) {
             self.check.stats.excused += lost.len() as u64;
         } else if grant.complete == Some(CompleteProof::WithinBound) {
             self.judge_loss(&grant, &lost);
         } else {
-            let first = lost[0];
+            let first = *lost.iter().find(|it| !it.struck).unwrap_or(&lost[0]);
             let text = format!(
                 "S2: {at} {i} {how} under {led} ({:?}, {:?}) without {} acknowledged writes, the \
                  first at {} of {}, acknowledged at {} ms",
@@ -204,16 +241,18 @@ impl World {
             return self.check.broken(text);
         };
         let first = lost.iter().map(|it| it.at).min().unwrap_or_default();
-        let running = self.hosts[from].server.as_ref().is_some_and(|it| it.primary && it.fenced);
-        let out = match self.check.ended.get(&from) {
-            Some(at) if !running => *at,
-            _ => self.now,
-        };
+        // Who never acted lost nothing: what counts is the end of the last that did.
+        let acted = self.check.grants.iter().rev().find(|(_, it)| it.led && it.at < grant.at);
+        let from = acted.map_or(from, |(_, it)| it.to);
+        // It stood still, or was ended, after the last write that it acknowledged.
+        let out = self.check.last_of.get(&from).copied().unwrap_or(first);
         let out = out.min(grant.at);
-        // The bound is of clocks that may run slow by rho.
-        // Known and larger than it should be (docs/adr/0011): a report may be older than the leader
-        // takes it for, by an agent that stood still, or by its way.
-        let most = ms * MS * 102 / 100 + self.check.hung + 2 * SECOND;
+        // The bound is of clocks that may run slow by rho, and may stand still for a margin. Where
+        // renewals say nothing, it is of reports, which may be older than the leader takes them for,
+        // by an agent that stood still, or by their way.
+        let exact = self.plan.level >= REPORTS_LEVEL;
+        let known = if exact { PAUSE_MARGIN_MS * MS } else { self.check.hung + 2 * SECOND };
+        let most = ms * MS * 102 / 100 + known;
         if out.saturating_sub(first) > most {
             let text = format!(
                 "S7: a write of {} ms before the end of {from} is lost, and the bound was {ms} ms",
@@ -234,8 +273,47 @@ impl World {
         *highest = book.seen();
     }
 
+    /// What each step of a role change needs of the one before it (D).
+    fn judge_order(&mut self) {
+        let before = self.check.before.take();
+        let now = self.coord.state.roles().get(&service_name()).cloned();
+        self.check.before.clone_from(&now);
+        let Some(now) = now else { return };
+        let lease = now.lease.as_ref().map(|lease| lease.session);
+        let renewed =
+            lease.and_then(|id| Some((id, self.coord.state.sessions().get(&id)?.renewed)));
+        let fence = now.fence.as_ref().map(|fence| fence.fence);
+        let is = fence.zip(renewed).map(|(fence, (id, number))| (fence, id, number));
+        if let (Some((fence, id, was)), Some((of, same, is))) = (self.check.fenced, is)
+            && (fence, id) == (of, same)
+            && is > was
+        {
+            self.check.broken(format!("D: the holder renews under the open fence {fence}"));
+        }
+        self.check.fenced = is;
+        let Some(before) = before else { return };
+        let Some(open) = &before.fence else { return };
+        let old = before.holder.as_ref();
+        let same = now.fence.as_ref().filter(|it| it.fence == open.fence);
+        // The receipt and the cut may be of one entry.
+        let proof = |of: &Fence| Some(of.receipts.get(old?)?.proof);
+        let early = |it: &Fence| !it.uncut && proof(it) != Some(Proof::Resigned);
+        if open.uncut && same.is_some_and(early) {
+            self.check.broken("D: standbys are cut from a primary that has not resigned".into());
+        }
+        if let (true, Some(new)) = (now.epoch > before.epoch, &now.holder) {
+            let receipt = open.receipts.get(new);
+            let says = receipt.is_some_and(|it| it.position.is_some()) || old == Some(new);
+            if !says {
+                let text = format!("D: {new} is granted, and where its WAL ends is not known");
+                self.check.broken(text);
+            }
+        }
+    }
+
     /// An entry was committed.
     pub fn judge_entry(&mut self, applied: &Applied) {
+        self.judge_order();
         let Some(role) = self.coord.role() else { return };
         let epoch = role.epoch;
         let named = role.lease.as_ref().is_some_and(|lease| {
@@ -276,9 +354,18 @@ impl World {
             {
                 grant = Grant { out: before.out, ..before };
             }
+            if grant.complete == Some(CompleteProof::Approved) && self.plan.mode == Mode::Quorum {
+                self.check.acked.iter_mut().for_each(|it| it.struck = true);
+            }
             self.check.stats.grants += 1;
             self.check.grants.insert(epoch, grant);
             self.say(|| format!("{epoch} is granted to {}: {grant:?}", grant.to));
+        }
+        let covered =
+            self.coord.role().is_some_and(|role| role.is_covered() && role.fence.is_none());
+        if covered {
+            // What its holder has is on enough of its set again.
+            self.check.acked.iter_mut().for_each(|it| it.struck = false);
         }
         if let Some(still) = still {
             self.check.broken(format!("an entry broke an invariant of the state: {still:?}"));
@@ -305,8 +392,10 @@ impl World {
             self.check.stats.asked += 1;
             return;
         }
+        let agents: Vec<_> =
+            self.hosts.iter().map(|host| host.agent.as_ref().map(Agent::told)).collect();
         let text = format!(
-            "S13: {} s after the last fault nobody serves; role {role:#?}, operation {operation:?}",
+            "S13: {} s after the last fault nobody serves; agents {agents:?}; role {role:#?}, operation {operation:?}",
             LIVENESS_MS / 1_000
         );
         self.check.broken(text);
@@ -315,12 +404,14 @@ impl World {
     /// No rule can bring it back: too few sound copies are left.
     fn needs_people(&self) -> bool {
         let Some(role) = self.coord.role() else { return true };
-        let sound = role.instances.values().filter(|row| row.quarantined.is_none()).count();
-        let holder_gone = role.holder.as_ref().is_some_and(|holder| {
-            let dir = &self.hosts[index_of(holder)].dir;
-            !dir.present || dir.broken
-        });
+        let sound = role.instances.iter().filter(|(_, row)| row.quarantined.is_none());
+        let sound = sound.map(|(name, _)| index_of(name)).filter(|i| self.hosts[*i].up);
+        let sound: Vec<usize> = sound.collect();
+        let whole = |i: &&usize| {
+            let dir = &self.hosts[**i].dir;
+            dir.present && !dir.broken && dir.wal.flushed >= dir.min_recovery
+        };
         let needed = if self.plan.mode == Mode::Quorum { 2 } else { 1 };
-        sound < needed || holder_gone
+        sound.len() < needed || sound.iter().filter(whole).count() == 0
     }
 }

@@ -62,6 +62,15 @@ impl World {
         });
     }
 
+    /// A session that was being let in just when the door was closed: nobody saw it to end it.
+    pub fn slips_in(&mut self, i: usize) {
+        let Some(w) = self.writers.iter().position(|it| it.waits.is_none()) else { return };
+        if let Some(server) = self.hosts[i].server.as_mut() {
+            server.sessions.push(w);
+            self.writers[w].at = Some((i, server.run));
+        }
+    }
+
     /// A write is acknowledged: the server says so, and the writer is there to hear it.
     pub fn acknowledged(
         &mut self,

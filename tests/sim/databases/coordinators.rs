@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use regent_core::authz::{Principal, Role};
-use regent_core::command::{Command, Entry as Encoded, Expect, Renewal};
+use regent_core::command::{Command, Entry as Encoded, Expect, FullRenewal};
 use regent_core::decide::expiry::View as ExpiryView;
 use regent_core::decide::roles::View;
 use regent_core::decide::{Expiry, Facts, Roles};
@@ -22,6 +22,7 @@ use regent_core::state::State;
 use regent_core::state::role::row::ServiceRole;
 use regent_core::state::service::Service;
 use regent_core::state::session::Session;
+use regent_core::state::version::FEATURE_LEVEL;
 use regent_core::time::WallMs;
 use regent_core::timing::Timing;
 
@@ -47,6 +48,7 @@ pub struct Rows {
     pub at: Revision,
     pub service: Option<Arc<Service>>,
     pub role: Option<Arc<ServiceRole>>,
+    pub feature_level: u32,
 }
 
 /// One coordinator.
@@ -62,7 +64,7 @@ pub struct Node {
 
 /// A renewal on its way, and who hears what becomes of it.
 struct Flight {
-    renewal: Renewal,
+    renewal: FullRenewal,
     instance: usize,
     life: u64,
     node: usize,
@@ -126,7 +128,12 @@ impl World {
         let incarnation = Incarnation { counter: 1, id: 1 };
         let (cluster, timing) = ("sim".into(), Timing::LAN);
         self.commit_now(&Command::Bootstrap { incarnation, cluster, timing });
-        self.commit_now(&Command::RaiseFeatureLevel { to: 2 });
+        let (to, raised) = (self.plan.level, self.plan.raised);
+        self.commit_now(&Command::RaiseFeatureLevel { to });
+        if let Some(at) = raised {
+            let raise = Command::RaiseFeatureLevel { to: FEATURE_LEVEL };
+            self.later(at, Place::World, move |world| world.commit_now(&raise));
+        }
         let spec = Box::new(self.plan.spec());
         self.commit_now(&Command::PutService { spec, expect: Expect::Any });
         self.later(MS, Place::World, Self::lead);
@@ -235,7 +242,9 @@ impl World {
         }
         let now = self.coord.nodes[self.coord.leader].machine.read(self.now);
         self.coord.expiry.observe(&applied, now);
-        let ours = |change: &Change| matches!(change, Change::Role(..) | Change::Service(..));
+        let ours = |change: &Change| {
+            matches!(change, Change::Role(..) | Change::Service(..) | Change::Cluster)
+        };
         if applied.changes.iter().any(ours) {
             let name = service_name();
             let state = &self.coord.state;
@@ -243,12 +252,14 @@ impl World {
                 at: revision,
                 service: state.services().get(&name).cloned(),
                 role: state.roles().get(&name).cloned(),
+                feature_level: state.cluster().feature_level,
             });
             for n in 0..self.coord.nodes.len() {
                 self.send_rows(n);
             }
         }
         self.judge_entry(&applied);
+        self.covered();
         applied.reply
     }
 
@@ -313,7 +324,13 @@ impl World {
     }
 
     /// A renewal reaches a node.
-    pub fn renewal_arrives(&mut self, node: usize, instance: usize, life: u64, renewal: Renewal) {
+    pub fn renewal_arrives(
+        &mut self,
+        node: usize,
+        instance: usize,
+        life: u64,
+        renewal: FullRenewal,
+    ) {
         if self.net.joins(End::Node(node), End::Node(self.coord.leader)) {
             self.coord.renewals.push(Flight { renewal, instance, life, node });
         }
@@ -324,12 +341,13 @@ impl World {
         if flights.is_empty() {
             return;
         }
-        let renewals = flights.iter().map(|flight| flight.renewal).collect();
-        let command = Command::RenewSessions { renewals };
+        let batch: Vec<_> = flights.iter().map(|flight| flight.renewal.clone()).collect();
+        let command = Command::renew(&batch, self.coord.state.cluster().feature_level);
         let told = move |world: &mut World, reply: &Reply| {
             let Reply::Renewed { outcomes, .. } = reply else { return };
             for (flight, outcome) in flights.iter().zip(outcomes) {
-                let Flight { renewal, instance: i, life, node } = *flight;
+                let (renewal, i) = (flight.renewal.renewal, flight.instance);
+                let (life, node) = (flight.life, flight.node);
                 let answer = Answer::Outcome(*outcome);
                 world.carry_to_instance(node, i, life, move |world| {
                     world.renewal_answered(i, renewal.session, renewal.number, answer);

@@ -36,10 +36,23 @@ pub enum Fault {
     Failover,
     GiveUp,
     Policy,
+    Pause,
     DiskGoesBack,
     DiskIsLost,
     /// All nodes are silent.
     NodesGone,
+    /// The primary is alone for longer than its lease; perhaps its machine is paused meanwhile.
+    LongCut,
+    /// People change a primary that no coordinator reaches.
+    CutAndFail,
+    /// A member of the sync set is away just until it is removed; then primary and member are gone.
+    Flap,
+    /// A pause that begins just before its primary is alone, and ends before that.
+    PauseAndCut,
+    /// The primary and one standby are cut from all others.
+    Split,
+    /// A leader proposes what nobody has decided.
+    Rogue,
 }
 
 /// How often what happens.
@@ -50,6 +63,10 @@ pub struct Weights {
     pub doubt: u64,
     /// Per mille of detached standbys that lose power right after.
     pub reboot: u64,
+    /// Per mille of those that the distribution's unit starts then, and of other power cycles.
+    pub stranger: u64,
+    /// Per mille of processes that read changed settings late.
+    pub late: u64,
 }
 
 impl Profile {
@@ -79,6 +96,7 @@ impl Profile {
             (Failover, 4),
             (GiveUp, 2),
             (Policy, 2),
+            (Pause, 2),
             (DiskGoesBack, 3),
             (DiskIsLost, 1),
             (NodesGone, 2),
@@ -125,6 +143,21 @@ impl Profile {
                 (CutOff, 4),
                 (NodesGone, 1),
                 (Elect, 1),
+                (Pause, 2),
+            ],
+            Self::Rates => &[(LongCut, 1)],
+            Self::Detaches => &[(CutAndFail, 3), (PowerCycle, 1), (AgentDies, 1), (ServerDies, 1)],
+            Self::Flaps => &[(Flap, 1)],
+            Self::Splits => &[(Split, 4), (ServerDies, 1)],
+            Self::Pauses => &[(PauseAndCut, 4), (ServerDies, 1)],
+            Self::Rogue => &[
+                (Rogue, 20),
+                (ServerDies, 2),
+                (CutFromNodes, 2),
+                (PowerCycle, 2),
+                (Switchover, 3),
+                (Failover, 2),
+                (CutFromPeers, 1),
             ],
         };
         let mut of = only.to_vec();
@@ -137,7 +170,13 @@ impl Profile {
         Weights {
             of,
             doubt: if quiet { 0 } else { 5 },
-            reboot: if quiet { 0 } else { [0, 0, 100, 500][random.index(4)] },
+            reboot: match self {
+                Self::Quiet => 0,
+                Self::Detaches => 500,
+                _ => [0, 0, 100, 500][random.index(4)],
+            },
+            stranger: if self == Self::Detaches { 900 } else { 300 },
+            late: if self == Self::Flaps { 500 } else { 40 },
         }
     }
 }
@@ -230,7 +269,7 @@ impl World {
             Fault::AgentDies => self.die(i),
             Fault::FencerDies => self.crash_fencer(i),
             Fault::PowerCycle => {
-                let stranger = self.random.chance(300);
+                let stranger = self.random.chance(self.plan.weights.stranger);
                 self.power_cycle(i, lasts, stranger);
             }
             Fault::ServerHangs => {
@@ -309,9 +348,33 @@ impl World {
                 let spec = Box::new(self.plan.spec());
                 self.person(&Command::PutService { spec, expect: Expect::Any });
             }
+            Fault::LongCut => self.long_cut(),
+            Fault::CutAndFail => self.cut_and_fail(),
+            Fault::Flap => self.flap(),
+            Fault::Split => self.split(),
+            Fault::PauseAndCut => self.pause_and_cut(),
+            Fault::Rogue => self.rogue(i),
+            Fault::Pause => self.pause_for(i, lasts),
             Fault::DiskGoesBack => self.disk_goes_back(i, lasts),
             Fault::DiskIsLost => self.disk_is_lost(i, lasts),
         }
+    }
+
+    /// People keep Regent's hands off for a while; some do so because something is about to break.
+    fn pause_for(&mut self, i: usize, lasts: Time) {
+        self.set_pause(true);
+        self.later(lasts, Place::World, |world| world.set_pause(false));
+        if self.random.chance(600) {
+            let wait = self.random.between(10 * MS, lasts + 500 * MS);
+            let me = End::Instance(i);
+            let cuts: Vec<_> = self.nodes().flat_map(|it| [(me, it), (it, me)]).collect();
+            self.later(wait, Place::World, move |world| world.cut(cuts));
+        }
+    }
+
+    pub(super) fn set_pause(&mut self, paused: bool) {
+        let (service, reason) = (service_name(), "because".into());
+        self.person(&Command::SetPause { service, paused, reason });
     }
 
     fn power_cycle(&mut self, i: usize, for_us: Time, stranger: bool) {
@@ -401,8 +464,10 @@ impl World {
         let (reboot, wait) = (self.plan.weights.reboot, self.random.between(MS, 80 * MS));
         if self.now < self.calm && self.random.chance(reboot) {
             let off = self.random.between(100 * MS, 3 * SECOND);
-            let stranger = self.random.chance(300);
+            let stranger = self.random.chance(self.plan.weights.stranger);
             self.later(wait, Place::World, move |world| world.power_cycle(i, off, stranger));
+        } else if self.now < self.calm && self.random.chance(reboot) {
+            self.later(wait, Place::Host(i), move |world| world.die(i));
         }
     }
 
@@ -438,11 +503,25 @@ impl World {
     fn calm_down(&mut self) {
         self.say(|| "-- calm".into());
         self.net = super::net::Net::default();
+        self.resume();
+        if self.plan.missing {
+            let i = self.random.index(self.hosts.len());
+            self.say(|| format!("-- {i} is gone for good"));
+            self.power_off(i);
+        }
         // Who stands still wakes up by itself, as was drawn when it began.
         for n in 0..self.coord.nodes.len() {
             self.node_back(n);
         }
         self.later(3 * SECOND, Place::World, Self::is_well);
+    }
+
+    /// Whoever paused it resumes it, however often that takes.
+    fn resume(&mut self) {
+        if self.coord.role().is_some_and(|role| role.paused.is_some()) {
+            self.set_pause(false);
+        }
+        self.later(2 * SECOND, Place::World, Self::resume);
     }
 
     fn is_well(&mut self) {

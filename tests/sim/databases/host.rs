@@ -21,6 +21,8 @@ pub const FENCE_BUDGET_MS: u64 = 250;
 pub struct Host {
     pub machine: Machine,
     pub up: bool,
+    /// Which boot of the machine this is.
+    pub boot: u64,
     pub dir: Dir,
     /// The agent's notebook, as it is fsynced.
     pub book: Option<Notebook>,
@@ -38,6 +40,15 @@ pub struct Fencer {
     pub lease: Lease,
     pub receipt: Option<Receipt>,
     timer: u64,
+}
+
+/// What a fencer says of itself, as far as its agent keeps it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Status {
+    /// Something runs, and has no deadline.
+    pub unbounded: bool,
+    /// The newest pause that it obeyed.
+    pub pause: Revision,
 }
 
 /// What the agent hears of it.
@@ -58,6 +69,7 @@ impl Host {
         Self {
             machine,
             up: true,
+            boot: 1,
             dir,
             book: None,
             image: None,
@@ -65,6 +77,13 @@ impl Host {
             server: None,
             agent: None,
         }
+    }
+
+    /// What its fencer would say.
+    pub fn status(&self) -> Status {
+        let view = self.fencer.lease.view();
+        let unbounded = self.runs_fenced() && view.until.is_none();
+        Status { unbounded, pause: view.pause }
     }
 
     /// Whether the fencer has something running.
@@ -107,18 +126,28 @@ impl World {
         self.later(200, place, move |world| world.arm(i, &arm));
     }
 
-    /// No deadline is wanted.
-    pub fn post_disarm(&mut self, i: usize) {
+    /// No deadline is wanted: under this pause, or as the one that was obeyed last.
+    pub fn post_disarm(&mut self, i: usize, pause: Option<Revision>) {
         let place = self.fencer_place(i);
         self.later(200, place, move |world| {
-            let _ = world.hosts[i].fencer.lease.disarm(Revision(0));
+            let lease = &mut world.hosts[i].fencer.lease;
+            let _ = lease.disarm(pause.unwrap_or(lease.view().pause));
+            world.fencer_says(i);
         });
+    }
+
+    /// What the fencer answers is known to its agent a moment later.
+    fn fencer_says(&mut self, i: usize) {
+        let status = self.hosts[i].status();
+        let Some(life) = self.hosts[i].agent.as_ref().map(|agent| agent.life) else { return };
+        self.later(100, Place::Agent(i, life), move |world| world.agent(i).fencer = status);
     }
 
     /// A later deadline.
     pub fn arm(&mut self, i: usize, arm: &Arm) {
         let _ = self.hosts[i].fencer.lease.arm(arm);
         self.set_timer(i);
+        self.fencer_says(i);
     }
 
     fn set_timer(&mut self, i: usize) {
@@ -148,7 +177,7 @@ impl World {
         // It ends everything within its budget of the deadline; after a sleep, at once.
         let late = until.map_or(0, |until| now.since(until).0);
         let budget = (FENCE_BUDGET_MS * MS * 95 / 100).saturating_sub(late);
-        let wait = self.random.between(0, budget);
+        let wait = if self.plan.at_bound { budget } else { self.random.between(0, budget) };
         let place = self.fencer_place(i);
         self.later(wait, place, move |world| world.fenced(i, Reason::Deadline, None));
     }
@@ -164,7 +193,7 @@ impl World {
         let (view, sequence) = (host.fencer.lease.view(), host.fencer.sequence() + 1);
         host.fencer.receipt = Some(Receipt {
             sequence,
-            boot_id: String::new(),
+            boot_id: host.boot.to_string(),
             fencer: Nonce(host.fencer.life),
             epoch: view.epoch,
             number: view.number,
@@ -179,6 +208,7 @@ impl World {
         host.fencer.lease.ended();
         let in_order = reason == Reason::PostmasterExit && exit == Some(0);
         self.say(|| format!("{i}: nothing runs any more ({reason:?})"));
+        self.fencer_says(i);
         self.tell(i, News::Stopped { proven: true, in_order, sequence });
     }
 
@@ -208,6 +238,7 @@ impl World {
         }
         self.start_server(i, true);
         self.set_timer(i);
+        self.fencer_says(i);
         Ok(sequence)
     }
 
@@ -308,6 +339,7 @@ impl World {
     pub fn power_on(&mut self, i: usize, stranger_for: Time) {
         let host = &mut self.hosts[i];
         host.up = true;
+        host.boot += 1;
         host.machine.asleep_until = 0;
         if stranger_for > 0 && self.hosts[i].dir.present && !self.hosts[i].dir.broken {
             let run = self.start_server(i, false);

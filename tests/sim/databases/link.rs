@@ -4,14 +4,14 @@
 use std::rc::Rc;
 
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Data, OnDisk, Step};
+use regent_core::agent::{Data, OnDisk, Reports, Step};
 use regent_core::authz::{Principal, Role};
-use regent_core::command::Command;
+use regent_core::command::{Command, FullRenewal};
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
-use regent_core::lease::holder::{Answer, HolderSession, VoidReason};
+use regent_core::lease::holder::{Answer, HolderSession};
 use regent_core::lease::{HolderClock, Rules};
 use regent_core::mutant::{Mutant, leaves_out};
-use regent_core::reply::Reply;
+use regent_core::reply::{RenewalOutcome, Reply};
 use regent_core::role::{AgentStart, Armed, DataIdentity, Order};
 
 use super::agent::{HELLO, Open, RESTART};
@@ -51,11 +51,13 @@ impl World {
             return self.link_after(i, 60 * MS);
         };
         let wanted = service.spec.policy.ttl_ms;
+        let now = self.hosts[i].machine.read(self.now);
         let agent = self.agent(i);
+        let mark = agent.mark;
         let fits = agent
             .session
-            .as_ref()
-            .is_some_and(|open| open.clock.void_reason().is_none() && open.ttl_ms == wanted);
+            .as_mut()
+            .is_some_and(|open| !open.is_over(mark, now) && open.ttl_ms == wanted);
         if fits {
             self.attach(i);
         } else {
@@ -87,9 +89,12 @@ impl World {
             };
             let rules = world.holder_rules();
             let clock = HolderClock::new(of, rules);
-            let open = Open { clock, id: session, ttl_ms, extended: 0, unanswered: None };
+            let (extended, unanswered, reports) = (0, None, Reports::default());
+            let open = Open { clock, id: session, ttl_ms, extended, unanswered, reports };
             let before = world.agent(i).session.replace(open);
-            if let Some(before) = before.filter(|it| it.clock.void_reason().is_none()) {
+            // Word that one whose right ran out is closed could come before the new one is bound.
+            let kept = |it: &Open| it.clock.void_reason().is_none() && it.ttl_ms != ttl_ms;
+            if let Some(before) = before.filter(kept) {
                 world.close_session(i, &before);
             }
             let agent = world.agent(i);
@@ -143,6 +148,7 @@ impl World {
             return self.link_after(i, 300 * MS);
         }
         let id = self.connect(i, life, node, start);
+        self.say(|| format!("{i}: attaches to node {node}"));
         let agent = self.agent(i);
         agent.stream = Some(id);
         agent.asked.clear();
@@ -203,6 +209,8 @@ impl World {
         let (mut node, life, stream) = (agent.node, agent.life, agent.stream);
         let Some(open) = &mut agent.session else { return };
         let renewal = open.clock.next(now);
+        let report = open.reports.sent(renewal.number, now).map(Box::new);
+        let full = FullRenewal { renewal, report };
         let since = *open.unanswered.get_or_insert(real);
         if real > since + open.ttl_ms * MS / 4 {
             open.unanswered = Some(real);
@@ -212,7 +220,9 @@ impl World {
             }
             node = n;
         }
-        self.carry_to_node(i, node, move |world| world.renewal_arrives(node, i, life, renewal));
+        self.carry_to_node(i, node, move |world| {
+            world.renewal_arrives(node, i, life, full.clone());
+        });
         self.plan_renewal(i);
     }
 
@@ -228,11 +238,22 @@ impl World {
         let agent = self.agent(i);
         let Some(open) = agent.session.as_mut().filter(|open| open.id == session) else { return };
         open.unanswered = None;
-        if open.clock.answered(number, answer, now) {
+        let taken = open.clock.answered(number, answer, now);
+        if taken {
             open.extended = open.extended.max(number.0);
         }
-        let over = open.clock.void_reason() == Some(VoidReason::SessionGone);
+        match answer {
+            Answer::Outcome(RenewalOutcome::Extended { number, .. }) => {
+                open.reports.committed(number);
+            }
+            Answer::Outcome(RenewalOutcome::NumberStale { have }) => open.reports.committed(have),
+            _ => {}
+        }
+        let over = open.is_over(agent.mark, now) && agent.opening == 0;
         let (ttl, attached) = (open.ttl_ms, agent.stream.is_some());
+        if taken {
+            self.check.heard.insert(i, self.now);
+        }
         if over && attached {
             // The stream stays: only who renews is another one.
             self.open_session(i, ttl, |world, i| {

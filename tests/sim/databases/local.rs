@@ -5,6 +5,7 @@ use regent_core::agent::{Data, Notebook, OnDisk, World};
 use regent_core::id::{Epoch, InstanceName, Revision};
 use regent_core::role::observe::{Canary, Observation, Probe, Receiver, Run, Sender};
 use regent_core::role::{Lsn, Position, Proof};
+use regent_core::time::Reading;
 
 use super::plan::instance_name;
 use super::postgres::{Dir, Names};
@@ -22,6 +23,8 @@ pub struct Seen {
     pub receiver: Option<(usize, Time)>,
     pub senders: Vec<(usize, Option<usize>)>,
     pub names: Names,
+    /// The host's clock, read before anything was asked.
+    pub asked: Reading,
 }
 
 /// Everything local.

@@ -19,6 +19,7 @@ mod check;
 mod cli;
 mod clients;
 mod coordinators;
+mod directed;
 mod faults;
 mod host;
 mod link;
@@ -26,6 +27,7 @@ mod local;
 mod net;
 mod plan;
 mod postgres;
+mod says;
 mod senses;
 mod steps;
 mod streams;
@@ -61,17 +63,35 @@ pub enum Profile {
     Switchovers,
     /// What stands still.
     Clocks,
+    /// Long leases under clocks at the bounds of A1.
+    Rates,
+    /// Standbys that are detached and come back some other way.
+    Detaches,
+    /// Standbys that come back while their primary's sync set changes.
+    Flaps,
+    /// A primary and a standby that serve on without anybody else.
+    Splits,
+    /// People who keep their hands on a service while its primary is alone.
+    Pauses,
+    /// A leader out of its mind: what it proposes is nobody's decision.
+    Rogue,
 }
 
 impl Profile {
     /// Every one, with its name on the command line.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 12] = [
         (Self::Mixed, "mixed"),
         (Self::Quiet, "quiet"),
         (Self::Cuts, "cuts"),
         (Self::Crashes, "crashes"),
         (Self::Switchovers, "switchovers"),
         (Self::Clocks, "clocks"),
+        (Self::Rates, "rates"),
+        (Self::Detaches, "detaches"),
+        (Self::Flaps, "flaps"),
+        (Self::Splits, "splits"),
+        (Self::Pauses, "pauses"),
+        (Self::Rogue, "rogue"),
     ];
 }
 
@@ -162,6 +182,8 @@ pub struct Stats {
     pub asked: u64,
     /// Two primaries at a time, beyond A1, where that may be.
     pub overlaps: u64,
+    /// Fencers that lost their deadline for a pause.
+    pub paused: u64,
 }
 
 impl Stats {
@@ -184,6 +206,7 @@ impl Stats {
         self.excused += other.excused;
         self.asked += other.asked;
         self.overlaps += other.overlaps;
+        self.paused += other.paused;
     }
 }
 

@@ -5,10 +5,11 @@ use regent_core::spec::{
     Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, ServiceSpec, TooFewSync,
     TopologyKind,
 };
+use regent_core::state::version::{FEATURE_LEVEL, ROLES_LEVEL};
 
-use super::Options;
 use super::faults::Weights;
-use crate::agents::machine::{SECOND, Time};
+use super::{Options, Profile};
+use crate::agents::machine::{MS, SECOND, Time};
 use crate::agents::random::Random;
 
 /// One seed's choices.
@@ -21,10 +22,18 @@ pub struct Plan {
     pub two_needed: bool,
     /// People answer what they are asked.
     pub answers: bool,
+    /// One host does not come back in the end: that is no reason for not serving.
+    pub missing: bool,
     /// Mean time between two faults.
     pub between: Time,
     pub weights: Weights,
     pub ttl_ms: u64,
+    /// Clocks run at the bounds of A1: hosts slow, coordinators fast.
+    pub at_bound: bool,
+    /// The cluster's feature level at the beginning.
+    pub level: u32,
+    /// When it is raised to the newest.
+    pub raised: Option<Time>,
 }
 
 impl Plan {
@@ -34,6 +43,14 @@ impl Plan {
             false => Mode::Lease,
         });
         let quorum = mode == Mode::Quorum;
+        let levels = options.duration_ms * MS;
+        let (level, raised) = match random.below(10) {
+            // Below it the figures of a grant are its proposer's.
+            _ if options.profile == Profile::Rogue => (FEATURE_LEVEL, None),
+            0 => (ROLES_LEVEL, None),
+            1..3 => (ROLES_LEVEL, Some(random.between(2 * SECOND, levels.max(3 * SECOND)))),
+            _ => (FEATURE_LEVEL, None),
+        };
         let instances = [2, 3, 3, 3, 3, 4, 5][random.index(7)];
         Self {
             mode,
@@ -41,10 +58,19 @@ impl Plan {
             writers: 2,
             degrade: quorum && random.chance(80),
             two_needed: quorum && instances > 3 && random.chance(400),
-            answers: random.chance(150),
-            between: [SECOND, 3 * SECOND, 6 * SECOND, 12 * SECOND][random.index(4)],
+            answers: [Profile::Rogue, Profile::Splits].contains(&options.profile)
+                || random.chance(150),
+            missing: instances > 2 && random.chance(150),
+            between: match options.profile {
+                Profile::Flaps | Profile::Splits => 9 * SECOND,
+                Profile::Rates => 50 * SECOND,
+                _ => [SECOND, 3 * SECOND, 6 * SECOND, 12 * SECOND][random.index(4)],
+            },
             weights: options.profile.weights(random),
-            ttl_ms: 3_000,
+            ttl_ms: if options.profile == Profile::Rates { 30_000 } else { 3_000 },
+            at_bound: options.profile == Profile::Rates,
+            level,
+            raised,
         }
     }
 
@@ -62,7 +88,13 @@ impl Plan {
                 _ => 1,
             },
             on_too_few_sync: if self.degrade { TooFewSync::Degrade } else { TooFewSync::Block },
-            loss_bound: accepts(usual.loss_bound),
+            loss_bound: accepts(LossBound {
+                max_ms: match self.mode {
+                    Mode::Lease => LossBound::usual_ms(self.ttl_ms.max(3_000)),
+                    Mode::Quorum => usual.loss_bound.max_ms,
+                },
+                ..usual.loss_bound
+            }),
             ..usual
         };
         let instances = (0..self.instances).map(|i| InstanceSpec {

@@ -4,6 +4,7 @@
 
 use regent_core::mutant::{Mutant, leaves_out};
 
+use super::check::RESTARTED;
 use super::net::End;
 use super::wal::{Kind, Record, Wal};
 use super::world::{Place, World};
@@ -187,15 +188,17 @@ impl World {
             server.open = server.primary && leaves_out(Mutant::ClosedOnDisk);
         }
         if server.primary && server.fenced {
-            self.judge_primary(i, "starts as a primary");
+            self.judge_primary(i, RESTARTED);
         }
     }
 
     /// Every process of the server is gone.
     pub fn end_server(&mut self, i: usize) {
-        if self.hosts[i].server.take().is_some() {
+        if let Some(server) = self.hosts[i].server.take() {
+            if server.primary && server.fenced {
+                self.check.primary_ended.insert(i, self.now);
+            }
             self.trace(&[20, i as u64]);
-            self.check.ended.insert(i, self.now);
             let ends: Vec<u64> = self
                 .conns
                 .iter()
@@ -517,9 +520,9 @@ impl World {
     }
 
     fn reads_late(&mut self) -> Time {
-        match self.random.below(100) {
-            0..4 => self.random.between(50 * MS, 700 * MS),
-            _ => self.random.between(100, 6 * MS),
+        match self.random.chance(self.plan.weights.late) {
+            true => self.random.between(50 * MS, 700 * MS),
+            false => self.random.between(100, 6 * MS),
         }
     }
 

@@ -72,6 +72,7 @@ impl World {
             receiver: receiver.map(|conn| (conn.from, self.now - conn.alive)),
             senders: server.senders.iter().map(|it| (it.to, it.flushed)).collect(),
             names: server.names,
+            asked: host.machine.read(self.now),
         })
     }
 

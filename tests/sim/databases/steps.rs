@@ -566,6 +566,9 @@ impl World {
                 server.sessions.clear();
             }
             world.give_up(at.i, |who| matches!(who, super::postgres::Waiter::Writer(..)));
+            if world.random.chance(150) {
+                world.slips_in(at.i);
+            }
             world.ok(at, |local| (local.open, local.shut) = (false, true));
         });
     }

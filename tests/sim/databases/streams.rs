@@ -10,8 +10,9 @@ use regent_core::command::Command;
 use regent_core::id::{Epoch, InstanceName, Nonce, Revision, SessionId};
 use regent_core::reply::{Rejection, Reply};
 use regent_core::role::observe::Observation;
-use regent_core::role::{AgentStart, Directive, Lsn, Proof, Receipt, SyncSet};
+use regent_core::role::{AgentStart, Directive, Lsn, Proof, Receipt, StopInstant, SyncSet};
 use regent_core::spec::ServiceSpec;
+use regent_core::state::version::REPORTS_LEVEL;
 use regent_core::time::Micros;
 
 use super::net::End;
@@ -23,7 +24,7 @@ use crate::agents::machine::{MS, Time};
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ask {
     Start(Box<AgentStart>),
-    Receipt(Box<Receipt>),
+    Receipt(Box<Receipt>, Option<StopInstant>),
     Covered { epoch: Epoch, set: Revision },
     Promoted { epoch: Epoch, timeline: u32, switch: Lsn },
 }
@@ -47,6 +48,9 @@ pub struct Instruction {
     pub promoted: bool,
     pub timeline: u32,
     pub spec: ServiceSpec,
+    /// Revision of the declaration.
+    pub policy: Revision,
+    pub paused: Option<Revision>,
     pub upstream: Option<InstanceName>,
 }
 
@@ -205,7 +209,13 @@ impl World {
                 let refused = Outcome::Refused { quarantined: false, transient: false };
                 return self.down(id, FromNode::Answer(number, refused));
             }
-            Ask::Receipt(receipt) => Command::RecordReceipt { service, receipt },
+            Ask::Receipt(receipt, stopped) => {
+                let level = self.coord.state.cluster().feature_level;
+                match stopped.filter(|_| level >= REPORTS_LEVEL) {
+                    Some(stopped) => Command::RecordStop { service, receipt, stopped },
+                    None => Command::RecordReceipt { service, receipt },
+                }
+            }
             Ask::Covered { epoch, set } => Command::ConfirmCovered { service, epoch, set },
             Ask::Promoted { epoch, timeline, switch } => {
                 Command::RecordPromotion { service, epoch, timeline, switch }
@@ -265,7 +275,8 @@ impl World {
         let name = instance_name(stream.instance);
         let Some(row) = role.instances.get(&name) else { return };
         // Rows of before that start know nothing of it. A start that changed nothing is in all rows.
-        let knows = rows.at >= accepted.since || row.session == accepted.session;
+        let has_it = (row.session, row.nonce) == (accepted.session, accepted.nonce);
+        let knows = rows.at >= accepted.since || has_it;
         if !knows {
             return;
         }
@@ -283,6 +294,8 @@ impl World {
             promoted: role.promoted.is_some(),
             timeline: role.timeline,
             spec: service.spec.clone(),
+            policy: service.changed,
+            paused: role.pause_to_obey(rows.feature_level),
             upstream: role.holder.clone(),
         };
         if stream.told.as_deref() == Some(&told) {
@@ -306,7 +319,7 @@ fn outcome_of(ask: &Ask, reply: &Reply) -> Outcome {
             Outcome::Refused { quarantined: true, transient: false }
         }
         (_, Reply::Rejected(_)) => Outcome::Refused { quarantined: false, transient: false },
-        (Ask::Receipt(receipt), _) => {
+        (Ask::Receipt(receipt, _), _) => {
             Outcome::Committed { receipt: Some((receipt.fence, receipt.proof)) }
         }
         _ => Outcome::Committed { receipt: None },

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use regent_core::lease::Rules;
+use regent_core::limits::RHO_PPM;
 
 use super::check::Check;
 use super::clients::Writer;
@@ -82,6 +83,9 @@ pub struct World {
     pub writers: Vec<Writer>,
     pub conns: BTreeMap<u64, Conn>,
     pub check: Check,
+    /// Primary and member of its set that are to go when the set without that member is covered, and
+    /// until when.
+    pub flapping: Option<(usize, usize, Time)>,
     heap: BinaryHeap<Due>,
     orders: u64,
     ids: u64,
@@ -92,9 +96,15 @@ impl World {
     pub fn new(seed: u64, options: &Options) -> Self {
         let mut random = Random::new(seed);
         let plan = plan::Plan::draw(options, &mut random);
-        let nodes = (0..3).map(|_| Machine::new(options.class, &mut random)).collect();
-        let machines = (0..plan.instances).map(|_| Machine::new(options.class, &mut random));
-        let hosts: Vec<Host> = machines.enumerate().map(|(i, it)| Host::new(i, it)).collect();
+        let most = if plan.at_bound { RHO_PPM as i64 } else { 0 };
+        let mut machine = |ppm: i64| match ppm {
+            0 => Machine::new(options.class, &mut random),
+            _ => Machine::at_rate(ppm, &mut random),
+        };
+        let nodes = (0..3).map(|_| machine(most)).collect();
+        let machines: Vec<_> = (0..plan.instances).map(|_| machine(-most)).collect();
+        let hosts: Vec<Host> =
+            machines.into_iter().enumerate().map(|(i, it)| Host::new(i, it)).collect();
         let calm = options.duration_ms * MS;
         let mut world = Self {
             now: 0,
@@ -109,6 +119,7 @@ impl World {
             writers: (0..plan.writers).map(|_| Writer::default()).collect(),
             conns: BTreeMap::new(),
             check: Check::new(options.class),
+            flapping: None,
             heap: BinaryHeap::new(),
             orders: 0,
             ids: 1,

@@ -35,7 +35,7 @@ impl Look<'_> {
         if finding.verdict.calls_for_failover() {
             return self.failover(finding);
         }
-        if finding.verdict == Named::PrimaryUnreachableButReplicating {
+        if matches!(finding.verdict, Named::PrimaryUnreachableButReplicating | Named::AgentDead) {
             self.memory.stuck = None;
         }
         if finding.verdict != Named::Healthy {
