@@ -25,6 +25,9 @@ impl Look<'_> {
         let mut finding = self.surroundings(found);
         if self.role.promoted.is_none() {
             finding = self.unpromoted(finding);
+            if finding.verdict == Named::Healthy {
+                finding = self.lapsed(finding);
+            }
         } else if finding.verdict == Named::PrimaryStopped {
             finding = self.stopped(finding);
         } else if finding.verdict == Named::Healthy {

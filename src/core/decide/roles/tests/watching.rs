@@ -237,6 +237,17 @@ fn granted(cooldown_ms: u64) -> Bench {
 }
 
 #[test]
+fn who_was_granted_and_whose_lease_lapsed_before_it_promoted_is_not_waited_for() {
+    let mut bench = granted(30_000);
+    let session = bench.role().lease.as_ref().unwrap().session;
+    let nonce = bench.state.sessions()[&session].nonce;
+    let by = crate::authz::Principal::new(crate::authz::Role::Agent, "s/b");
+    bench.apply_as(&by, Command::CloseSession { session, nonce });
+    bench.decide_for(&ALL, 3 * TICK);
+    assert_eq!(bench.proposals(), ["OpenFence"], "{:#?}", bench.lines);
+}
+
+#[test]
 fn who_was_granted_and_does_not_promote_is_replaced_whatever_the_cooldown_says() {
     let mut bench = granted(600_000);
     bench.decide_for(&ALL, 14_700);
