@@ -395,7 +395,8 @@ impl World {
         let agents: Vec<_> =
             self.hosts.iter().map(|host| host.agent.as_ref().map(Agent::told)).collect();
         let text = format!(
-            "S13: {} s after the last fault nobody serves; agents {agents:?}; role {role:#?}, operation {operation:?}",
+            "S13: {} s after the last fault nobody serves; agents {agents:?}; role {role:#?}, \
+             operation {operation:?}",
             LIVENESS_MS / 1_000
         );
         self.check.broken(text);
