@@ -93,7 +93,7 @@ impl Rig {
     /// Three nodes and a declared service of three instances, of which none has data, nor an agent
     /// that runs: [`Rig::begin`] starts those.
     pub async fn laid_out(what: &str, mode: Mode) -> (Self, Ground) {
-        let turn = ONE_AT_A_TIME.lock().await;
+        let turn = TURNS.acquire_many(1).await.expect("it is never closed");
         let scratch = Scratch::new(what);
         let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy: Front::Off, keep: false };
         let ground = Ground::survey(&wanted).unwrap();
@@ -110,7 +110,7 @@ impl Rig {
         self.redundant().await
     }
 
-    fn of(lab: Lab, scratch: Scratch, turn: MutexGuard<'static, ()>) -> Self {
+    fn of(lab: Lab, scratch: Scratch, turn: SemaphorePermit<'static>) -> Self {
         let connections = Connections::new(&lab, &lab.certificates().admin).unwrap();
         let access = lab.databases.as_ref().unwrap().access();
         let cluster = Cluster { lab, connections, scratch };
