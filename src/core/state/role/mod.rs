@@ -9,8 +9,9 @@
 //! - [`row`] the rows; [`judge`] OUT, COMPLETE and FREE, `loss` the bound; `invariants` what must be
 //!   true of the rows.
 //! - `start` an agent comes up (B); `first` the first grant (G); [`plan`] a switchover before its
-//!   fence; `fence` opening, cutting, taking over, fetching, closing; `receipt` what instances prove; `grant` the next epoch; `set` sync sets
-//!   and `Covered`; `operation` promotion, phases, approvals, pause.
+//!   fence; `fence` opening, cutting, taking over, fetching, closing; `receipt` what instances prove;
+//!   `grant` the next epoch; `set` sync sets and `Covered`; `operation` promotion, phases, approvals,
+//!   pause.
 //! - [`holder`] what the holder's last renewal said, and the policies it has not taken up.
 //! - `life` what the rest of the state does to roles: sessions end, services change, a new life of
 //!   the cluster begins.
