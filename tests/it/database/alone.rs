@@ -35,7 +35,7 @@ async fn succeeded(rig: &mut Rig, load: &Load) -> Instant {
 
 /// The agent comes back in time: nothing of PostgreSQL takes notice.
 async fn adopted(what: &str, mode: Mode) {
-    let mut rig = Rig::up_alone(what, mode).await;
+    let mut rig = Rig::up(what, mode).await;
     let primary = rig.redundant().await;
     let (epoch, postmaster) = (rig.role().await.epoch, rig.postmaster(primary).await);
     let load = Load::start(&rig).await;

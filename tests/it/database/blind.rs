@@ -21,7 +21,7 @@ fn kill_coordinators(rig: &Rig, which: std::ops::RangeInclusive<u64>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_coordinators_a_quorum_primary_goes_on_for_as_long_as_its_standbys_confirm() {
-    let mut rig = Rig::up_alone("blind-quorum", Mode::Quorum).await;
+    let mut rig = Rig::up("blind-quorum", Mode::Quorum).await;
     let primary = rig.redundant().await;
     let (epoch, postmaster) = (rig.role().await.epoch, rig.postmaster(primary).await);
     let load = Load::start(&rig).await;
@@ -52,7 +52,7 @@ async fn without_coordinators_a_quorum_primary_goes_on_for_as_long_as_its_standb
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_coordinators_a_lease_primary_stops_within_its_ttl_and_nobody_is_promoted() {
-    let mut rig = Rig::up_alone("blind-lease", Mode::Lease).await;
+    let mut rig = Rig::up("blind-lease", Mode::Lease).await;
     let primary = rig.redundant().await;
     let load = Load::start(&rig).await;
 

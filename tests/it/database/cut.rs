@@ -327,7 +327,7 @@ async fn while_the_nodes_cannot_reach_each_other_writes_go_on() {
     if !can_cut() {
         return;
     }
-    let rig = Rig::up_alone_on_network("split", Mode::Quorum).await;
+    let rig = Rig::up_on_network("split", Mode::Quorum).await;
     let primary = rig.redundant().await;
     let epoch = rig.role().await.epoch;
     let load = Load::start(&rig).await;
@@ -425,7 +425,7 @@ async fn an_agent_leaves_a_node_whose_packets_stop_within_two_seconds() {
     if !can_cut() {
         return;
     }
-    let rig = Rig::up_alone_on_network("silent-node", Mode::Quorum).await;
+    let rig = Rig::up_on_network("silent-node", Mode::Quorum).await;
     let took = leaves(&rig, |_| false).await;
     assert!(took < Duration::from_millis(2_500), "{took:?}");
 }

@@ -17,25 +17,23 @@ use regent_rpc::client::Client;
 use regent_rpc::convert::common::Freshness;
 use regent_rpc::convert::topology::spec_in;
 use regent_rpc::pb::v1;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, MutexGuard};
 
 use crate::cluster::{Cluster, PATIENCE, REGENT, Scratch, until};
 
 /// The primary's lease in all these labs: what bounds every wait for a lapse.
 pub const TTL: Duration = Duration::from_secs(3);
 
-/// Three PostgreSQL servers, three agents, three nodes: more than two such labs at a time, and two
+/// Three PostgreSQL servers, three agents, three nodes: more than one such lab at a time, and two
 /// cores are busy enough that a deadline of the protocol passes by itself.
-static TURNS: Semaphore = Semaphore::const_new(BOTH as usize);
-/// All turns: what a test takes that says how long something may be felt.
-const BOTH: u32 = 2;
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 /// The lab. Its parts are dropped in this order: nodes and files, then the turn of the next test.
 pub struct Rig {
     pub cluster: Cluster,
     pub access: Access,
     operator: Client,
-    _turn: SemaphorePermit<'static>,
+    _turn: MutexGuard<'static, ()>,
 }
 
 fn plan(scratch: &Scratch, network: bool) -> Plan {
@@ -56,31 +54,21 @@ pub fn bound(operation: &v1::Operation) -> Duration {
 impl Rig {
     /// Three nodes, three instances: one open primary from which both others stream.
     pub async fn up(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, false, Front::Off, 1).await
-    }
-
-    /// The same with no other lab beside it.
-    pub async fn up_alone(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, false, Front::Off, BOTH).await
+        Self::make(what, mode, false, Front::Off).await
     }
 
     /// The same, each on a machine of its own whose links can be cut.
     pub async fn up_on_network(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, true, Front::Off, 1).await
-    }
-
-    /// The same with no other lab beside it.
-    pub async fn up_alone_on_network(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, true, Front::Off, BOTH).await
+        Self::make(what, mode, true, Front::Off).await
     }
 
     /// The same on one machine, with HAProxy in front.
     pub async fn up_behind_haproxy(what: &str, mode: Mode) -> Self {
-        Self::make(what, mode, false, Front::Require, BOTH).await
+        Self::make(what, mode, false, Front::Require).await
     }
 
-    async fn make(what: &str, mode: Mode, network: bool, haproxy: Front, turns: u32) -> Self {
-        let turn = TURNS.acquire_many(turns).await.expect("it is never closed");
+    async fn make(what: &str, mode: Mode, network: bool, haproxy: Front) -> Self {
+        let turn = ONE_AT_A_TIME.lock().await;
         let scratch = Scratch::new(what);
         let plan = plan(&scratch, network);
         let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy, keep: false };
@@ -93,7 +81,7 @@ impl Rig {
     /// Three nodes and a declared service of three instances, of which none has data, nor an agent
     /// that runs: [`Rig::begin`] starts those.
     pub async fn laid_out(what: &str, mode: Mode) -> (Self, Ground) {
-        let turn = TURNS.acquire_many(1).await.expect("it is never closed");
+        let turn = ONE_AT_A_TIME.lock().await;
         let scratch = Scratch::new(what);
         let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy: Front::Off, keep: false };
         let ground = Ground::survey(&wanted).unwrap();
@@ -110,7 +98,7 @@ impl Rig {
         self.redundant().await
     }
 
-    fn of(lab: Lab, scratch: Scratch, turn: SemaphorePermit<'static>) -> Self {
+    fn of(lab: Lab, scratch: Scratch, turn: MutexGuard<'static, ()>) -> Self {
         let connections = Connections::new(&lab, &lab.certificates().admin).unwrap();
         let access = lab.databases.as_ref().unwrap().access();
         let cluster = Cluster { lab, connections, scratch };
