@@ -28,6 +28,8 @@ pub struct Fences {
     path: PathBuf,
     budget: Duration,
     slowest: Arc<Mutex<Slowest>>,
+    /// Held by whoever writes: each writes the newest, so that no older one comes last.
+    writing: Arc<Mutex<()>>,
 }
 
 /// By whose clock an end was measured.
@@ -47,7 +49,7 @@ impl Fences {
         let mut kept = text.split_whitespace().map(|ms| ms.parse().map(Duration::from_millis));
         let mut next = || kept.next().and_then(Result::ok).unwrap_or_default();
         let slowest = Slowest { any: next(), own: next() };
-        Self { path, budget, slowest: Arc::new(Mutex::new(slowest)) }
+        Self { path, budget, slowest: Arc::new(Mutex::new(slowest)), writing: Arc::default() }
     }
 
     /// One more; `what` ended it.
@@ -70,11 +72,14 @@ impl Fences {
         if (before.any, before.own) == (slowest.any, slowest.own) {
             return;
         }
-        let text = format!("{} {}\n", slowest.any.as_millis(), slowest.own.as_millis());
-        let path = self.path.clone();
+        drop(slowest);
+        let fences = self.clone();
         // Beside the thread that has the proof: nobody waits for this.
         let write = move || {
-            if let Err(error) = std::fs::write(&path, text) {
+            let _turn = fences.writing.lock();
+            let now = *fences.slowest.lock();
+            let text = format!("{} {}\n", now.any.as_millis(), now.own.as_millis());
+            if let Err(error) = std::fs::write(&fences.path, text) {
                 tracing::debug!(%error, "the slowest fence was not written down");
             }
         };
