@@ -17,6 +17,8 @@ use crate::cluster::until;
 /// Fresh connections to the write port, one after the other: which instances they reached.
 struct Visitor {
     stop: Arc<AtomicBool>,
+    /// Whether anybody was reached yet.
+    reached: Arc<AtomicBool>,
     task: JoinHandle<Vec<usize>>,
 }
 
@@ -24,17 +26,20 @@ impl Visitor {
     fn start(access: Access) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
+        let any = Arc::new(AtomicBool::new(false));
+        let reached_any = Arc::clone(&any);
         let task = tokio::spawn(async move {
             let mut reached = Vec::new();
             while !told.load(Ordering::Relaxed) {
                 if let Ok((_, at)) = access.writable(Pace::PROBE, 0).await {
                     reached.push(at);
+                    reached_any.store(true, Ordering::Relaxed);
                 }
                 tokio::time::sleep(Pace::PROBE.every).await;
             }
             reached
         });
-        Self { stop, task }
+        Self { stop, reached: any, task }
     }
 
     /// The instances in the order in which they were reached, each stretch once.
@@ -54,6 +59,8 @@ async fn the_write_port_follows_each_failover_cuts_old_sessions_and_loses_no_row
     let first = rig.redundant().await;
     let load = Load::start(&rig).await;
     let visitor = Visitor::start(rig.access.clone());
+    let reached = Arc::clone(&visitor.reached);
+    until("the visitor's first session", async || reached.load(Ordering::Relaxed)).await;
 
     // A frozen host ends no session by itself: that is HAProxy's part.
     let (idle, at) = rig.access.writable(Pace::STEADY, 0).await.unwrap();
