@@ -73,10 +73,9 @@ const ORDER: [Hunt; 8] = [
 ];
 
 /// Leases, clocks and pauses.
-const LEASES: [Hunt; 5] = [
+const LEASES: [Hunt; 4] = [
     (Mutant::GrantRenewed, Profile::Crashes, Mode::Quorum, "C8"),
     (Mutant::ShutKeepsDeadline, Profile::Pauses, Mode::Lease, "S1"),
-    (Mutant::PauseNeedsLevel, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseCommitted, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::LapseUnpaused, Profile::Pauses, Mode::Lease, "S1"),
 ];
@@ -88,9 +87,10 @@ const RATES: [Hunt; 3] = [
     (Mutant::LaterClock, Profile::Rates, Mode::Lease, "S1"),
 ];
 
-/// What broke within 300 seeds of crashes at feature level 2, and has not within 300 since level 3 is
-/// simulated: it needs a profile of its own.
-const SELDOM: Mutant = Mutant::EndCarriesDirective;
+/// What needs a profile of its own. The first broke within 300 seeds of crashes at feature level 2, and
+/// has not within 300 since level 3 is simulated. The second broke twice within 1,500 seeds of pauses,
+/// and in none since those who only log in are ended before a promotion.
+const SELDOM: [Mutant; 2] = [Mutant::EndCarriesDirective, Mutant::PauseNeedsLevel];
 
 /// What nothing breaks without, because something else stands behind it: `Mutant` says what.
 const SECOND: [Mutant; 3] =
@@ -140,7 +140,7 @@ fn every_rule_is_hunted_or_said_to_have_a_second_one_behind_it() {
     let timeline = Mutant::TimelineSetAside;
     for (mutant, name) in Mutant::ALL {
         let times = hunted.iter().filter(|(it, ..)| *it == mutant).count()
-            + SECOND.iter().chain([&timeline, &SELDOM]).filter(|it| **it == mutant).count();
+            + SECOND.iter().chain([&timeline]).chain(&SELDOM).filter(|it| **it == mutant).count();
         assert_eq!(times, 1, "{name}");
     }
 }
