@@ -55,7 +55,7 @@ const PROOFS: [Hunt; 6] = [
     (Mutant::OutCounts, Profile::Splits, Mode::Quorum, "S"),
     (Mutant::CompleteOverSets, Profile::Crashes, Mode::Quorum, "S2"),
     (Mutant::UncoveredKept, Profile::Crashes, Mode::Quorum, "S2"),
-    (Mutant::CoveredByNewTransaction, Profile::Flaps, Mode::Quorum, "S2"),
+    (Mutant::CoveredByNewTransaction, Profile::Detaches, Mode::Quorum, "S2"),
     (Mutant::NamesThroughNobody, Profile::Flaps, Mode::Quorum, "S2"),
     (Mutant::LossBound, Profile::Mixed, Mode::Lease, "S7"),
 ];
