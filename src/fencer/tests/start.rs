@@ -154,7 +154,7 @@ fn a_receipt_that_cannot_be_written_is_not_told_and_nothing_starts() {
     let mut events = fencer.watch().unwrap();
     fencer.start(&rig.script("sleep 1000", Bound::Until(arm(5, 1, in_ms(200))))).unwrap();
     // What the receipt is written to first is in the way.
-    let way = rig.options.state_dir.join("receipt.json.new");
+    let way = rig.options.state_dir.join("receipt.new");
     std::fs::create_dir(&way).unwrap();
     wait(|| fencer.status().unwrap().receipt_error.is_some());
     assert_eq!(rig.left(), Vec::<i32>::new());
@@ -173,6 +173,24 @@ fn a_receipt_that_cannot_be_written_is_not_told_and_nothing_starts() {
     std::fs::remove_dir(&way).unwrap();
     assert!(matches!(events.next(LONG).unwrap().unwrap(), Event::Stopped { .. }));
     fencer.start(&command).unwrap();
+}
+
+/// `nohup` and shells that start something in the background have it ignore signals, and that outlives
+/// every exec: the database would miss them.
+#[test]
+fn what_the_agent_was_started_to_ignore_the_program_hears() {
+    let mut rig = Rig::new("nohup");
+    let deaf = rig.dir.join("deaf");
+    let text = format!("#!/bin/sh\ntrap '' HUP INT QUIT\nexec {:?} \"$@\"\n", rig.program);
+    std::fs::write(&deaf, text).unwrap();
+    std::fs::set_permissions(&deaf, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    rig.program = deaf;
+    let mut fencer = rig.launch();
+    let script = "trap 'exit 3' INT; echo > ready; while :; do sleep 0.02; done";
+    fencer.start(&rig.script(script, Bound::Unbound)).unwrap();
+    wait(|| rig.dir.join("work/ready").exists());
+    let receipt = fencer.stop(StopMode::Fast, Duration::from_secs(3)).unwrap();
+    assert_eq!(receipt.exit, Some(ExitStatus::Code(3)));
 }
 
 /// The cgroup of a process in the second version's hierarchy.
