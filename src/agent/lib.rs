@@ -40,6 +40,7 @@ mod words;
 pub use adopt::{AdoptError, AdoptOptions, Adoption, adopt};
 pub use config::{AgentConfig, ConfigError};
 pub use init::{InitError, InitOptions, init};
+pub use notes::Notes;
 pub use regent_engine::postgres::Ask;
 pub use release::{Release, ReleaseError, release};
 pub use start::{StartError, run};

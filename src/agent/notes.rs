@@ -1,13 +1,12 @@
-//! The notebook on disk: replaced whole, fsynced, before anything it says is acted on.
+//! The notebook on disk: old or new, and fsynced before anything it says is acted on.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use regent_core::agent::Notebook;
+use regent_fencer::twofold;
 
-const FILE: &str = "notebook.json";
+const FILE: &str = "notebook";
 
 /// The notebook and where it lies.
 #[derive(Debug)]
@@ -25,12 +24,9 @@ impl Notes {
     /// of what was promised, and nobody may guess.
     pub fn open(dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let book = match std::fs::read(dir.join(FILE)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Notebook { disk: rand::random(), ..Notebook::default() }
-            }
-            Err(error) => return Err(error),
+        let book = match twofold::read(dir, FILE)? {
+            Some(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::other)?,
+            None => Notebook { disk: rand::random(), ..Notebook::default() },
         };
         Ok(Self { dir: dir.to_owned(), book })
     }
@@ -43,21 +39,10 @@ impl Notes {
         let mut book = self.book.clone();
         let result = change(&mut book);
         if book != self.book {
-            self.write(&book)?;
+            twofold::write(&self.dir, FILE, &serde_json::to_vec_pretty(&book)?)?;
             self.book = book;
         }
         Ok(result)
-    }
-
-    fn write(&self, book: &Notebook) -> io::Result<()> {
-        let bytes = serde_json::to_vec_pretty(book)?;
-        let fresh = self.dir.join(format!("{FILE}.new"));
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, self.dir.join(FILE))?;
-        File::open(&self.dir)?.sync_all()
     }
 }
 

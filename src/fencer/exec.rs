@@ -11,6 +11,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal, setsid};
@@ -94,10 +96,26 @@ fn try_run(options: &Options) -> Result<(), ExecError> {
         .stdin(null)
         .stdout(log.try_clone().map_err(step("log file"))?)
         .stderr(log);
+    hear_all().map_err(step("signals"))?;
     // The init blocks all signals and a mask outlives exec.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
         .map_err(|e| step("signal mask")(e.into()))?;
     Err(step("exec")(program.exec()))
+}
+
+/// What was started in the background, or by `nohup`, ignores signals, and an exec keeps that. It
+/// does not keep a handler: what has one is at its default again.
+fn hear_all() -> io::Result<()> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let handler = Arc::new(AtomicBool::new(false));
+    // Those that may have no handler are none of the signals that tell a program anything.
+    let may = |signal: &i32| !signal_hook::consts::FORBIDDEN.contains(signal);
+    for signal in (1..32).filter(may).filter(|signal| ignored & 1 << (signal - 1) != 0) {
+        signal_hook::flag::register(signal, Arc::clone(&handler))?;
+    }
+    Ok(())
 }
 
 /// Without a namespace, at least the program itself ends with the init. Not enough: cleared in what

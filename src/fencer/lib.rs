@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  agent ──starts──> launch ──unshare(CLONE_NEWPID), fork──> init = pid 1 of a new PID namespace
-//!    │                 └ reports init's outside pid, ends        │ unix socket, receipt.json
+//!    │                 └ reports init's outside pid, ends        │ unix socket, receipt
 //!    └──────────── Fencer: status, arm, start, stop ────────────>│
 //!                                                                └─> exec ──> postgres ─> backends
 //! ```
@@ -40,6 +40,7 @@ pub mod clock;
 pub mod lease;
 pub mod options;
 pub mod receipt;
+pub mod twofold;
 pub mod wire;
 
 mod cgroup;

@@ -7,11 +7,11 @@ use regent_core::id::{Epoch, Nonce, RenewalNumber};
 use regent_core::time::Reading;
 use serde::{Deserialize, Serialize};
 
-use crate::disk;
+use crate::twofold;
 use crate::wire::{Protection, StopMode};
 
 /// Name of the file in the state directory.
-pub const RECEIPT_FILE: &str = "receipt.json";
+pub const RECEIPT_FILE: &str = "receipt";
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,14 +92,11 @@ pub enum ReceiptError {
 /// # Errors
 /// [`ReceiptError`]: a receipt is there and says nothing, so nothing is known.
 pub fn last_receipt(state_dir: &Path) -> Result<Option<Receipt>, ReceiptError> {
-    match std::fs::read(state_dir.join(RECEIPT_FILE)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(ReceiptError::Damaged),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(ReceiptError::Read(error)),
-    }
+    let found = twofold::read(state_dir, RECEIPT_FILE).map_err(ReceiptError::Read)?;
+    found.map(|bytes| serde_json::from_slice(&bytes).map_err(ReceiptError::Damaged)).transpose()
 }
 
-/// Puts `receipt` on disk, fsynced with its directory.
+/// Puts `receipt` on disk.
 pub(crate) fn write(state_dir: &Path, receipt: &Receipt) -> std::io::Result<()> {
-    disk::replace(state_dir, RECEIPT_FILE, &crate::wire::line(receipt))
+    twofold::write(state_dir, RECEIPT_FILE, &crate::wire::line(receipt))
 }

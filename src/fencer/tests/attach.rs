@@ -105,7 +105,7 @@ fn signals_that_end_others_do_not_end_the_init() {
 fn a_damaged_receipt_is_no_receipt_and_nothing_is_launched_over_it() {
     let rig = Rig::new("damaged");
     std::fs::create_dir_all(&rig.options.state_dir).unwrap();
-    std::fs::write(rig.options.state_dir.join("receipt.json"), b"{\"sequence\":1").unwrap();
+    std::fs::write(rig.options.state_dir.join("receipt"), b"{\"sequence\":1").unwrap();
     assert!(regent_fencer::last_receipt(&rig.options.state_dir).is_err());
     let refused = rig.try_launch();
     let right = matches!(&refused, Err(ClientError::NotLaunched(why)) if why.contains("receipt"));

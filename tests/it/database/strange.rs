@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use regent_core::agent::Notebook;
 use regent_core::authz::Role;
 use regent_core::spec::Mode;
 use regent_lab::databases::SERVICE;
@@ -218,12 +219,9 @@ async fn a_second_agent_that_claims_the_primary_is_told_so_and_the_first_one_goe
 async fn a_directive_below_the_highest_seen_is_refused_and_a_higher_one_obeyed() {
     let (mut rig, load, primary, standby) = without_a_standby("strange-old").await;
     // As if the next directive had come, and the coordinators had forgotten it.
-    let notebook = rig.instances()[standby].state_dir().join("notebook.json");
-    let text = std::fs::read_to_string(&notebook).unwrap();
-    let mut book: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let revision = &mut book["directive"]["revision"];
-    *revision = (revision.as_u64().expect("it was told what to do") + 5).into();
-    std::fs::write(&notebook, book.to_string()).unwrap();
+    let mut notes = regent_agent::Notes::open(&rig.instances()[standby].state_dir()).unwrap();
+    let told = |book: &mut Notebook| book.directive.as_mut().expect("it was told").revision.0 += 5;
+    notes.change(told).unwrap();
 
     regent_lab::databases::start_agent(&mut rig.cluster.lab, standby).unwrap();
     let said = "refused a directive below the highest seen";
