@@ -109,31 +109,31 @@ fn lead(notebook: &Notebook, world: &World, epoch: Epoch, set: &SyncSet) -> Step
             false => Step::Kill,
         },
         (_, Run::Primary) => serve(world, epoch, set),
+        (_, Run::Standby) if !world.answers => Step::Rest,
+        // A session that reads would write once recovery is over, before the epoch does. Neither this
+        // nor the names need the lease: they go on while its confirmation is on its way.
+        (_, Run::Standby) if !world.shut => Step::ShutReaders,
+        (_, Run::Standby)
+            if lacks_names(world, set) && !leaves_out(Mutant::NamesBeforePromotion) =>
+        {
+            Step::SetNames(set.clone())
+        }
         // C8: nothing before the renewal of this very grant was acknowledged.
         _ if !world.holds_lease => Step::Stuck("the lease is not confirmed yet"),
         _ if !leads => Step::NoteLead(epoch),
-        (Data::Present(OnDisk::Primary), Run::Down) => match names_missing(world, set) {
-            Some(step) => step,
-            None => Step::StartPrimary,
-        },
-        (Data::Present(OnDisk::Standby(_)), Run::Down) => Step::StartStandby(None),
-        (_, Run::Standby) if !world.answers => Step::Rest,
-        // A session that reads would write once recovery is over, before the epoch does.
-        (_, Run::Standby) if !world.shut => Step::ShutReaders,
-        (_, Run::Standby) if leaves_out(Mutant::NamesBeforePromotion) => {
-            Step::Promote(world.timeline)
+        (Data::Present(OnDisk::Primary), Run::Down) if lacks_names(world, set) => {
+            Step::SetNames(set.clone())
         }
-        (_, Run::Standby) => match names_missing(world, set) {
-            Some(step) => step,
-            None if world.timeline == 0 => Step::Stuck("no timeline was set aside for it"),
-            None => Step::Promote(world.timeline),
-        },
+        (Data::Present(OnDisk::Primary), Run::Down) => Step::StartPrimary,
+        (Data::Present(OnDisk::Standby(_)), Run::Down) => Step::StartStandby(None),
+        (_, Run::Standby) if world.timeline == 0 => Step::Stuck("no timeline was set aside for it"),
+        (_, Run::Standby) => Step::Promote(world.timeline),
     }
 }
 
-/// The names on disk and loaded, before anything is acknowledged under them.
-fn names_missing(world: &World, set: &SyncSet) -> Option<Step> {
-    (world.names != Some(set.revision)).then(|| Step::SetNames(set.clone()))
+/// The names of the set are not in place yet: before anything is acknowledged under them they are.
+fn lacks_names(world: &World, set: &SyncSet) -> bool {
+    world.names != Some(set.revision)
 }
 
 /// A primary under its epoch.
@@ -148,8 +148,8 @@ fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
     if !world.has_slots {
         return Step::EnsureSlots;
     }
-    if let Some(step) = names_missing(world, set) {
-        return step;
+    if lacks_names(world, set) {
+        return Step::SetNames(set.clone());
     }
     if world.written < epoch {
         return Step::WriteEpoch(epoch);

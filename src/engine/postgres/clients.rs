@@ -57,9 +57,6 @@ pub(super) async fn open(
 ) -> Result<(), ChangeError> {
     put(pg, Some(refused)).await?;
     postmaster.reload().await.map_err(ChangeError::Signal)?;
-    if refused.iter().any(hba::is_for_strangers) {
-        return Ok(());
-    }
     while !link::lets_clients_in(&pg.options, by).await? {
         pause(by, "the server lets clients in").await?;
     }

@@ -26,28 +26,29 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), DiskError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(failed("sync", dir))
 }
 
-/// Replaces a file's whole content, readable by its owner alone. After an error or a power cut the
-/// file is the old one or the new one.
+/// Replaces a file's whole content, readable by its owner alone; the new one is there when this
+/// returns. After an error or a power cut the file is the old one or the new one.
 pub(super) fn write(path: &Path, text: &str, owner: Owner) -> Result<(), DiskError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".regent-new");
-    let beside = Path::new(&beside);
-    let put = || {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside)?;
-        if let Some((uid, gid)) = owner {
-            std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
-        }
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(beside, path)
-    };
-    put().map_err(failed("write", path))?;
+    write_whole(path, text, owner)?;
     sync_dir(parent(path))
 }
 
-/// Replaces a file's whole content without a flush: after a power cut it may be the old one, or empty.
+/// As [`write`], but which of the two it is after a power cut is open until [`sync`].
+pub(super) fn write_whole(path: &Path, text: &str, owner: Owner) -> Result<(), DiskError> {
+    rename_over(path, text, owner, File::sync_all)
+}
+
+/// As [`write_whole`] without a flush: after a power cut it may be empty, too.
 pub(super) fn write_unsynced(path: &Path, text: &str, owner: Owner) -> Result<(), DiskError> {
+    rename_over(path, text, owner, |_| Ok(()))
+}
+
+fn rename_over(
+    path: &Path,
+    text: &str,
+    owner: Owner,
+    flush: impl FnOnce(&File) -> io::Result<()>,
+) -> Result<(), DiskError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".regent-new");
     let beside = Path::new(&beside);
@@ -58,12 +59,13 @@ pub(super) fn write_unsynced(path: &Path, text: &str, owner: Owner) -> Result<()
             std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
         }
         file.write_all(text.as_bytes())?;
+        flush(&file)?;
         fs::rename(beside, path)
     };
     put().map_err(failed("write", path))
 }
 
-/// Makes what [`write_unsynced`] put there survive.
+/// Makes what [`write_whole`] or [`write_unsynced`] put there survive.
 pub(super) fn sync(path: &Path) -> Result<(), DiskError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(failed("sync", path))?;
     sync_dir(parent(path))

@@ -1,9 +1,8 @@
-//! Who may connect: two lists, closed and open, and the file in use, which is one of them.
+//! Who may connect: the list in use is the closed one or the open one.
 //!
-//! Closed lets in Regent's own roles only, each from where it has business. The file in use is
-//! replaced by a rename, so that the server never reads half of one.
-
-use std::path::PathBuf;
+//! Closed lets in Regent's own roles only, each from where it has business. The file is replaced by a
+//! rename, so that the server never reads half of one, and never synced: it counts while a server
+//! runs that was told to read it, and before each start it is the closed one again.
 
 use super::durable::{self, Owner};
 use super::options::Options;
@@ -11,8 +10,6 @@ use crate::error::DiskError;
 use crate::facts::Override;
 
 pub(super) const IN_USE: &str = "regent.hba";
-const OPEN: &str = "regent_open.hba";
-const CLOSED: &str = "regent_closed.hba";
 /// A name that no role has.
 pub(super) const STRANGER: &str = "regent_somebody_else";
 
@@ -47,12 +44,6 @@ fn name(text: &str) -> String {
     }
 }
 
-/// Whether refusing this refuses also those whom [`super::link::lets_clients_in`] plays.
-pub(super) fn is_for_strangers(refused: &Override) -> bool {
-    name(&refused.role) == "all"
-        && matches!(name(&refused.database).as_str(), "all" | "\"postgres\"")
-}
-
 fn open_text(options: &Options, refused: &[Override]) -> String {
     let mut text = closed_text(options);
     // A client's line may be as wide as "all": it is not for Regent's roles.
@@ -81,12 +72,8 @@ pub(super) fn plain_text(options: &Options) -> String {
     first.to_owned() + &lines.map(|line| format!("{line}\n")).collect::<String>()
 }
 
-fn path(options: &Options, name: &str) -> PathBuf {
-    options.data_dir.join(name)
-}
-
-/// Writes the lists, and the one in use: the open one but for some, or the closed one. A line break in
-/// an option is refused.
+/// Puts a list in use: the open one but for some, or the closed one. A line break in an option is
+/// refused.
 pub(super) fn put(
     options: &Options,
     open: Option<&[Override]>,
@@ -96,19 +83,14 @@ pub(super) fn put(
     if let Some(bad) = lines.into_iter().find(|l| l.contains(['\n', '\r'])) {
         return Err(DiskError::Setting(format!("an access rule has a line break: {bad:?}")));
     }
-    durable::write_if_other(&path(options, CLOSED), &closed_text(options), owner)?;
-    durable::write_if_other(&path(options, OPEN), &open_text(options, &[]), owner)?;
-    let in_use = path(options, IN_USE);
-    match open {
-        // Clients wait for it. What a power cut leaves is replaced by the closed one at each start.
-        Some(refused) => durable::write_unsynced(&in_use, &open_text(options, refused), owner),
-        None => durable::write_if_other(&in_use, &closed_text(options), owner),
-    }
+    let text = open.map_or_else(|| closed_text(options), |refused| open_text(options, refused));
+    durable::write_unsynced(&options.data_dir.join(IN_USE), &text, owner)
 }
 
 /// Whether the file in use is the closed list.
 pub(super) fn is_closed(options: &Options) -> Result<bool, DiskError> {
-    Ok(durable::read(&path(options, IN_USE))?.is_some_and(|text| text == closed_text(options)))
+    let in_use = durable::read(&options.data_dir.join(IN_USE))?;
+    Ok(in_use.is_some_and(|text| text == closed_text(options)))
 }
 
 #[cfg(test)]
@@ -137,7 +119,9 @@ mod tests {
         ] {
             assert!(line(wanted).unwrap() < open, "{wanted}: {text}");
         }
-        assert!(is_for_strangers(&of("", "")) && is_for_strangers(&of("", "postgres")));
-        assert!(!is_for_strangers(&of("app", "")) && !is_for_strangers(&of("", "app")));
+        // Also where everybody is refused, it shows which list is in use.
+        let all = open_text(&options, &[of("", "")]);
+        let at = |text: &str| all.find(text).unwrap();
+        assert!(at(STRANGER) < at("host all all all reject"), "{all}");
     }
 }

@@ -15,8 +15,9 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row, Socket};
 
 use super::options::Options;
-use super::{hba, passfile};
+use super::{REWIND, hba, passfile};
 use crate::error::SqlError;
+use crate::orders::Source;
 
 /// Nothing that Regent asks takes longer; a server that hangs must not keep sessions busy.
 const STATEMENT: Duration = Duration::from_secs(2);
@@ -87,14 +88,25 @@ impl Link {
         Self::connect_with(config, NoTls, by).await
     }
 
-    /// Opens a session with another instance, which has to prove who it is where there is TLS.
+    /// Opens a session with another instance, which has to prove who it is where there is TLS. A host
+    /// that does not answer is given up after `patience`.
     pub(super) async fn reach(
         options: &Options,
-        config: &mut Config,
+        source: &Source,
+        patience: Duration,
         by: Instant,
     ) -> Result<Self, SqlError> {
+        let password = passfile::password(&options.passfile, REWIND)?;
+        let mut config = Config::new();
+        config
+            .host(&source.host)
+            .port(source.port)
+            .user(REWIND)
+            .password(password.reveal())
+            .dbname("postgres")
+            .connect_timeout(patience);
         match &options.tls {
-            None => Self::connect_with(config, NoTls, by).await,
+            None => Self::connect_with(&config, NoTls, by).await,
             Some(files) => {
                 let secure = files.connector()?;
                 Self::connect_with(config.ssl_mode(SslMode::Require), secure, by).await

@@ -203,6 +203,12 @@ impl Managed {
         self.overrides_all()
     }
 
+    /// As [`Self::store`], but until [`sync`] a power cut may leave the old file.
+    pub(super) fn store_whole(&self) -> Result<(), DiskError> {
+        durable::write_whole(&self.path(), &self.text()?, self.owner)?;
+        self.overrides_all()
+    }
+
     fn path(&self) -> PathBuf {
         self.data_dir.join(FILE)
     }

@@ -74,7 +74,8 @@ fn base(pid: i32) -> Result<u64, String> {
     u64::from_str_radix(start, 16).map_err(|e| e.to_string())
 }
 
-/// All processes that the first one has made.
+/// The processes that the first one has made. One that comes or goes meanwhile may hide another; the next
+/// look, a moment later, sees both. Who has to miss none asks the fencer's host ([`crate::Postmaster`]).
 pub(super) fn processes(postmaster: i32) -> Result<Vec<Process>, String> {
     let path = format!("/proc/{postmaster}/task/{postmaster}/children");
     let text =

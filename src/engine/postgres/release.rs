@@ -33,8 +33,7 @@ const KEPT: [&str; 16] = [
     "recovery_target_timeline",
 ];
 /// Of Regent's own files: last the one by which a directory is known as its.
-const OURS: [&str; 5] =
-    [managed::FILE, hba::IN_USE, "regent_open.hba", "regent_closed.hba", "regent.generation"];
+const OURS: [&str; 3] = [managed::FILE, hba::IN_USE, "regent.generation"];
 
 /// The whole of it. May be repeated.
 pub(super) fn release(options: &Options, programs: &Programs) -> Result<(), RebuildError> {

@@ -10,14 +10,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use regent_core::role::Lsn;
 use tokio::time::Instant;
-use tokio_postgres::Config;
 
 use super::history::{self, Line};
 use super::link::{Link, get};
 use super::options::Options;
 use super::programs::Programs;
 use super::secure::TlsFiles;
-use super::{Postgres, REWIND, control, durable, managed, marker, passfile, start, wal};
+use super::{Postgres, REWIND, control, durable, managed, marker, start, wal};
 use crate::error::{DiskError, RebuildError, SqlError};
 use crate::facts::{Cluster, GenerationId, HistoryFile, LostTransactions, Relation, SourceLine};
 use crate::orders::Source;
@@ -108,16 +107,7 @@ async fn checkpoint_source(
     timeline: u32,
 ) -> Result<(), RebuildError> {
     let by = Instant::now() + CHECKPOINT_LIMIT;
-    let password = passfile::password(&options.passfile, REWIND)?;
-    let mut config = Config::new();
-    config
-        .host(&source.host)
-        .port(source.port)
-        .user(REWIND)
-        .password(password.reveal())
-        .dbname("postgres")
-        .connect_timeout(Duration::from_secs(5));
-    let link = Link::reach(options, &mut config, by).await?;
+    let link = Link::reach(options, source, Duration::from_secs(5), by).await?;
     if programs.version >= 15 {
         let checkpoint = link.execute("write a checkpoint at the source", "CHECKPOINT");
         tokio::time::timeout_at(by, checkpoint)

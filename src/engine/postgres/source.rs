@@ -4,11 +4,9 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::Config;
 
 use super::link::{Link, get};
 use super::options::Options;
-use super::{REWIND, passfile};
 use crate::error::SqlError;
 use crate::facts::{HistoryFile, SourceLine};
 use crate::orders::Source;
@@ -20,16 +18,7 @@ pub(super) async fn line(
     within: Duration,
 ) -> Result<SourceLine, SqlError> {
     let by = Instant::now() + within;
-    let password = passfile::password(&options.passfile, REWIND)?;
-    let mut config = Config::new();
-    config
-        .host(&source.host)
-        .port(source.port)
-        .user(REWIND)
-        .password(password.reveal())
-        .dbname("postgres")
-        .connect_timeout(within);
-    let link = Link::reach(options, &mut config, by).await?;
+    let link = Link::reach(options, source, within, by).await?;
     // The name of the WAL file at work begins with the timeline; the control file lags behind.
     let sql = "SELECT pg_is_in_recovery() AS in_recovery, CASE WHEN pg_is_in_recovery() THEN '' \
                ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline";

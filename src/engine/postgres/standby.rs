@@ -262,8 +262,11 @@ pub(super) async fn promote(pg: &Postgres, least: u32, by: Instant) -> Result<Sw
     };
     // The session of the epoch logs in meanwhile. If it cannot, writing the epoch says why.
     let soon = by.min(Instant::now() + LOGIN);
-    let (left, _) = tokio::join!(leave, pg.epoch.ready(&pg.options, &names, soon));
+    // The names that were set before are on disk before anything is acknowledged under them.
+    let ready = pg.epoch.ready(&pg.options, &names, soon);
+    let (left, on_disk, _) = tokio::join!(leave, synced(pg), ready);
     left?;
+    on_disk?;
     let sql = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8) AS timeline";
     let hex: String = get(&link.row("read the timeline", sql, by).await?, "timeline")?;
     let timeline = u32::from_str_radix(&hex, 16).map_err(|_| SqlError::Hidden("the timeline"))?;

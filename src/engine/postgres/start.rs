@@ -29,7 +29,7 @@ pub(super) fn prepare(
     match start {
         StartAs::Standby { upstream } => {
             // The signal first: at no moment may this directory come up as a primary.
-            durable::write(&signal, "", programs.owner)?;
+            durable::write_if_other(&signal, "", programs.owner)?;
             match upstream {
                 Some(upstream) => managed.upstream(upstream, options),
                 None => managed.no_upstream(),

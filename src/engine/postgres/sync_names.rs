@@ -143,7 +143,15 @@ pub(super) async fn set(
         // Nothing commits here. That the server has read them is seen in the session of the first
         // commit after a promotion (`Lane::run_under`); a walsender that has not yet has those of a
         // standby, which nobody satisfies, and releases nobody.
-        return put(pg, names, postmaster).await;
+        // Nor does anything rest on the file yet: the promotion syncs it (`standby::promote`).
+        let names = names.clone();
+        pg.change(move |options, programs| {
+            let mut managed = Managed::load(&options.data_dir, programs.owner)?;
+            managed.names(&names);
+            managed.store_whole()
+        })
+        .await?;
+        return postmaster.reload().await.map_err(ChangeError::Signal);
     }
     if *names != SyncNames::Unprotected {
         block(pg, &link, postmaster, by).await?;

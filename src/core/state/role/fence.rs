@@ -6,7 +6,7 @@
 
 use super::judge::electable;
 use super::row::{Fence, Operation, ServiceRole};
-use super::{at, enter, load, no_fence, operation_in, plan, rule, same_epoch, save, this_fence};
+use super::{at, enter, load, load_held, operation_in, plan, rule, save, this_fence};
 use crate::authz::Role;
 use crate::id::{Epoch, InstanceName, Revision, ServiceName};
 use crate::limits::{MAX_NAME_BYTES, MAX_OPERATIONS_PER_SERVICE, MAX_TEXT_BYTES};
@@ -25,13 +25,7 @@ pub(super) fn open(
     reason: String,
 ) -> Result<Reply, Rejection> {
     check_text("reason", &reason, MAX_TEXT_BYTES)?;
-    let (service, mut role) = load(draft, name)?;
-    let Some(holder) = role.holder.clone() else {
-        let why = format!("{name} has no primary to change: it needs its first grant");
-        return Err(rule(RoleRule::NotAdopted, why));
-    };
-    same_epoch(&role, seen)?;
-    no_fence(&role)?;
+    let (service, mut role, holder) = load_held(draft, name, seen)?;
     let planned = kind.is_planned();
     // What people announced goes on under its number, whoever proposes its fence.
     let prepared = plan::to_go_on(draft, name, &role, &kind)?;

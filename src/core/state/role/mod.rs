@@ -128,6 +128,22 @@ fn load(draft: &Draft<'_>, name: &ServiceName) -> Result<(Arc<Service>, ServiceR
     Ok((service, ServiceRole::clone(role)))
 }
 
+/// A role that has a primary, who may be replaced: it is as the caller saw it, and nothing is open.
+fn load_held(
+    draft: &Draft<'_>,
+    name: &ServiceName,
+    seen: Epoch,
+) -> Result<(Arc<Service>, ServiceRole, InstanceName), Rejection> {
+    let (service, role) = load(draft, name)?;
+    let Some(holder) = role.holder.clone() else {
+        let why = format!("{name} has no primary to change: it needs its first grant");
+        return Err(rule(RoleRule::NotAdopted, why));
+    };
+    same_epoch(&role, seen)?;
+    no_fence(&role)?;
+    Ok((service, role, holder))
+}
+
 fn save(draft: &mut Draft<'_>, name: &ServiceName, mut role: ServiceRole) {
     role.changed = draft.revision;
     draft.set_role(name, Some(role));

@@ -10,7 +10,7 @@
 //! cost: no order was given. A failover that comes before its fence ends it.
 
 use super::row::{Operation, ServiceRole};
-use super::{enter, fence, load, no_fence, operation_in, rule, same_epoch, save};
+use super::{enter, fence, load_held, operation_in, rule, save};
 use crate::id::{Epoch, InstanceName, Revision, ServiceName};
 use crate::limits::MAX_TEXT_BYTES;
 use crate::reply::{Rejection, Reply, RoleRule};
@@ -53,13 +53,7 @@ pub(super) fn open(
     reason: String,
 ) -> Result<Reply, Rejection> {
     check_text("reason", &reason, MAX_TEXT_BYTES)?;
-    let (service, mut role) = load(draft, name)?;
-    let Some(holder) = role.holder.clone() else {
-        let why = format!("{name} has no primary to change: it needs its first grant");
-        return Err(rule(RoleRule::NotAdopted, why));
-    };
-    same_epoch(&role, seen)?;
-    no_fence(&role)?;
+    let (service, mut role, holder) = load_held(draft, name, seen)?;
     if let Some(((_, since), _)) = prepared(draft, name, &role) {
         return Err(under_way(since));
     }
