@@ -277,7 +277,7 @@ impl Agent {
             told.spec.instances.iter().map(|one| (one.address.clone(), one.name.clone())).collect();
         let neighbours: BTreeMap<InstanceName, String> =
             others.map(|one| (one.name.clone(), one.address.clone())).collect();
-        self.sights.aim(&neighbours, self.report_every);
+        self.sights.aim(&self.tools.engine, &neighbours, self.report_every);
         self.look.notify_one();
     }
 

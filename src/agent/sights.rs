@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use regent_core::id::InstanceName;
 use regent_core::role::observe::Sight;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use regent_engine::Engine;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -44,7 +43,12 @@ pub struct Sights {
 
 impl Sights {
     /// Looks at these from now on, every `every`.
-    pub fn aim(&mut self, neighbours: &BTreeMap<InstanceName, String>, every: Duration) {
+    pub fn aim(
+        &mut self,
+        engine: &Arc<dyn Engine>,
+        neighbours: &BTreeMap<InstanceName, String>,
+        every: Duration,
+    ) {
         self.tasks.retain(|name, (address, task)| {
             let stays = neighbours.get(name) == Some(address);
             if !stays {
@@ -57,7 +61,8 @@ impl Sights {
             if !self.tasks.contains_key(name) {
                 let seen = Arc::clone(&self.seen);
                 let (hurry, news) = (Arc::clone(&self.hurry), Arc::clone(&self.news));
-                let look = look(seen, name.clone(), address.clone(), every, hurry, news);
+                let look =
+                    look(engine.clone(), seen, name.clone(), address.clone(), every, hurry, news);
                 self.tasks.insert(name.clone(), (address.clone(), tokio::spawn(look)));
             }
         }
@@ -97,16 +102,8 @@ impl Drop for Sights {
     }
 }
 
-/// PostgreSQL's own first word: it says whether it speaks TLS. A connection alone proves nothing:
-/// the kernel of a host whose processes are frozen accepts it for them.
-async fn answer(address: &str) -> std::io::Result<()> {
-    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(&SSL_REQUEST).await?;
-    stream.read_u8().await.map(drop)
-}
-
 async fn look(
+    engine: Arc<dyn Engine>,
     seen: Arc<Mutex<BTreeMap<InstanceName, Seen>>>,
     name: InstanceName,
     address: String,
@@ -116,7 +113,7 @@ async fn look(
 ) {
     loop {
         let tried = Instant::now();
-        let outcome = tokio::time::timeout(ANSWER_WITHIN, answer(&address)).await;
+        let outcome = tokio::time::timeout(ANSWER_WITHIN, engine.knock(&address)).await;
         let last = seen.lock().get(&name).cloned();
         let before = last.as_ref().and_then(|last| last.answered);
         let (answered, refused) = match outcome {

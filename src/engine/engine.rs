@@ -79,6 +79,13 @@ pub trait Engine: Send + Sync {
     /// No session or no answer within `within`.
     async fn probe(&self, within: Duration) -> Result<Duration, SqlError>;
 
+    /// Whether another instance's server answers whoever connects to `address`, `host:port`: asked
+    /// without a session, and without a line in its log. As long as the caller waits.
+    ///
+    /// # Errors
+    /// The connection's.
+    async fn knock(&self, address: &str) -> io::Result<()>;
+
     /// The server's facts, over a connection that stays open.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 //! | `init`, `start`, `rewind`, `copy` | what happens to a directory without a server |
 //! | `adopt`, `foreign`, `release` | a cluster that was not, or will not be, Regent's |
 //! | `link`, `secure`, `observe`, `commit` | sessions, facts, commits that must be acknowledged |
+//! | `knock` | whether another server is there |
 //! | `standby`, `sync_names`, `clients`, `slots` | changes of a running server |
 //! | `sessions`, `memory` | whose commits wait for less than they should |
 //! | `history`, `wal` | timelines and records |
@@ -24,6 +25,7 @@ mod foreign;
 mod hba;
 mod history;
 mod init;
+mod knock;
 mod link;
 mod managed;
 mod marker;
@@ -308,6 +310,10 @@ impl Engine for Postgres {
         };
         link.row("ask anything", "SELECT 1", by).await?;
         Ok(began.elapsed())
+    }
+
+    async fn knock(&self, address: &str) -> std::io::Result<()> {
+        knock::knock(address).await
     }
 
     async fn observe(&self, within: Duration) -> Result<Observation, SqlError> {

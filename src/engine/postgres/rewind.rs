@@ -165,8 +165,15 @@ pub(super) async fn rewind(
         return Err(RebuildError::CannotRewind(why.to_owned()));
     }
     checkpoint_source(options, programs, source, timeline).await?;
-    let mut lost =
-        wal::commits(&options.data_dir, programs, &parting.line, from, parting.end).await?;
+    let segment_bytes = parting.cluster.segment_bytes;
+    let mut lost = wal::commits(
+        &options.data_dir,
+        programs,
+        &parting.line,
+        (from, parting.end),
+        segment_bytes,
+    )
+    .await?;
     if from < parting.end {
         let (kept_in, cut_short) = pg.change(move |o, p| keep(o, p, &parting, from)).await?;
         lost.kept_in = Some(kept_in);

@@ -1,6 +1,8 @@
 //! WAL on disk, read by `pg_waldump`: where a record ends, where all of it ends, which commits.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -63,20 +65,62 @@ fn end_of_record(at: Lsn, bytes: u64, segment_bytes: u64) -> Lsn {
     }
 }
 
+/// Where to read: records of one timeline, from a position to another or to the last one.
+struct Stretch {
+    timeline: u32,
+    from: Lsn,
+    to: Option<Lsn>,
+    segment_bytes: u64,
+}
+
+impl Stretch {
+    fn segment(&self, at: Lsn) -> String {
+        format!("{:08X}{}", self.timeline, segment_number(at, self.segment_bytes))
+    }
+
+    /// The segments that it begins and ends in.
+    fn ends(&self, dir: &Path) -> Result<(String, String), DiskError> {
+        let first = self.segment(self.from);
+        let last = match self.to {
+            Some(to) => self.segment(Lsn(to.0.saturating_sub(1))),
+            None => {
+                let mut names = durable::names(&dir.join("pg_wal"))?;
+                names.retain(|name| name.len() == 24 && name.get(..8) == first.get(..8));
+                names.pop().unwrap_or_default()
+            }
+        };
+        let last = last.max(first.clone());
+        Ok((first, last))
+    }
+}
+
 async fn dump(
     dir: &Path,
     programs: &Programs,
-    timeline: u32,
-    from: Lsn,
-    more: &[String],
+    stretch: &Stretch,
+    more: &[&str],
     line: impl FnMut(&str),
 ) -> Result<Ended, DiskError> {
     let wal = dir.join("pg_wal");
-    let (timeline, from) = (timeline.to_string(), from.to_string());
-    let mut args: Vec<&OsStr> = vec!["-p".as_ref(), wal.as_os_str(), "-t".as_ref()];
-    args.extend([OsStr::new(&timeline), "-s".as_ref(), OsStr::new(&from)]);
+    let (from, to) = (stretch.from.to_string(), stretch.to.map(|to| to.to_string()));
+    // Segments are named: of a directory alone the program asks the first file it meets how large they
+    // are, and that may be one that was prepared for later and has nothing in it.
+    let (first, last) = stretch.ends(dir)?;
+    let mut args: Vec<&OsStr> = vec!["-p".as_ref(), wal.as_os_str()];
+    args.extend(["-s", &from].map(OsStr::new));
+    args.extend(to.iter().flat_map(|to| ["-e", to.as_str()]).map(OsStr::new));
     args.extend(more.iter().map(OsStr::new));
+    args.extend([&first, &last].map(OsStr::new));
     programs.run_lines("pg_waldump", &args, &[], SCAN, line).await
+}
+
+/// Whether nothing was ever written to the segment that the stretch begins in.
+fn is_blank(dir: &Path, stretch: &Stretch) -> Result<bool, DiskError> {
+    let path = dir.join("pg_wal").join(stretch.segment(stretch.from));
+    let mut head = [0; PAGE_HEADER as usize];
+    let read = File::open(&path).and_then(|mut file| file.read_exact(&mut head));
+    read.map_err(|source| DiskError::Io { what: "read", path, source })?;
+    Ok(head.iter().all(|byte| *byte == 0))
 }
 
 /// An orderly stop as a primary, if that is how the server was left.
@@ -89,8 +133,13 @@ pub(super) async fn clean_stop(
         return Ok(None);
     }
     let mut end = None;
-    let one = ["-n".to_owned(), "1".to_owned()];
-    let ended = dump(dir, programs, cluster.timeline, cluster.checkpoint, &one, |line| {
+    let stretch = Stretch {
+        timeline: cluster.timeline,
+        from: cluster.checkpoint,
+        to: None,
+        segment_bytes: cluster.segment_bytes,
+    };
+    let ended = dump(dir, programs, &stretch, &["-n", "1"], |line| {
         if let Some(r) = record(line)
             && r.what.starts_with("CHECKPOINT_SHUTDOWN")
             && r.at == cluster.checkpoint
@@ -127,24 +176,30 @@ pub(super) async fn end(
     // A switch newer than the last checkpoint: its WAL begins where it left its parent.
     let switch = line.ancestors.last().map_or(Lsn(0), |a| a.end);
     let from = if timeline == cluster.timeline { cluster.checkpoint } else { switch };
+    let segment_bytes = cluster.segment_bytes;
+    let stretch = Stretch { timeline, from, to: None, segment_bytes };
     let mut end = from;
-    let ended = dump(dir, programs, timeline, from, &[], |line| {
-        if let Some(r) = record(line) {
-            end = end.max(end_of_record(r.at, r.bytes, cluster.segment_bytes));
+    let may_be_empty = timeline != cluster.timeline;
+    // A switch at the very beginning of a segment, and nothing was written after it.
+    if !(may_be_empty && is_blank(dir, &stretch)?) {
+        let ended = dump(dir, programs, &stretch, &[], |line| {
+            if let Some(r) = record(line) {
+                end = end.max(end_of_record(r.at, r.bytes, segment_bytes));
+            }
+        })
+        .await?;
+        // It always ends with an error: there is no record after the last. No record at all is
+        // another matter, unless nothing was written after the switch.
+        let nothing = may_be_empty && ended.err.contains(NO_RECORD);
+        if end == from && !nothing {
+            return Err(ended.failure("pg_waldump"));
         }
-    })
-    .await?;
-    // It always ends with an error: there is no record after the last. No record at all is another
-    // matter, unless nothing was written after the switch.
-    let nothing = timeline != cluster.timeline && ended.err.contains(NO_RECORD);
-    if end == from && !nothing {
-        return Err(ended.failure("pg_waldump"));
     }
     let end = end.max(cluster.min_recovery_end);
     // A crash of the processes leaves WAL written and not flushed; only flushed ends are reported.
     for name in segments(&line, from, end, cluster.segment_bytes) {
         let path = dir.join("pg_wal").join(name);
-        if let Ok(file) = std::fs::File::open(&path) {
+        if let Ok(file) = File::open(&path) {
             file.sync_all().map_err(|source| DiskError::Io { what: "sync", path, source })?;
         }
     }
@@ -156,13 +211,13 @@ pub(super) async fn commits(
     dir: &Path,
     programs: &Programs,
     line: &Line,
-    from: Lsn,
-    to: Lsn,
+    (from, to): (Lsn, Lsn),
+    segment_bytes: u64,
 ) -> Result<LostTransactions, DiskError> {
     let mut lost = LostTransactions { from, to, ..Default::default() };
     for (timeline, begin, end) in line.pieces(from, to) {
-        let only = ["-r".to_owned(), "Transaction".to_owned(), "-e".to_owned(), end.to_string()];
-        let ended = dump(dir, programs, timeline, begin, &only, |text| {
+        let stretch = Stretch { timeline, from: begin, to: Some(end), segment_bytes };
+        let ended = dump(dir, programs, &stretch, &["-r", "Transaction"], |text| {
             let Some(r) = record(text) else { return };
             if r.xid == 0 || !r.what.starts_with("COMMIT") || r.at < begin || r.at >= end {
                 return;

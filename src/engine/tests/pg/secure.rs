@@ -63,6 +63,14 @@ async fn instances_speak_tls_and_an_unknown_authority_or_host_is_refused_before_
     let hba = fs::read_to_string(primary.options.data_dir.join("regent.hba")).unwrap();
     assert!(!hba.contains("host replication regent_replication samenet"), "{hba}");
 
+    // Whoever only asks whether it is there leaves no trace in its log.
+    let address = format!("127.0.0.1:{}", primary.options.port);
+    for _ in 0..5 {
+        standby.pg.knock(&address).await.unwrap();
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let logged = primary.log();
+    assert!(!logged.contains("SSL") && !logged.contains("startup packet"), "{logged}");
     // Another authority, and the right one for another host.
     let other = files(&rig.base, "other", "127.0.0.1");
     standby.stop();
