@@ -80,16 +80,14 @@ pub(super) async fn close(
     for pid in &entering {
         postmaster.terminate(*pid).await.map_err(ChangeError::Signal)?;
     }
-    let mut empty = 0;
     loop {
-        // Whoever got in after all is in the view now, and no more among these.
+        // Whoever got in after all is in the view now, and no more among these: each process of before
+        // was entering, or is in every view until it ends. So one empty view is enough.
         if !entering.is_empty() {
             let now = unlisted(&link, postmaster, by).await?;
             entering.retain(|pid| now.contains(pid));
         }
-        let found = end_sessions(&link, postmaster, by).await?;
-        empty = if found == 0 && entering.is_empty() { empty + 1 } else { 0 };
-        if empty == 2 {
+        if end_sessions(&link, postmaster, by).await? == 0 && entering.is_empty() {
             return Ok(());
         }
         pause(by, "the sessions of clients end").await?;
