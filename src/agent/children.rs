@@ -62,14 +62,18 @@ mod tests {
     fn a_child_is_found_by_its_parent_and_with_its_title() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let me = std::process::id().cast_signed();
-        let found = of(me).unwrap();
         let pid = child.id().cast_signed();
+        // It has its name a moment after its parent goes on.
+        let title = format!("/proc/{pid}/cmdline");
+        while std::fs::read(&title).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        let found = of(me).unwrap();
         let slowly = everybody().unwrap().into_iter().filter_map(|pid| super::child(me, pid));
         assert!(slowly.into_iter().any(|it| it.pid == pid));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(found.iter().any(|it| it.title == "sleep 60"), "{found:?}");
-        assert!(found.iter().any(|it| it.pid == pid), "{found:?}");
+        assert!(found.iter().any(|it| it.pid == pid && it.title == "sleep 60"), "{found:?}");
         assert!(of(pid).unwrap().is_empty());
     }
 }
