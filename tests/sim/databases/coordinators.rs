@@ -260,6 +260,7 @@ impl World {
         }
         self.judge_entry(&applied);
         self.covered();
+        self.granted();
         applied.reply
     }
 

@@ -3,6 +3,7 @@
 use regent_core::command::Command;
 use regent_core::role::{FenceKind, Loss};
 
+use super::Profile;
 use super::net::End;
 use super::plan::{index_of, instance_name, service_name};
 use super::world::{Place, World};
@@ -72,7 +73,9 @@ impl World {
             false => self.random.between(400 * MS, 2 * SECOND),
         };
         let cuts = self.ends(holder, true);
-        self.later(wait, Place::World, move |world| world.cut_for(cuts, 3 * ttl));
+        // Below the level at which renewals say anything people are asked about each loss first.
+        let lasts = if self.options.profile == Profile::Upgrades { 10 * ttl } else { 3 * ttl };
+        self.later(wait, Place::World, move |world| world.cut_for(cuts, lasts));
         let resumed = wait + self.random.between(20 * MS, 2 * ttl);
         self.later(resumed, Place::World, |world| world.set_pause(false));
     }
@@ -143,6 +146,56 @@ impl World {
             let kind = FenceKind::Failover { verdict: "operator".into(), to: None };
             let (seen, reason, service) = (role.epoch, "because".into(), service_name());
             world.person(&Command::OpenFence { service, kind, seen, reason });
+        });
+    }
+
+    /// D, receipts: one standby alone gets what the primary acknowledges last; then that is gone, and
+    /// its heir too, as soon as it is granted.
+    pub(super) fn heir_dies(&mut self) {
+        let Some(holder) = self.holder() else { return };
+        let others: Vec<usize> = (0..self.hosts.len()).filter(|it| *it != holder).collect();
+        let heir = others[self.random.index(others.len())];
+        let me = End::Instance(holder);
+        let behind = others.iter().filter(|it| **it != heir).map(|it| End::Instance(*it));
+        let cuts = behind.flat_map(|it| [(me, it), (it, me)]).collect();
+        let away = self.random.between(12 * SECOND, 25 * SECOND);
+        self.cut_for(cuts, away);
+        let wait = self.random.between(150 * MS, 900 * MS);
+        self.later(wait, Place::World, move |world| {
+            let epoch = world.coord.role().map(|role| role.epoch);
+            let Some(epoch) = epoch.filter(|_| world.holder() == Some(holder)) else { return };
+            if world.hosts[holder].up {
+                world.power_off(holder);
+                world.later(away, Place::World, move |world| world.power_on(holder, 0));
+                world.heir = Some((heir, epoch));
+            }
+        });
+    }
+
+    /// Somebody is granted. If it is the heir, its host is gone before it acts, and people do not wait
+    /// for it: their fence is there when it comes back.
+    pub(super) fn granted(&mut self) {
+        let Some((heir, before)) = self.heir else { return };
+        let Some(epoch) = self.coord.role().map(|role| role.epoch).filter(|it| *it > before) else {
+            return;
+        };
+        self.heir = None;
+        if self.holder() != Some(heir) {
+            return;
+        }
+        self.later(1, Place::World, move |world| {
+            if !world.hosts[heir].up {
+                return;
+            }
+            world.power_off(heir);
+            let off = world.random.between(SECOND, 4 * SECOND);
+            world.later(off, Place::World, move |world| world.power_on(heir, 0));
+            let wait = world.random.between(20 * MS, 900 * MS);
+            world.later(wait, Place::World, move |world| {
+                let kind = FenceKind::Failover { verdict: "operator".into(), to: None };
+                let (reason, service) = ("because".into(), service_name());
+                world.person(&Command::OpenFence { service, kind, seen: epoch, reason });
+            });
         });
     }
 

@@ -51,6 +51,8 @@ pub enum Fault {
     PauseAndCut,
     /// The primary and one standby are cut from all others.
     Split,
+    /// The next primary has what nobody else has, and ends as it is granted.
+    HeirDies,
     /// A leader proposes what nobody has decided.
     Rogue,
 }
@@ -149,7 +151,8 @@ impl Profile {
             Self::Detaches => &[(CutAndFail, 3), (PowerCycle, 1), (AgentDies, 1), (ServerDies, 1)],
             Self::Flaps => &[(Flap, 1)],
             Self::Splits => &[(Split, 4), (ServerDies, 1)],
-            Self::Pauses => &[(PauseAndCut, 4), (ServerDies, 1)],
+            Self::Pauses | Self::Upgrades => &[(PauseAndCut, 4), (ServerDies, 1)],
+            Self::Heirs => &[(HeirDies, 4), (ServerDies, 1)],
             Self::Rogue => &[
                 (Rogue, 20),
                 (ServerDies, 2),
@@ -352,6 +355,7 @@ impl World {
             Fault::CutAndFail => self.cut_and_fail(),
             Fault::Flap => self.flap(),
             Fault::Split => self.split(),
+            Fault::HeirDies => self.heir_dies(),
             Fault::PauseAndCut => self.pause_and_cut(),
             Fault::Rogue => self.rogue(i),
             Fault::Pause => self.pause_for(i, lasts),
@@ -493,7 +497,7 @@ impl World {
                 self.later(SECOND, Place::World, move |world| world.power_on(i, 0));
             }
         }
-        if let Some(approval) = asked.filter(|_| self.plan.answers && self.random.chance(300)) {
+        if let Some(approval) = asked.filter(|_| self.random.chance(self.plan.answers)) {
             let (service, reason) = (service_name(), "because".into());
             self.person(&Command::AnswerApproval { service, approval, granted: true, reason });
         }

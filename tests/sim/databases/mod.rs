@@ -73,13 +73,17 @@ pub enum Profile {
     Splits,
     /// People who keep their hands on a service while its primary is alone.
     Pauses,
+    /// The same while a cluster is not at the newest feature level yet, and while it is raised.
+    Upgrades,
+    /// Those who were granted and end before they act on it.
+    Heirs,
     /// A leader out of its mind: what it proposes is nobody's decision.
     Rogue,
 }
 
 impl Profile {
     /// Every one, with its name on the command line.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 14] = [
         (Self::Mixed, "mixed"),
         (Self::Quiet, "quiet"),
         (Self::Cuts, "cuts"),
@@ -91,6 +95,8 @@ impl Profile {
         (Self::Flaps, "flaps"),
         (Self::Splits, "splits"),
         (Self::Pauses, "pauses"),
+        (Self::Upgrades, "upgrades"),
+        (Self::Heirs, "heirs"),
         (Self::Rogue, "rogue"),
     ];
 }

@@ -20,8 +20,8 @@ pub struct Plan {
     pub writers: usize,
     pub degrade: bool,
     pub two_needed: bool,
-    /// People answer what they are asked.
-    pub answers: bool,
+    /// Per mille of the times that people look at which they answer what they are asked.
+    pub answers: u64,
     /// One host does not come back in the end: that is no reason for not serving.
     pub missing: bool,
     /// Mean time between two faults.
@@ -47,6 +47,10 @@ impl Plan {
         let (level, raised) = match random.below(10) {
             // Below it the figures of a grant are its proposer's.
             _ if options.profile == Profile::Rogue => (FEATURE_LEVEL, None),
+            0..8 if options.profile == Profile::Upgrades => {
+                (ROLES_LEVEL, Some(random.between(levels / 3, levels.max(3 * SECOND))))
+            }
+            _ if options.profile == Profile::Upgrades => (ROLES_LEVEL, None),
             0 => (ROLES_LEVEL, None),
             1..3 => (ROLES_LEVEL, Some(random.between(2 * SECOND, levels.max(3 * SECOND)))),
             _ => (FEATURE_LEVEL, None),
@@ -58,11 +62,16 @@ impl Plan {
             writers: 2,
             degrade: quorum && random.chance(80),
             two_needed: quorum && instances > 3 && random.chance(400),
-            answers: [Profile::Rogue, Profile::Splits].contains(&options.profile)
-                || random.chance(150),
+            answers: match options.profile {
+                Profile::Upgrades => 900,
+                Profile::Rogue | Profile::Splits => 300,
+                _ if random.chance(150) => 300,
+                _ => 0,
+            },
             missing: instances > 2 && random.chance(150),
             between: match options.profile {
-                Profile::Flaps | Profile::Splits => 9 * SECOND,
+                Profile::Flaps | Profile::Splits | Profile::Heirs => 9 * SECOND,
+                Profile::Upgrades => 12 * SECOND,
                 Profile::Rates => 50 * SECOND,
                 _ => [SECOND, 3 * SECOND, 6 * SECOND, 12 * SECOND][random.index(4)],
             },

@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
+use regent_core::id::Epoch;
 use regent_core::lease::Rules;
 use regent_core::limits::RHO_PPM;
 
@@ -86,6 +87,8 @@ pub struct World {
     /// Primary and member of its set that are to go when the set without that member is covered, and
     /// until when.
     pub flapping: Option<(usize, usize, Time)>,
+    /// The standby that is to be gone as soon as it is granted, and the epoch before that.
+    pub heir: Option<(usize, Epoch)>,
     heap: BinaryHeap<Due>,
     orders: u64,
     ids: u64,
@@ -120,6 +123,7 @@ impl World {
             conns: BTreeMap::new(),
             check: Check::new(options.class),
             flapping: None,
+            heir: None,
             heap: BinaryHeap::new(),
             orders: 0,
             ids: 1,
