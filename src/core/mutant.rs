@@ -67,11 +67,13 @@ pub enum Mutant {
     PauseCommitted,
     /// E5: a lapse proves an end, whatever the last renewal said of a pause.
     LapseUnpaused,
+    /// D, OUT (a) and (b), E1: a fencer without a namespace proves an end as any other.
+    WeakProvesNothing,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 27] = [
+    pub const ALL: [(Self, &'static str); 28] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -99,6 +101,7 @@ impl Mutant {
         (Self::PauseNeedsLevel, "pause-needs-level"),
         (Self::PauseCommitted, "pause-committed"),
         (Self::LapseUnpaused, "lapse-unpaused"),
+        (Self::WeakProvesNothing, "weak-proves-nothing"),
     ];
 
     /// The one with this name.

@@ -154,7 +154,7 @@ impl World {
         self.launch_fencer(i);
         let node = self.random.index(self.coord.nodes.len());
         let host = &mut self.hosts[i];
-        let mut local = Local::new(i);
+        let mut local = Local::new(host.name);
         local.discovered(&host.dir);
         if host.runs_fenced() {
             local.started(0);
@@ -407,6 +407,7 @@ impl World {
             let place = self.agent_place(i);
             self.later(MS, place, move |world| world.certifies(i));
         }
+        self.prepare(i);
         self.report(i);
     }
 
@@ -462,10 +463,11 @@ impl World {
     }
 
     pub(super) fn send_receipt(&mut self, i: usize) {
+        let instance = self.name_of(i);
         let agent = self.agent(i);
         let Some(pledge) = agent.book.pledge.clone() else { return };
         let receipt = Receipt {
-            instance: instance_name(i),
+            instance,
             fence: pledge.fence,
             proof: pledge.proof,
             position: pledge.position,

@@ -19,7 +19,7 @@ use regent_core::lease::{NodeClock, Rules};
 use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::reply::Reply;
 use regent_core::state::State;
-use regent_core::state::role::row::ServiceRole;
+use regent_core::state::role::row::{Operation, ServiceRole};
 use regent_core::state::service::Service;
 use regent_core::state::session::Session;
 use regent_core::state::version::FEATURE_LEVEL;
@@ -48,6 +48,8 @@ pub struct Rows {
     pub at: Revision,
     pub service: Option<Arc<Service>>,
     pub role: Option<Arc<ServiceRole>>,
+    /// Its newest operation.
+    pub operation: Option<(Revision, Arc<Operation>)>,
     pub feature_level: u32,
 }
 
@@ -243,15 +245,24 @@ impl World {
         let now = self.coord.nodes[self.coord.leader].machine.read(self.now);
         self.coord.expiry.observe(&applied, now);
         let ours = |change: &Change| {
-            matches!(change, Change::Role(..) | Change::Service(..) | Change::Cluster)
+            matches!(
+                change,
+                Change::Role(..) | Change::Service(..) | Change::Operation(..) | Change::Cluster
+            )
         };
         if applied.changes.iter().any(ours) {
             let name = service_name();
             let state = &self.coord.state;
+            let role = state.roles().get(&name).cloned();
+            let newest = role.as_ref().and_then(|role| role.operation);
+            let operation = newest.and_then(|id| {
+                Some((id, Arc::clone(state.operations().get(&(name.clone(), id))?)))
+            });
             self.coord.rows = Rc::new(Rows {
                 at: revision,
                 service: state.services().get(&name).cloned(),
-                role: state.roles().get(&name).cloned(),
+                role,
+                operation,
                 feature_level: state.cluster().feature_level,
             });
             for n in 0..self.coord.nodes.len() {

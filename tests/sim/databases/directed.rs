@@ -1,7 +1,7 @@
 //! Faults of several parts, each aimed at one rule: chance alone would bring them together too seldom.
 
 use regent_core::command::Command;
-use regent_core::role::{FenceKind, Loss};
+use regent_core::role::Loss;
 
 use super::Profile;
 use super::net::End;
@@ -10,11 +10,11 @@ use super::world::{Place, World};
 use crate::agents::machine::{MS, SECOND, Time};
 
 impl World {
-    fn holder(&self) -> Option<usize> {
+    pub(super) fn holder(&self) -> Option<usize> {
         self.coord.role()?.holder.as_ref().map(index_of)
     }
 
-    fn ends(&self, of: usize, with_peers: bool) -> Vec<(End, End)> {
+    pub(super) fn ends(&self, of: usize, with_peers: bool) -> Vec<(End, End)> {
         let me = End::Instance(of);
         let peers = (0..self.hosts.len()).filter(|it| *it != of && with_peers).map(End::Instance);
         let nodes = (0..self.coord.nodes.len()).map(End::Node);
@@ -55,12 +55,7 @@ impl World {
         let cuts = self.ends(holder, false);
         self.cut_for(cuts, lasts);
         let wait = self.random.between(50 * MS, 900 * MS);
-        self.later(wait, Place::World, |world| {
-            let Some(role) = world.coord.role() else { return };
-            let kind = FenceKind::Failover { verdict: "operator".into(), to: None };
-            let (seen, reason, service) = (role.epoch, "because".into(), service_name());
-            world.person(&Command::OpenFence { service, kind, seen, reason });
-        });
+        self.later(wait, Place::World, |world| world.fail_over(None));
     }
 
     /// E5: what its renewals said of the pause is all that is known of a primary that is alone.
@@ -84,7 +79,7 @@ impl World {
     /// set without it; then only `stays` is left, which had a slow disk meanwhile.
     pub(super) fn flap(&mut self) {
         let Some(holder) = self.holder() else { return };
-        let others: Vec<usize> = (0..self.hosts.len()).filter(|it| *it != holder).collect();
+        let others = self.others(holder);
         let away = others[self.random.index(others.len())];
         let stays: Vec<usize> = others.into_iter().filter(|it| *it != away).collect();
         let (me, it) = (End::Instance(holder), End::Instance(away));
@@ -133,7 +128,7 @@ impl World {
     /// other.
     pub(super) fn split(&mut self) {
         let Some(holder) = self.holder() else { return };
-        let others: Vec<usize> = (0..self.hosts.len()).filter(|it| *it != holder).collect();
+        let others = self.others(holder);
         let with = others[self.random.index(others.len())];
         let both = [End::Instance(holder), End::Instance(with)];
         let mut cuts = self.ends(holder, true);
@@ -141,19 +136,14 @@ impl World {
         cuts.retain(|(from, to)| !(both.contains(from) && both.contains(to)));
         let lasts = self.random.between(6 * SECOND, 12 * SECOND);
         self.cut_for(cuts, lasts);
-        self.later(500 * MS, Place::World, |world| {
-            let Some(role) = world.coord.role() else { return };
-            let kind = FenceKind::Failover { verdict: "operator".into(), to: None };
-            let (seen, reason, service) = (role.epoch, "because".into(), service_name());
-            world.person(&Command::OpenFence { service, kind, seen, reason });
-        });
+        self.later(500 * MS, Place::World, |world| world.fail_over(None));
     }
 
     /// D, receipts: one standby alone gets what the primary acknowledges last; then that is gone, and
     /// its heir too, as soon as it is granted.
     pub(super) fn heir_dies(&mut self) {
         let Some(holder) = self.holder() else { return };
-        let others: Vec<usize> = (0..self.hosts.len()).filter(|it| *it != holder).collect();
+        let others = self.others(holder);
         let heir = others[self.random.index(others.len())];
         let me = End::Instance(holder);
         let behind = others.iter().filter(|it| **it != heir).map(|it| End::Instance(*it));
@@ -192,16 +182,16 @@ impl World {
             world.later(off, Place::World, move |world| world.power_on(heir, 0));
             let wait = world.random.between(20 * MS, 900 * MS);
             world.later(wait, Place::World, move |world| {
-                let kind = FenceKind::Failover { verdict: "operator".into(), to: None };
-                let (reason, service) = ("because".into(), service_name());
-                world.person(&Command::OpenFence { service, kind, seen: epoch, reason });
+                if world.coord.role().is_some_and(|role| role.epoch == epoch) {
+                    world.fail_over(None);
+                }
             });
         });
     }
 
     /// S6: what is granted rests on the log, and on nothing that its proposer thought.
     pub(super) fn rogue(&mut self, i: usize) {
-        let (name, service) = (instance_name(i), service_name());
+        let (name, service) = (self.name_of(i), service_name());
         let Some(role) = self.coord.role() else { return };
         let Some(fence) = role.fence.as_ref().map(|fence| fence.fence) else {
             let Some(set) = role.set.clone() else { return };

@@ -1,12 +1,9 @@
 //! What breaks, and for how long. A profile says what breaks often.
 
-use regent_core::command::{Command, Expect};
-use regent_core::role::{FenceKind, Order};
-
 use super::Profile;
 use super::host::Host;
 use super::net::End;
-use super::plan::{index_of, instance_name, service_name};
+use super::plan::index_of;
 use super::world::{Place, World};
 use crate::agents::machine::{MS, SECOND, Time};
 use crate::agents::random::Random;
@@ -35,10 +32,14 @@ pub enum Fault {
     Switchover,
     Failover,
     GiveUp,
+    /// People begin one thing in the middle of another.
+    Meddle,
     Policy,
     Pause,
     DiskGoesBack,
     DiskIsLost,
+    /// A host is cloned as it runs, and the clone started elsewhere.
+    HostIsCloned,
     /// All nodes are silent.
     NodesGone,
     /// The primary is alone for longer than its lease; perhaps its machine is paused meanwhile.
@@ -97,6 +98,7 @@ impl Profile {
             (Switchover, 5),
             (Failover, 4),
             (GiveUp, 2),
+            (Meddle, 4),
             (Policy, 2),
             (Pause, 2),
             (DiskGoesBack, 3),
@@ -130,6 +132,7 @@ impl Profile {
                 (Switchover, 8),
                 (Failover, 3),
                 (GiveUp, 2),
+                (Meddle, 5),
                 (ServerDies, 2),
                 (PowerCycle, 2),
                 (CutOff, 2),
@@ -153,6 +156,24 @@ impl Profile {
             Self::Splits => &[(Split, 4), (ServerDies, 1)],
             Self::Pauses | Self::Upgrades => &[(PauseAndCut, 4), (ServerDies, 1)],
             Self::Heirs => &[(HeirDies, 4), (ServerDies, 1)],
+            Self::Weak => &[
+                (ServerDies, 4),
+                (AgentHangs, 2),
+                (ServerHangs, 2),
+                (CutFromNodes, 3),
+                (FencerDies, 2),
+                (Failover, 2),
+                (Switchover, 1),
+                (PowerCycle, 1),
+            ],
+            Self::Twins => &[
+                (HostIsCloned, 8),
+                (ServerDies, 2),
+                (AgentDies, 1),
+                (PowerCycle, 1),
+                (CutFromNodes, 1),
+                (Switchover, 1),
+            ],
             Self::Rogue => &[
                 (Rogue, 20),
                 (ServerDies, 2),
@@ -226,7 +247,7 @@ impl World {
         self.random.between(20 * MS, most)
     }
 
-    fn cut(&mut self, cuts: Vec<(End, End)>) {
+    pub(super) fn cut(&mut self, cuts: Vec<(End, End)>) {
         for (from, to) in &cuts {
             self.net.cut(*from, *to);
         }
@@ -234,7 +255,7 @@ impl World {
         self.later(wait, Place::World, move |world| world.net.heal(&cuts));
     }
 
-    fn nodes(&self) -> impl Iterator<Item = End> + use<> {
+    pub(super) fn nodes(&self) -> impl Iterator<Item = End> + use<> {
         (0..self.coord.nodes.len()).map(End::Node)
     }
 
@@ -323,62 +344,45 @@ impl World {
                 self.cut(cuts);
             }
             Fault::Switchover | Fault::Failover => {
-                let Some(role) = self.coord.role() else { return };
-                let to = self.random.chance(600).then(|| instance_name(i));
-                let kind = match fault {
-                    Fault::Switchover => FenceKind::Switchover { to },
-                    _ => FenceKind::Failover { verdict: "operator".into(), to: None },
-                };
-                let (seen, reason) = (role.epoch, "because".into());
-                let service = service_name();
-                self.person(&Command::OpenFence { service, kind, seen, reason });
+                let to = self.random.chance(600).then(|| self.name_of(i));
+                match fault {
+                    Fault::Switchover => self.switch_over(to),
+                    _ => self.fail_over(to),
+                }
             }
-            Fault::GiveUp => {
-                let Some(fence) = self.coord.role().and_then(|role| role.fence.as_ref()) else {
-                    return;
-                };
-                let (fence, reason, service) = (fence.fence, "because".into(), service_name());
-                self.person(&Command::CloseFence { service, fence, reason });
+            Fault::GiveUp => self.abort(),
+            Fault::Meddle => {
+                let more = self.random.between(1, 6);
+                self.meddle(more);
             }
             Fault::Policy => {
-                self.plan.ttl_ms = [2_500, 3_000, 4_500][self.random.index(3)];
                 // A shorter time to live under a holder hurts if nothing renews it any more.
                 if self.random.chance(500) {
                     let wait = self.random.between(100 * MS, 2_500 * MS);
                     let cuts: Vec<_> = self.nodes().flat_map(|it| [(me, it), (it, me)]).collect();
-                    self.later(wait, Place::World, move |world| world.cut(cuts));
+                    let hangs = self.random.chance(400);
+                    self.later(wait, Place::World, move |world| {
+                        world.cut(cuts);
+                        // An agent that stands shuts nobody out: its fencer alone is left.
+                        if let Some(agent) = world.hosts[i].agent.as_mut().filter(|_| hangs) {
+                            agent.frozen_until = world.now + 6 * SECOND;
+                        }
+                    });
                 }
-                let spec = Box::new(self.plan.spec());
-                self.person(&Command::PutService { spec, expect: Expect::Any });
+                self.change_policy();
             }
             Fault::LongCut => self.long_cut(),
             Fault::CutAndFail => self.cut_and_fail(),
             Fault::Flap => self.flap(),
             Fault::Split => self.split(),
             Fault::HeirDies => self.heir_dies(),
+            Fault::HostIsCloned => self.host_is_cloned(i),
             Fault::PauseAndCut => self.pause_and_cut(),
             Fault::Rogue => self.rogue(i),
             Fault::Pause => self.pause_for(i, lasts),
             Fault::DiskGoesBack => self.disk_goes_back(i, lasts),
             Fault::DiskIsLost => self.disk_is_lost(i, lasts),
         }
-    }
-
-    /// People keep Regent's hands off for a while; some do so because something is about to break.
-    fn pause_for(&mut self, i: usize, lasts: Time) {
-        self.set_pause(true);
-        self.later(lasts, Place::World, |world| world.set_pause(false));
-        if self.random.chance(600) {
-            let wait = self.random.between(10 * MS, lasts + 500 * MS);
-            let me = End::Instance(i);
-            let cuts: Vec<_> = self.nodes().flat_map(|it| [(me, it), (it, me)]).collect();
-            self.later(wait, Place::World, move |world| world.cut(cuts));
-        }
-    }
-
-    pub(super) fn set_pause(&mut self, paused: bool) {
-        let (service, reason) = (service_name(), "because".into());
-        self.person(&Command::SetPause { service, paused, reason });
     }
 
     fn power_cycle(&mut self, i: usize, for_us: Time, stranger: bool) {
@@ -421,7 +425,7 @@ impl World {
         host.dir = old;
         host.dir.wal.flushed = host.dir.wal.end();
         host.book = Some(was);
-        self.check.went_back(disk);
+        self.check.went_back(i, disk);
         self.check.stats.went_back += 1;
         self.later(for_us, Place::World, move |world| world.power_on(i, 0));
     }
@@ -436,7 +440,7 @@ impl World {
         self.later(for_us, Place::World, move |world| world.power_on(i, 0));
     }
 
-    fn wipe(&mut self, i: usize) {
+    pub(super) fn wipe(&mut self, i: usize) {
         let generation = self.fresh();
         let host = &mut self.hosts[i];
         host.dir = super::postgres::Dir { generation, timelines: 1, ..Default::default() };
@@ -475,41 +479,14 @@ impl World {
         }
     }
 
-    /// People look after what is quarantined, and answer what they are asked.
-    pub fn people(&mut self) {
-        self.later(2 * SECOND, Place::World, Self::people);
-        let Some(role) = self.coord.role() else { return };
-        let is_out = |row: &regent_core::state::role::row::InstanceRow| {
-            row.quarantined.is_some() && matches!(row.directive.order, Order::Quarantined)
-        };
-        let out = role.instances.iter().filter(|(name, row)| {
-            is_out(row) && role.holder.as_ref() != Some(name) && !role.counts(name)
-        });
-        let out: Vec<usize> = out.map(|(name, _)| index_of(name)).collect();
-        let asked = role.operation.and_then(|id| {
-            let row = self.coord.state.operations().get(&(service_name(), id))?;
-            row.approval.as_ref().filter(|asked| asked.answer.is_none()).map(|asked| asked.id)
-        });
-        for i in out {
-            if self.hosts[i].up && self.hosts[i].book.is_some() && self.random.chance(300) {
-                self.power_off(i);
-                self.wipe(i);
-                self.later(SECOND, Place::World, move |world| world.power_on(i, 0));
-            }
-        }
-        if let Some(approval) = asked.filter(|_| self.random.chance(self.plan.answers)) {
-            let (service, reason) = (service_name(), "because".into());
-            self.person(&Command::AnswerApproval { service, approval, granted: true, reason });
-        }
-    }
-
     /// Nothing is broken any more.
     fn calm_down(&mut self) {
         self.say(|| "-- calm".into());
         self.net = super::net::Net::default();
+        self.end_twin();
         self.resume();
         if self.plan.missing {
-            let i = self.random.index(self.hosts.len());
+            let i = self.random.index(self.plan.instances);
             self.say(|| format!("-- {i} is gone for good"));
             self.power_off(i);
         }
@@ -520,16 +497,8 @@ impl World {
         self.later(3 * SECOND, Place::World, Self::is_well);
     }
 
-    /// Whoever paused it resumes it, however often that takes.
-    fn resume(&mut self) {
-        if self.coord.role().is_some_and(|role| role.paused.is_some()) {
-            self.set_pause(false);
-        }
-        self.later(2 * SECOND, Place::World, Self::resume);
-    }
-
     fn is_well(&mut self) {
-        if self.serves() {
+        if self.serves() && !self.is_changing() {
             self.finish();
         } else {
             self.later(SECOND, Place::World, Self::is_well);

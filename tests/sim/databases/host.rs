@@ -19,6 +19,8 @@ pub const FENCE_BUDGET_MS: u64 = 250;
 
 /// A host and what lies on its disk.
 pub struct Host {
+    /// The instance that its agent speaks for.
+    pub name: usize,
     pub machine: Machine,
     pub up: bool,
     /// Which boot of the machine this is.
@@ -67,6 +69,7 @@ impl Host {
             dir.wal.flushed = 1;
         }
         Self {
+            name: i,
             machine,
             up: true,
             boot: 1,
@@ -77,6 +80,18 @@ impl Host {
             server: None,
             agent: None,
         }
+    }
+
+    /// Another machine with what lies on the disk of this one, as after a power cut.
+    pub fn twin(&self, machine: Machine, boot: u64, life: u64) -> Self {
+        let mut dir = self.dir.clone();
+        let flushed = dir.wal.flushed;
+        dir.wal.truncate(flushed);
+        let receipt = self.fencer.receipt.clone();
+        let fencer = Fencer { up: false, life, lease: Lease::default(), receipt, timer: 0 };
+        let (book, (server, agent)) = (self.book.clone(), (None, None));
+        let name = self.name;
+        Self { name, machine, up: true, boot, dir, book, image: None, fencer, server, agent }
     }
 
     /// What its fencer would say.
@@ -187,7 +202,11 @@ impl World {
         if !self.hosts[i].runs_fenced() {
             return;
         }
-        self.end_server(i);
+        let weak = self.plan.weak;
+        match weak && exit != Some(0) && self.random.chance(400) {
+            true => self.outlive(i),
+            false => self.end_server(i),
+        }
         let host = &mut self.hosts[i];
         let now = host.machine.read(self.now);
         let (view, sequence) = (host.fencer.lease.view(), host.fencer.sequence() + 1);
@@ -199,8 +218,11 @@ impl World {
             number: view.number,
             reason,
             exit: exit.map(ExitStatus::Code),
-            protection: Protection::Namespace,
-            proof: Proof::Namespace,
+            protection: match weak {
+                true => Protection::Weak { reason: "there is no namespace".into() },
+                false => Protection::Namespace,
+            },
+            proof: if weak { Proof::Weak } else { Proof::Namespace },
             started_at: None,
             killed_at: now,
             ended_at: now,
@@ -209,7 +231,22 @@ impl World {
         let in_order = reason == Reason::PostmasterExit && exit == Some(0);
         self.say(|| format!("{i}: nothing runs any more ({reason:?})"));
         self.fencer_says(i);
-        self.tell(i, News::Stopped { proven: true, in_order, sequence });
+        self.tell(i, News::Stopped { proven: !weak, in_order, sequence });
+    }
+
+    /// E1: who was not found by a fencer without a namespace goes on for a moment. No session begins
+    /// without the first process, and none is answered that is new.
+    fn outlive(&mut self, i: usize) {
+        let wait = self.random.between(20 * MS, 2 * SECOND);
+        let Some(server) = self.hosts[i].server.as_mut() else { return };
+        (server.fenced, server.open, server.upstream) = (false, false, None);
+        let run = server.run;
+        if server.primary {
+            self.check.primary_ended.insert(i, self.now);
+        }
+        self.check.stats.outlived += 1;
+        self.say(|| format!("{i}: somebody was not found"));
+        self.later(wait, Place::Server(i, run), move |world| world.end_server(i));
     }
 
     fn tell(&mut self, i: usize, news: News) {
@@ -313,7 +350,10 @@ impl World {
             return;
         }
         if self.hosts[i].runs_fenced() {
-            self.end_server(i);
+            match self.plan.weak && self.random.chance(400) {
+                true => self.outlive(i),
+                false => self.end_server(i),
+            }
         }
         self.hosts[i].fencer.up = false;
         self.tell(i, News::Lost);
@@ -337,6 +377,9 @@ impl World {
 
     /// Power is back: perhaps the distribution's unit starts what lies there, then the agent comes.
     pub fn power_on(&mut self, i: usize, stranger_for: Time) {
+        if i >= self.plan.instances && self.now >= self.calm {
+            return;
+        }
         let host = &mut self.hosts[i];
         host.up = true;
         host.boot += 1;

@@ -12,12 +12,11 @@ use regent_core::lease::holder::{Answer, HolderSession};
 use regent_core::lease::{HolderClock, Rules};
 use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::reply::{RenewalOutcome, Reply};
-use regent_core::role::{AgentStart, Armed, DataIdentity, Order};
+use regent_core::role::{AgentStart, DataIdentity, Order};
 
 use super::agent::{HELLO, Open, RESTART};
 use super::host::FENCE_BUDGET_MS;
 use super::net::End;
-use super::plan::instance_name;
 use super::streams::{Ask, FromNode, Instruction, Outcome};
 use super::world::World;
 use crate::agents::machine::{MS, SECOND, Time};
@@ -103,7 +102,7 @@ impl World {
             then(world, i);
         };
         self.carry_to_node(i, node, move |world| {
-            let by = Principal::new(Role::Agent, format!("s/{}", instance_name(i)));
+            let by = Principal::new(Role::Agent, format!("s/{}", world.name_of(i)));
             let told = move |world: &mut World, reply: &Reply| {
                 if let Reply::SessionOpened { session, .. } = reply {
                     let session = *session;
@@ -123,7 +122,7 @@ impl World {
         let command = Command::CloseSession { session: of.session, nonce: of.nonce };
         let node = self.agent(i).node;
         self.carry_to_node(i, node, move |world| {
-            let by = Principal::new(Role::Agent, format!("s/{}", instance_name(i)));
+            let by = Principal::new(Role::Agent, format!("s/{}", world.name_of(i)));
             world.propose(node, by, &command, Box::new(|_, _| {}));
         });
     }
@@ -157,6 +156,7 @@ impl World {
 
     /// What the coordinators must know before they accept this start.
     pub(super) fn start(&mut self, i: usize) -> AgentStart {
+        let fencer = self.plan.armed();
         let agent = self.agent(i);
         let id = agent.session.as_ref().map_or(SessionId(0), |open| open.id);
         let (book, local) = (&agent.book, &agent.local);
@@ -174,7 +174,7 @@ impl World {
             disk: book.disk,
             seen: book.seen(),
             data,
-            fencer: Armed::Armed,
+            fencer,
             // A new run each time: a restarted agent is a stranger to it, as the simulated one is.
             run: agent.nonce,
         }

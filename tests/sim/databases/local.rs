@@ -21,6 +21,7 @@ pub struct Seen {
     pub position: Position,
     /// The walreceiver: from whom, and how long it has heard nothing.
     pub receiver: Option<(usize, Time)>,
+    /// Who streams from it, by the names they give.
     pub senders: Vec<(usize, Option<usize>)>,
     pub names: Names,
     /// The host's clock, read before anything was asked.
@@ -56,6 +57,9 @@ pub struct Local {
     pub stopped_in_order: bool,
     pub proven: bool,
     pub last_end: u64,
+    /// The switchover that it is to checkpoint for, and for which it has, and when.
+    pub announced: Option<Revision>,
+    pub prepared: Option<(Revision, Time)>,
 }
 
 /// What the agent was told, beyond the notebook.
@@ -72,9 +76,9 @@ pub struct Told {
 }
 
 impl Local {
-    pub fn new(i: usize) -> Self {
+    pub fn new(name: usize) -> Self {
         Self {
-            me: instance_name(i),
+            me: instance_name(name),
             data: Data::Empty,
             generation: 0,
             running: false,
@@ -99,6 +103,8 @@ impl Local {
             stopped_in_order: false,
             proven: false,
             last_end: 0,
+            announced: None,
+            prepared: None,
         }
     }
 
@@ -129,6 +135,7 @@ impl Local {
         (self.names, self.in_force, self.replayed) = (None, None, None);
         (self.probe, self.streamless) = (Probe::Unknown, None);
         self.has_slots = false;
+        (self.announced, self.prepared) = (None, None);
         self.proven = proven;
         self.stopped_in_order = in_order;
         self.shut_down = false;
@@ -273,6 +280,7 @@ impl Local {
                 .map(|(begun, returned)| Canary { age_ms: (now - begun) / MS, returned }),
             set_in_force: self.in_force,
             covered: self.in_force,
+            prepared: self.prepared.map(|(operation, _)| operation),
             serving,
             seen: notebook.seen(),
             ..Observation::default()

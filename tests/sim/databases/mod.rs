@@ -25,14 +25,18 @@ mod host;
 mod link;
 mod local;
 mod net;
+mod order;
+mod people;
 mod plan;
 mod postgres;
+mod prepare;
 mod says;
 mod senses;
 mod steps;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod twins;
 mod wal;
 mod world;
 
@@ -77,13 +81,17 @@ pub enum Profile {
     Upgrades,
     /// Those who were granted and end before they act on it.
     Heirs,
+    /// Hosts that are cloned as they run.
+    Twins,
+    /// Fencers without a namespace, which somebody may outlive.
+    Weak,
     /// A leader out of its mind: what it proposes is nobody's decision.
     Rogue,
 }
 
 impl Profile {
     /// Every one, with its name on the command line.
-    pub const ALL: [(Self, &'static str); 14] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::Mixed, "mixed"),
         (Self::Quiet, "quiet"),
         (Self::Cuts, "cuts"),
@@ -97,6 +105,8 @@ impl Profile {
         (Self::Pauses, "pauses"),
         (Self::Upgrades, "upgrades"),
         (Self::Heirs, "heirs"),
+        (Self::Twins, "twins"),
+        (Self::Weak, "weak"),
         (Self::Rogue, "rogue"),
     ];
 }
@@ -190,6 +200,20 @@ pub struct Stats {
     pub overlaps: u64,
     /// Fencers that lost their deadline for a pause.
     pub paused: u64,
+    /// Switchovers that were announced.
+    pub announced: u64,
+    /// Grants to who held the end of a resignation.
+    pub resigned: u64,
+    /// Switchovers that a failover took over.
+    pub taken_over: u64,
+    /// Recruits that were told to fetch.
+    pub fetches: u64,
+    /// Grants to one that had fetched.
+    pub fetched: u64,
+    /// Servers of which somebody outlived the fencer.
+    pub outlived: u64,
+    /// Runs in which a cloned host was taken for its instance.
+    pub twins: u64,
 }
 
 impl Stats {
@@ -213,6 +237,13 @@ impl Stats {
         self.asked += other.asked;
         self.overlaps += other.overlaps;
         self.paused += other.paused;
+        self.announced += other.announced;
+        self.resigned += other.resigned;
+        self.taken_over += other.taken_over;
+        self.fetches += other.fetches;
+        self.fetched += other.fetched;
+        self.outlived += other.outlived;
+        self.twins += other.twins;
     }
 }
 

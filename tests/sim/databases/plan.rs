@@ -1,6 +1,7 @@
 //! What a seed is about: the service's shape and policy, and which faults are frequent.
 
 use regent_core::id::{InstanceName, Locality, ServiceName};
+use regent_core::role::Armed;
 use regent_core::spec::{
     Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, ServiceSpec, TooFewSync,
     TopologyKind,
@@ -22,6 +23,10 @@ pub struct Plan {
     pub two_needed: bool,
     /// Per mille of the times that people look at which they answer what they are asked.
     pub answers: u64,
+    /// Fencers have no namespace: somebody may outlive them for a moment.
+    pub weak: bool,
+    /// The last instance is never promoted, and may hold more than others.
+    pub spare: bool,
     /// One host does not come back in the end: that is no reason for not serving.
     pub missing: bool,
     /// Mean time between two faults.
@@ -64,10 +69,12 @@ impl Plan {
             two_needed: quorum && instances > 3 && random.chance(400),
             answers: match options.profile {
                 Profile::Upgrades => 900,
-                Profile::Rogue | Profile::Splits => 300,
+                Profile::Rogue | Profile::Splits | Profile::Weak => 300,
                 _ if random.chance(150) => 300,
                 _ => 0,
             },
+            weak: options.profile == Profile::Weak,
+            spare: instances > 2 && random.chance(200),
             missing: instances > 2 && random.chance(150),
             between: match options.profile {
                 Profile::Flaps | Profile::Splits | Profile::Heirs => 9 * SECOND,
@@ -81,6 +88,11 @@ impl Plan {
             level,
             raised,
         }
+    }
+
+    /// What agents say of their fencers.
+    pub fn armed(&self) -> Armed {
+        if self.weak { Armed::Weak } else { Armed::Armed }
     }
 
     /// The service as it is declared.
@@ -110,7 +122,7 @@ impl Plan {
             name: instance_name(i),
             locality: Locality { region: "r".into(), zone: format!("z{i}"), host: format!("h{i}") },
             address: format!("{}:5432", instance_name(i)),
-            priority: 1,
+            priority: u32::from(!self.spare || i + 1 < self.instances),
         });
         ServiceSpec {
             name: service_name(),

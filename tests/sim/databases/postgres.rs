@@ -47,6 +47,8 @@ pub struct Dir {
     pub clean: bool,
     /// The highest timeline that its history files know.
     pub timelines: u32,
+    /// There is a slot for each other instance.
+    pub slots: bool,
 }
 
 /// What waits for a commit.
@@ -65,7 +67,8 @@ struct Waiting {
 
 /// A walsender.
 pub struct Sender {
-    pub to: usize,
+    /// Which instance it says to be: what names are matched with.
+    pub name: usize,
     pub conn: u64,
     pub names: Names,
     /// As the standby said last.
@@ -158,7 +161,7 @@ impl World {
             waiting: Vec::new(),
             released: 0,
             sessions: Vec::new(),
-            slots: false,
+            slots: dir.slots,
             flushing: false,
         });
         let recovery = if was_clean { 20 * MS } else { 150 * MS };
@@ -295,11 +298,11 @@ impl World {
         if mine.parts_from(theirs) < mine.end() {
             return;
         }
-        let (from_run, to_run, names) = (up.run, server.run, up.names);
+        let (from_run, to_run, names, name) = (up.run, server.run, up.names, host.name);
         let id = self.fresh();
         let conn = Conn { from, to: i, from_run, to_run, alive: self.now, pumping: false };
         self.conns.insert(id, conn);
-        let sender = Sender { to: i, conn: id, names, flushed: None };
+        let sender = Sender { name, conn: id, names, flushed: None };
         if let Some(up) = self.hosts[from].server.as_mut() {
             up.senders.push(sender);
         }
@@ -421,10 +424,10 @@ impl World {
         let Some(server) = host.server.as_mut() else { return };
         if let Some(by) = by {
             let Names::Any { k, .. } = server.senders[by].names else { return };
-            if !server.senders[by].names.holds(server.senders[by].to) {
+            if !server.senders[by].names.holds(server.senders[by].name) {
                 return;
             }
-            let counts = server.senders.iter().filter(|it| it.names.holds(it.to));
+            let counts = server.senders.iter().filter(|it| it.names.holds(it.name));
             let mut ends: Vec<usize> = counts.filter_map(|it| it.flushed).collect();
             ends.sort_unstable_by(|a, b| b.cmp(a));
             let Some(end) = ends.get(k as usize - 1) else { return };

@@ -5,7 +5,7 @@ use regent_core::agent::{Data, OnDisk, Pausing};
 use regent_core::id::{Nonce, Revision};
 use regent_core::lease::holder::VoidReason;
 use regent_core::mutant::{Mutant, leaves_out};
-use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
+use regent_core::role::{HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
 use regent_core::spec::Mode;
 
 use super::agent::DISARM_AGAIN;
@@ -22,11 +22,12 @@ impl World {
 
     fn holder_report(&mut self, i: usize) -> HolderReport {
         let (pausing, boot) = (self.pausing(i), MachineBoot(self.hosts[i].boot));
+        let armed = self.plan.armed();
         let agent = self.agent(i);
         let primary = agent.local.data == Data::Present(OnDisk::Primary) && agent.local.running;
         let seen = agent.local.seen.as_ref().filter(|(seen, _)| primary && !seen.in_recovery);
         HolderReport {
-            armed: Armed::Armed,
+            armed,
             boot,
             sent: HolderInstant::default(),
             watermark: seen.map(|(seen, _)| Watermark {

@@ -70,7 +70,7 @@ impl World {
             in_recovery: !server.primary,
             position: host.dir.wal.position(host.dir.wal.flushed),
             receiver: receiver.map(|conn| (conn.from, self.now - conn.alive)),
-            senders: server.senders.iter().map(|it| (it.to, it.flushed)).collect(),
+            senders: server.senders.iter().map(|it| (it.name, it.flushed)).collect(),
             names: server.names,
             asked: host.machine.read(self.now),
         })
@@ -84,7 +84,7 @@ impl World {
         let now = self.now;
         let mut tried = Vec::new();
         if self.agent(i).instruction.is_some() {
-            for other in (0..self.hosts.len()).filter(|other| *other != i) {
+            for other in self.others(self.hosts[i].name) {
                 let host = &self.hosts[other];
                 let reached = host.up
                     && host.machine.runs(now)

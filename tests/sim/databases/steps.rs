@@ -90,7 +90,8 @@ impl World {
         let at = At { i, id };
         match step {
             Step::Kill => self.fenced_stop(i, StopMode::Kill, move |world| {
-                world.ended(at, move |local| local.ended(true, false));
+                let proven = !world.plan.weak;
+                world.ended(at, move |local| local.ended(proven, false));
             }),
             Step::ShutDown => self.shut_down(at),
             Step::CloseOnDisk => self.close_on_disk(at),
@@ -161,6 +162,7 @@ impl World {
             if let Some(server) = world.hosts[at.i].server.as_mut() {
                 server.slots = true;
             }
+            world.hosts[at.i].dir.slots = true;
             world.ok(at, |local| local.has_slots = true);
         });
     }
@@ -169,7 +171,7 @@ impl World {
         if !self.asks(at) {
             return;
         }
-        let slow = self.random.chance(50);
+        let slow = self.random.chance(50) && !self.is_clean(at.i);
         let wait = self.random.between(MS, if slow { 5 * SECOND } else { 40 * MS });
         self.then(at, wait, move |world| {
             if !world.answers(End::Instance(at.i), at.i) {
@@ -178,9 +180,10 @@ impl World {
             world.fenced_stop(at.i, StopMode::Fast, move |world| {
                 let dir = &world.hosts[at.i].dir;
                 let clean = dir.clean.then(|| dir.wal.position(dir.wal.end()));
+                let proven = !world.plan.weak;
                 world.ended(at, move |local| {
                     let epoch = local.written;
-                    local.ended(true, false);
+                    local.ended(proven, false);
                     local.shut_down = clean.is_some();
                     local.end = clean.map(|end| regent_core::role::Position { epoch, ..end });
                 });
@@ -356,7 +359,7 @@ impl World {
         (dir.present, dir.broken, dir.clean) = (true, false, false);
         (dir.signal, dir.upstream, dir.names) = (true, None, Names::Blocked);
         (dir.min_recovery, dir.generation) = (end, generation);
-        dir.timelines = timelines;
+        (dir.timelines, dir.slots) = (timelines, false);
         self.check.stats.rebuilt += 1;
         self.ok(at, move |local| {
             local.generation = generation;

@@ -12,6 +12,7 @@ use regent_core::reply::{Rejection, Reply};
 use regent_core::role::observe::Observation;
 use regent_core::role::{AgentStart, Directive, Lsn, Proof, Receipt, StopInstant, SyncSet};
 use regent_core::spec::ServiceSpec;
+use regent_core::state::role::plan::is_prepared;
 use regent_core::state::version::REPORTS_LEVEL;
 use regent_core::time::Micros;
 
@@ -51,6 +52,8 @@ pub struct Instruction {
     /// Revision of the declaration.
     pub policy: Revision,
     pub paused: Option<Revision>,
+    /// The switchover that is announced to its primary.
+    pub prepare: Option<Revision>,
     pub upstream: Option<InstanceName>,
 }
 
@@ -128,9 +131,9 @@ impl World {
                 return;
             }
             let now = world.coord.nodes[leader].machine.read(world.now);
-            let (service, name) = (service_name(), instance_name(i));
+            let (service, name) = (service_name(), world.name_of(i));
             world.coord.facts.observed(&service, &name, seen, Micros(0), now);
-            world.coord.streams.sources.insert(i, id);
+            world.coord.streams.sources.insert(world.hosts[i].name, id);
         });
     }
 
@@ -177,10 +180,11 @@ impl World {
     pub fn end_stream(&mut self, id: u64) {
         let Some(stream) = self.coord.streams.open.remove(&id) else { return };
         let leader = self.coord.leader;
-        let newest = self.coord.streams.sources.get(&stream.instance) == Some(&id);
+        let name = self.hosts[stream.instance].name;
+        let newest = self.coord.streams.sources.get(&name) == Some(&id);
         if newest && self.net.joins(End::Node(stream.node), End::Node(leader)) {
             let now = self.coord.nodes[leader].machine.read(self.now);
-            let name = instance_name(stream.instance);
+            let name = self.name_of(stream.instance);
             self.coord.facts.lost(&service_name(), &name, now);
         }
     }
@@ -200,11 +204,10 @@ impl World {
         };
         let Some((number, ask)) = stream.asks.pop_front() else { return };
         let (i, node) = (stream.instance, stream.node);
-        let service = service_name();
+        let (service, instance) = (service_name(), instance_name(self.hosts[i].name));
+        let by = Principal::new(Role::Agent, format!("s/{instance}"));
         let command = match ask.clone() {
-            Ask::Start(start) => {
-                Command::AcceptStart { service, instance: instance_name(i), start }
-            }
+            Ask::Start(start) => Command::AcceptStart { service, instance, start },
             _ if stream.accepted.is_none() => {
                 let refused = Outcome::Refused { quarantined: false, transient: false };
                 return self.down(id, FromNode::Answer(number, refused));
@@ -222,7 +225,6 @@ impl World {
             }
         };
         stream.under_way = true;
-        let by = Principal::new(Role::Agent, format!("s/{}", instance_name(i)));
         self.propose(
             node,
             by,
@@ -251,6 +253,8 @@ impl World {
             let (session, nonce) = (start.session, start.nonce);
             let since = reply.revision().unwrap_or_default();
             stream.accepted = Some(Accepted { session, nonce, since });
+            let i = stream.instance;
+            self.twin_is_accepted(i);
         }
         if matches!(outcome, Outcome::Refused { .. }) {
             self.say(|| format!("refused: {ask:?}: {reply:?}"));
@@ -272,7 +276,7 @@ impl World {
         let Some(accepted) = &stream.accepted else { return };
         let rows = &self.coord.nodes[stream.node].rows;
         let (Some(service), Some(role)) = (&rows.service, &rows.role) else { return };
-        let name = instance_name(stream.instance);
+        let name = self.name_of(stream.instance);
         let Some(row) = role.instances.get(&name) else { return };
         // Rows of before that start know nothing of it. A start that changed nothing is in all rows.
         let has_it = (row.session, row.nonce) == (accepted.session, accepted.nonce);
@@ -285,6 +289,7 @@ impl World {
         }
         let lease = role.lease.as_ref().filter(|lease| lease.session == accepted.session);
         let holds = role.holder.as_ref() == Some(&name);
+        let newest = rows.operation.as_ref().filter(|(_, row)| is_prepared(row, role));
         let told = Instruction {
             directive: row.directive.clone(),
             epoch: role.epoch,
@@ -296,6 +301,7 @@ impl World {
             spec: service.spec.clone(),
             policy: service.changed,
             paused: role.pause_to_obey(rows.feature_level),
+            prepare: newest.filter(|_| holds).map(|(id, _)| *id),
             upstream: role.holder.clone(),
         };
         if stream.told.as_deref() == Some(&told) {

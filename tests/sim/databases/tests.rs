@@ -74,12 +74,13 @@ const ORDER: [Hunt; 9] = [
 ];
 
 /// Leases, clocks and pauses.
-const LEASES: [Hunt; 5] = [
+const LEASES: [Hunt; 6] = [
     (Mutant::GrantRenewed, Profile::Crashes, Mode::Quorum, "C8"),
     (Mutant::ShutKeepsDeadline, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseCommitted, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::LapseUnpaused, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseNeedsLevel, Profile::Upgrades, Mode::Lease, "S1"),
+    (Mutant::WeakProvesNothing, Profile::Weak, Mode::Lease, "S1"),
 ];
 
 /// Long leases, over long runs.
@@ -149,6 +150,10 @@ fn somebody_serves_in_the_end_whatever_broke() {
             let options = Options { profile, mode: Some(mode), ..Options::default() };
             let stats = sum(&options, 6);
             assert!(stats.acked > 100, "{name}: {stats:?}");
+            if profile == Profile::Switchovers {
+                assert!(stats.announced > 10 && stats.resigned > 5, "{name}: {stats:?}");
+                assert!(stats.taken_over > 0 && stats.fetches > 0, "{name}: {stats:?}");
+            }
         }
     }
 }

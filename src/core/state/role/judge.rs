@@ -102,7 +102,10 @@ impl<'a> Case<'a> {
         let Some(holder) = &self.role.holder else { return Ok(OutProof::NoHolder) };
         match fence.receipts.get(holder) {
             Some(receipt) if receipt.proof == Proof::Resigned => return Ok(OutProof::Resigned),
-            Some(receipt) if receipt.proof == Proof::Stopped && receipt.is_proven => {
+            Some(receipt)
+                if receipt.proof == Proof::Stopped
+                    && (receipt.is_proven || leaves_out(Mutant::WeakProvesNothing)) =>
+            {
                 return Ok(OutProof::Stopped);
             }
             _ => {}
@@ -134,7 +137,8 @@ impl<'a> Case<'a> {
             || leaves_out(Mutant::LapseUnpaused);
         self.role.lapse_counts(self.policy.mode)
             && self.role.paused.is_none()
-            && self.role.lapsed == Some(Armed::Armed)
+            && (self.role.lapsed == Some(Armed::Armed)
+                || leaves_out(Mutant::WeakProvesNothing) && self.role.lapsed.is_some())
             && (self.said.is_none() || unpaused)
     }
 
