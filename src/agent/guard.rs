@@ -249,7 +249,7 @@ impl Guard {
         match self.ask(move |fencer| fencer.request_stop(mode, kill_after)).await {
             // What ran before ended with the last receipt; without one nobody has seen an end.
             Err(GuardError::Client(ClientError::Refused(Refusal::NotRunning))) => {
-                return Ok(is_proof(self.look().await?.receipt.as_ref()));
+                return Ok(is_proof(&self.look().await?));
             }
             other => drop(other?),
         }
@@ -262,7 +262,7 @@ impl Guard {
                 if mode == StopMode::Kill {
                     self.fences.took(ordered.elapsed(), By::Agent, "an order");
                 }
-                return Ok(is_proof(now.receipt.as_ref()));
+                return Ok(is_proof(&now));
             }
             if Instant::now() > until {
                 return self.ask(move |_| Err(ClientError::Silent(within))).await;
@@ -467,15 +467,15 @@ fn listen(
         .map_err(|source| ClientError::Step { step: "thread of the fencer's news", source }.into())
 }
 
-/// Whether an end is proven: the receipt's word, whatever the fencer could have done.
-pub fn is_proof(receipt: Option<&Receipt>) -> bool {
-    receipt.is_some_and(|receipt| receipt.proof == Proof::Namespace)
+/// Whether the last end is proven: the receipt's word, if it is of this boot of this machine.
+pub fn is_proof(status: &Status) -> bool {
+    status.receipt.as_ref().is_some_and(|receipt| receipt.proves_end(&status.boot_id))
 }
 
 /// What a receipt means for the agent.
 fn stopped(receipt: &Receipt) -> News {
     News::Stopped {
-        proven: is_proof(Some(receipt)),
+        proven: receipt.proof == Proof::Namespace,
         in_order: receipt.reason == Reason::PostmasterExit
             && receipt.exit == Some(ExitStatus::Code(0)),
         fired: matches!(receipt.reason, Reason::Deadline | Reason::NamespaceKilled),
@@ -507,11 +507,11 @@ mod tests {
             killed_at: Reading::at_us(1),
             ended_at: Reading::at_us(2),
         };
-        assert!(!is_proof(Some(&receipt)));
+        assert!(!receipt.proves_end(""));
         receipt.proof = Proof::EndOfInit;
-        assert!(!is_proof(Some(&receipt)), "the end of that init is yet to be seen");
+        assert!(!receipt.proves_end(""), "the end of that init is yet to be seen");
         receipt.proof = Proof::Namespace;
-        assert!(is_proof(Some(&receipt)));
-        assert!(!is_proof(None), "nobody saw an end");
+        assert!(receipt.proves_end(""));
+        assert!(!receipt.proves_end("another"), "of an image of this disk, or before a power cut");
     }
 }

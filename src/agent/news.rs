@@ -7,6 +7,14 @@ use crate::guard::News;
 use crate::run::Agent;
 
 impl Agent {
+    /// E4: what ended is started again by a renewal of after that only, whoever ended it. One from before
+    /// a fence must not start it once that fence is given up.
+    pub(crate) fn renounce(&mut self) {
+        self.right = Right::default();
+        let known = self.session.as_ref().and_then(SessionLease::deadline);
+        self.crashed_at = known.map(|deadline| deadline.number);
+    }
+
     pub(crate) fn news(&mut self, news: News) {
         let guard = self.guard.clone();
         tokio::spawn(async move { guard.look().await });
@@ -18,16 +26,14 @@ impl Agent {
                 tracing::info!(proven, in_order, fired, "nothing of the database runs any more");
                 self.local.last_end = sequence;
                 // An end that a step brought about is told by the step.
-                let asked = self.busy.as_ref().is_some_and(|(step, _)| {
-                    matches!(step, Step::Kill | Step::ShutDown | Step::ShutReaders)
-                });
-                if !asked {
+                let asked = self.busy.as_ref().map(|(step, _)| step);
+                let is_standby = matches!(asked, Some(Step::ShutReaders));
+                if !is_standby && !matches!(asked, Some(Step::Kill | Step::ShutDown)) {
                     self.local.ended(proven, in_order);
-                    // E4: only a renewal of after the crash starts it again.
-                    self.right = Right::default();
-                    let known = self.session.as_ref().and_then(SessionLease::deadline);
-                    self.crashed_at = known.map(|deadline| deadline.number);
                     self.reported = None;
+                }
+                if !is_standby {
+                    self.renounce();
                 }
             }
             News::Crashed { at } => {

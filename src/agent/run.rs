@@ -378,6 +378,9 @@ impl Agent {
                 self.failures = 0;
                 self.local.problem.clear();
                 change(&mut self.local);
+                if matches!(step, Step::Kill | Step::ShutDown) {
+                    self.renounce();
+                }
                 if matches!(step, Step::Close) && self.may_stay_shut() {
                     self.armed_until = None;
                     self.guard.disarm();
@@ -427,7 +430,7 @@ impl Agent {
         let deadline = self.session.as_ref().and_then(SessionLease::deadline);
         // E4: after a crash only a renewal that was acknowledged later counts.
         let newer = deadline.is_some_and(|deadline| Some(deadline.number) > self.crashed_at);
-        let held = held && newer;
+        let held = held && newer && self.notes.book.is_of_grant(self.mark);
         self.right.lease = deadline.filter(|_| held).map(|deadline| deadline.until);
         let set = self.local.in_force;
         let unprotected = self.notes.book.unprotected;
@@ -435,7 +438,7 @@ impl Agent {
         let until = self
             .policy()
             .and_then(|policy| self.right.until(policy, set, unprotected, budget, now));
-        self.told.holds_lease = held && self.leads();
+        self.told.holds_lease = held;
         if self.told.holds_lease {
             self.unlatch();
         }

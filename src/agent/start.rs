@@ -248,9 +248,8 @@ pub async fn run(
 /// What a former start of the agent left running is taken over (E2): the fencer never stopped.
 async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Engine) {
     if !guard.is_running() {
-        let receipt = guard.status().receipt;
         // Without a receipt nobody has seen an end: what ran was started by somebody else.
-        local.proven = crate::guard::is_proof(receipt.as_ref());
+        local.proven = crate::guard::is_proof(&guard.status());
         return;
     }
     local.started(0);

@@ -67,13 +67,19 @@ pub enum Mutant {
     PauseCommitted,
     /// E5: a lapse proves an end, whatever the last renewal said of a pause.
     LapseUnpaused,
+    /// C8: a lease of an earlier grant counts under the directive of a later one.
+    LeaseOfGrant,
+    /// E4: a primary that was ended by order is started again by a renewal of before.
+    RenewalAfterStop,
+    /// D, OUT (a): what a fencer saw in another boot of a machine proves an end in this one.
+    ProofOfThisBoot,
     /// D, OUT (a) and (b), E1: a fencer without a namespace proves an end as any other.
     WeakProvesNothing,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 28] = [
+    pub const ALL: [(Self, &'static str); 31] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -101,6 +107,9 @@ impl Mutant {
         (Self::PauseNeedsLevel, "pause-needs-level"),
         (Self::PauseCommitted, "pause-committed"),
         (Self::LapseUnpaused, "lapse-unpaused"),
+        (Self::LeaseOfGrant, "lease-of-grant"),
+        (Self::RenewalAfterStop, "renewal-after-stop"),
+        (Self::ProofOfThisBoot, "proof-of-this-boot"),
         (Self::WeakProvesNothing, "weak-proves-nothing"),
     ];
 

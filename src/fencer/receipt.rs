@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use regent_core::id::{Epoch, Nonce, RenewalNumber};
+use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::time::Reading;
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +75,16 @@ pub struct Receipt {
     pub killed_at: Reading,
     /// When nothing was left.
     pub ended_at: Reading,
+}
+
+impl Receipt {
+    /// Whether it proves that nothing is left, to an agent on the machine whose boot this is. What was
+    /// seen in another boot is of another run than the last, or of another machine whose disk this is an
+    /// image of, and that one may run on.
+    pub fn proves_end(&self, boot_id: &str) -> bool {
+        let here = self.boot_id == boot_id || leaves_out(Mutant::ProofOfThisBoot);
+        self.proof == Proof::Namespace && here
+    }
 }
 
 /// Why a receipt could not be read.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, Nonce, Revision};
+use crate::mutant::{Mutant, leaves_out};
 use crate::role::{Directive, DirectiveNumber, Position, Proof};
 
 /// The agent's memory over restarts.
@@ -87,6 +88,14 @@ impl Notebook {
     /// directive before anything of it can be streamed here.
     pub fn may_carry(&self) -> Epoch {
         self.led.max(self.seen().epoch)
+    }
+
+    /// Whether a lease that was given at `mark` is of the directive to lead that is in force (C8). One of
+    /// an earlier grant gives no right under this one, however long its session is still believed in.
+    pub fn is_of_grant(&self, mark: Revision) -> bool {
+        let leads = |it: &&Directive| matches!(it.order, crate::role::Order::Lead { .. });
+        let lead = self.directive.as_ref().filter(leads);
+        lead.is_some_and(|it| mark >= it.epoch.revision || leaves_out(Mutant::LeaseOfGrant))
     }
 
     /// Judges a directive; a new one is in force from here on, and the notebook has to be written

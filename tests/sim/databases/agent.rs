@@ -17,7 +17,7 @@ use regent_core::spec::Policy;
 use regent_core::time::{Micros, Reading};
 use regent_fencer::Arm;
 
-use super::host::{FENCE_BUDGET_MS, News, Status, is_proven};
+use super::host::{FENCE_BUDGET_MS, News, Status};
 use super::local::{Local, Told};
 use super::net::End;
 use super::plan::{index_of, instance_name};
@@ -102,6 +102,13 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// E4: what ended is started again by a renewal of after that only.
+    fn renounce(&mut self) {
+        self.right = Right::default();
+        let known = self.session.as_ref().filter(|it| it.clock.valid_until().is_some());
+        self.crashed_at = known.map(|open| RenewalNumber(open.extended));
+    }
+
     /// For people who look for what it waits for.
     pub fn told(&self) -> String {
         let session = self.session.as_ref().map(|open| {
@@ -160,7 +167,7 @@ impl World {
             local.started(0);
             local.shut = false;
         } else {
-            local.proven = host.fencer.receipt.as_ref().is_some_and(is_proven);
+            local.proven = host.is_proven();
         }
         let agent = Agent {
             life,
@@ -269,11 +276,11 @@ impl World {
         if !asked {
             agent.local.ended(proven, in_order);
             if !leaves_out(Mutant::RenewalAfterCrash) {
-                agent.right = Right::default();
-                let known = agent.session.as_ref().filter(|it| it.clock.valid_until().is_some());
-                agent.crashed_at = known.map(|open| RenewalNumber(open.extended));
+                agent.renounce();
             }
             agent.reported = None;
+        } else if !leaves_out(Mutant::RenewalAfterStop) {
+            agent.renounce();
         }
         self.turn(i);
     }
@@ -289,6 +296,10 @@ impl World {
         match outcome {
             Ok(change) => {
                 change(&mut agent.local);
+                let ends = matches!(step, Step::Kill | Step::ShutDown);
+                if ends && !leaves_out(Mutant::RenewalAfterStop) {
+                    agent.renounce();
+                }
                 let may_hold = agent.book.may_hold();
                 let policy = agent.instruction.as_ref().map(|told| told.spec.policy);
                 let stays = policy.is_some_and(|policy| may_stay_shut(&policy, may_hold));
@@ -341,14 +352,14 @@ impl World {
             .as_ref()
             .and_then(|open| Some((open.clock.valid_until()?, RenewalNumber(open.extended))));
         let newer = deadline.is_some_and(|(_, number)| Some(number) > agent.crashed_at);
-        let held = held && newer;
+        let held = held && newer && agent.book.is_of_grant(agent.mark);
         agent.right.lease = deadline.filter(|_| held).map(|(until, _)| until);
         let set = agent.local.in_force;
         let unprotected = agent.book.unprotected;
         let until = policy
             .and_then(|policy| agent.right.until(&policy, set, unprotected, FENCE_BUDGET_MS, now));
-        agent.told.holds_lease = held && leads;
-        if held && leads {
+        agent.told.holds_lease = held;
+        if held {
             self.unlatch(i);
         }
         let pausing = self.pausing(i);

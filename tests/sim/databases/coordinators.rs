@@ -12,7 +12,7 @@ use regent_core::decide::expiry::View as ExpiryView;
 use regent_core::decide::roles::View;
 use regent_core::decide::{Expiry, Facts, Roles};
 use regent_core::effect::Change;
-use regent_core::id::{Incarnation, Revision};
+use regent_core::id::{Incarnation, Revision, SessionId};
 use regent_core::lease::holder::Answer;
 use regent_core::lease::skew::SkewVerdict;
 use regent_core::lease::{NodeClock, Rules};
@@ -89,6 +89,8 @@ pub struct Coordinators {
     pub streams: Streams,
     rows: Rc<Rows>,
     leaderless: Time,
+    /// Session and mark of the lease, for people.
+    lease: Option<(SessionId, Revision)>,
 }
 
 impl Coordinators {
@@ -116,6 +118,7 @@ impl Coordinators {
             streams: Streams::default(),
             rows: Rc::default(),
             leaderless: 0,
+            lease: None,
         }
     }
 
@@ -270,6 +273,14 @@ impl World {
             }
         }
         self.judge_entry(&applied);
+        if self.options.trace {
+            let lease = self.coord.role().and_then(|role| role.lease.clone());
+            let lease = lease.map(|lease| (lease.session, lease.mark));
+            if lease != self.coord.lease {
+                self.say(|| format!("the lease is {lease:?}"));
+                self.coord.lease = lease;
+            }
+        }
         self.covered();
         self.granted();
         applied.reply

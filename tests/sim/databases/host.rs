@@ -101,6 +101,12 @@ impl Host {
         Status { unbounded, pause: view.pause }
     }
 
+    /// Whether the end of what ran last is proven, to an agent that comes up.
+    pub fn is_proven(&self) -> bool {
+        let receipt = self.fencer.receipt.as_ref();
+        receipt.is_some_and(|receipt| receipt.proves_end(&self.boot.to_string()))
+    }
+
     /// Whether the fencer has something running.
     pub fn runs_fenced(&self) -> bool {
         self.server.as_ref().is_some_and(|server| server.fenced)
@@ -112,11 +118,6 @@ impl Fencer {
     pub fn sequence(&self) -> u64 {
         self.receipt.as_ref().map_or(0, |receipt| receipt.sequence)
     }
-}
-
-/// What a receipt means for an agent.
-pub fn is_proven(receipt: &Receipt) -> bool {
-    receipt.proof == Proof::Namespace
 }
 
 impl World {

@@ -61,7 +61,7 @@ const PROOFS: [Hunt; 6] = [
 ];
 
 /// The order of its steps, and what lies on disks.
-const ORDER: [Hunt; 9] = [
+const ORDER: [Hunt; 10] = [
     (Mutant::PledgeSynced, Profile::Detaches, Mode::Quorum, "S4"),
     (Mutant::LowerDirectiveRefused, Profile::Clocks, Mode::Lease, "S4"),
     (Mutant::StartsJudged, Profile::Crashes, Mode::Quorum, "S2"),
@@ -70,16 +70,19 @@ const ORDER: [Hunt; 9] = [
     (Mutant::RenewalAfterCrash, Profile::Crashes, Mode::Quorum, "E4"),
     (Mutant::FenceRefusesRenewals, Profile::Detaches, Mode::Quorum, "D"),
     (Mutant::CutAfterResign, Profile::Switchovers, Mode::Quorum, "D"),
+    (Mutant::RenewalAfterStop, Profile::Switchovers, Mode::Quorum, "E4"),
     (Mutant::EndCarriesDirective, Profile::Heirs, Mode::Quorum, "S2"),
 ];
 
 /// Leases, clocks and pauses.
-const LEASES: [Hunt; 6] = [
+const LEASES: [Hunt; 8] = [
     (Mutant::GrantRenewed, Profile::Crashes, Mode::Quorum, "C8"),
     (Mutant::ShutKeepsDeadline, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseCommitted, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::LapseUnpaused, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseNeedsLevel, Profile::Upgrades, Mode::Lease, "S1"),
+    (Mutant::LeaseOfGrant, Profile::Switchovers, Mode::Quorum, "C8"),
+    (Mutant::ProofOfThisBoot, Profile::Twins, Mode::Lease, "S1"),
     (Mutant::WeakProvesNothing, Profile::Weak, Mode::Lease, "S1"),
 ];
 
