@@ -46,6 +46,12 @@ impl Look<'_> {
         }
         self.memory.stuck = None;
         match self.plan() {
+            // It serves on meanwhile, so its set goes on following who streams: a member that is gone
+            // would end its writes until the checkpoint is over, and that until it writes again.
+            Some(Verdict::Wait(text)) => match self.sets() {
+                Verdict::Fine => Verdict::Wait(text),
+                verdict => verdict,
+            },
             Some(verdict) => verdict,
             None => self.operation(),
         }

@@ -76,3 +76,13 @@ fn another_leader_finds_what_was_announced() {
         (vec!["OpenFence".to_owned()], Some(id))
     );
 }
+
+#[test]
+fn while_a_primary_checkpoints_its_set_follows_who_streams() {
+    let mut bench = Bench::established(spec(Mode::Quorum));
+    announce(&mut bench, None);
+    bench.agents.get_mut("c").unwrap().cut = true;
+    bench.run(2_000);
+    assert_eq!(bench.role().set.clone().unwrap().members, [name("b")].into());
+    assert_eq!((bench.operation().phase, bench.open()), (Phase::Prepare, vec!["a"]));
+}
