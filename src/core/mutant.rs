@@ -67,8 +67,11 @@ pub enum Mutant {
     PauseCommitted,
     /// E5: a lapse proves an end, whatever the last renewal said of a pause.
     LapseUnpaused,
-    /// C8: a lease of an earlier grant counts under the directive of a later one.
+    /// C8: a lease of an earlier grant counts under the directive of a later one. Nothing breaks without
+    /// this rule alone: who leads no more was ended, and then no renewal of before counts.
     LeaseOfGrant,
+    /// E2: a start that is said again is no stranger to the lease.
+    StrangerWaits,
     /// E4: a primary that was ended by order is started again by a renewal of before.
     RenewalAfterStop,
     /// D, OUT (a): what a fencer saw in another boot of a machine proves an end in this one.
@@ -79,7 +82,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 31] = [
+    pub const ALL: [(Self, &'static str); 32] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -108,6 +111,7 @@ impl Mutant {
         (Self::PauseCommitted, "pause-committed"),
         (Self::LapseUnpaused, "lapse-unpaused"),
         (Self::LeaseOfGrant, "lease-of-grant"),
+        (Self::StrangerWaits, "stranger-waits"),
         (Self::RenewalAfterStop, "renewal-after-stop"),
         (Self::ProofOfThisBoot, "proof-of-this-boot"),
         (Self::WeakProvesNothing, "weak-proves-nothing"),

@@ -30,8 +30,9 @@ pub const FIRST_FEATURE_LEVEL: u32 = 1;
 
 /// Highest level this binary can read. 2: the roles of services; 3: what renewals of roles say;
 /// 4: switchovers that are prepared before their fence, and cut by the resignation itself;
-/// 5: policies that are strict about lowered commits.
-pub const FEATURE_LEVEL: u32 = 5;
+/// 5: policies that are strict about lowered commits; 6: a start that is said again takes over no lease
+/// that another start holds.
+pub const FEATURE_LEVEL: u32 = 6;
 
 /// The level from which snapshots hold the roles of services.
 pub const ROLES_LEVEL: u32 = 2;
@@ -43,6 +44,8 @@ pub const REPORTS_LEVEL: u32 = 3;
 pub const PREPARE_LEVEL: u32 = 4;
 /// The level from which a declaration may say that lowered commits are refused.
 pub const STRICT_LEVEL: u32 = 5;
+/// The level from which a stranger that says its start twice is a stranger still.
+pub const STRANGER_LEVEL: u32 = 6;
 
 /// This binary is too old for the cluster's level; it must stop before it misreads an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -50,8 +50,10 @@ impl Plan {
         let quorum = mode == Mode::Quorum;
         let levels = options.duration_ms * MS;
         let (level, raised) = match random.below(10) {
-            // Below it the figures of a grant are its proposer's.
-            _ if options.profile == Profile::Rogue => (FEATURE_LEVEL, None),
+            // Below it the figures of a grant are its proposer's, and strangers are believed.
+            _ if [Profile::Rogue, Profile::Twins].contains(&options.profile) => {
+                (FEATURE_LEVEL, None)
+            }
             0..8 if options.profile == Profile::Upgrades => {
                 (ROLES_LEVEL, Some(random.between(levels / 3, levels.max(3 * SECOND))))
             }
@@ -83,7 +85,12 @@ impl Plan {
                 _ => [SECOND, 3 * SECOND, 6 * SECOND, 12 * SECOND][random.index(4)],
             },
             weights: options.profile.weights(random),
-            ttl_ms: if options.profile == Profile::Rates { 30_000 } else { 3_000 },
+            ttl_ms: match options.profile {
+                Profile::Rates => 30_000,
+                // Longer than the way back to a holder that says that it has stopped.
+                Profile::Twins => 9_000,
+                _ => 3_000,
+            },
             at_bound: options.profile == Profile::Rates,
             level,
             raised,

@@ -81,7 +81,7 @@ const LEASES: [Hunt; 8] = [
     (Mutant::PauseCommitted, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::LapseUnpaused, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseNeedsLevel, Profile::Upgrades, Mode::Lease, "S1"),
-    (Mutant::LeaseOfGrant, Profile::Switchovers, Mode::Quorum, "C8"),
+    (Mutant::StrangerWaits, Profile::Twins, Mode::Lease, "S1"),
     (Mutant::ProofOfThisBoot, Profile::Twins, Mode::Lease, "S1"),
     (Mutant::WeakProvesNothing, Profile::Weak, Mode::Lease, "S1"),
 ];
@@ -94,8 +94,12 @@ const RATES: [Hunt; 3] = [
 ];
 
 /// What nothing breaks without, because something else stands behind it: `Mutant` says what.
-const SECOND: [Mutant; 3] =
-    [Mutant::FreeReceipt, Mutant::NamesBeforePromotion, Mutant::CertificatesLatched];
+const SECOND: [Mutant; 4] = [
+    Mutant::FreeReceipt,
+    Mutant::NamesBeforePromotion,
+    Mutant::CertificatesLatched,
+    Mutant::LeaseOfGrant,
+];
 
 fn hunt(hunts: &[Hunt], duration_ms: u64) {
     for (mutant, profile, mode, rule) in hunts {
@@ -153,12 +157,20 @@ fn somebody_serves_in_the_end_whatever_broke() {
             let options = Options { profile, mode: Some(mode), ..Options::default() };
             let stats = sum(&options, 6);
             assert!(stats.acked > 100, "{name}: {stats:?}");
-            if profile == Profile::Switchovers {
-                assert!(stats.announced > 10 && stats.resigned > 5, "{name}: {stats:?}");
-                assert!(stats.taken_over > 0 && stats.fetches > 0, "{name}: {stats:?}");
-            }
         }
     }
+}
+
+#[test]
+fn the_primary_is_changed_in_every_way_that_there_is() {
+    let of = |profile| sum(&Options { profile, ..Options::default() }, 30);
+    let stats = of(Profile::Switchovers);
+    assert!(stats.announced > 50 && stats.resigned > 20 && stats.taken_over > 10, "{stats:?}");
+    assert!(stats.fetches > 3 && stats.fetched > 0, "{stats:?}");
+    let stats = of(Profile::Twins);
+    assert!(stats.twins > 5 && stats.grants > 50, "{stats:?}");
+    let stats = of(Profile::Weak);
+    assert!(stats.outlived > 20 && stats.grants > 50, "{stats:?}");
 }
 
 #[test]

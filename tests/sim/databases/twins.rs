@@ -66,12 +66,17 @@ impl World {
         self.later(stays, Place::World, Self::end_twin);
     }
 
-    /// Somebody finds it, and ends it for good.
+    /// Somebody finds it, and ends it for good; the agent whose place it took is started anew, and is
+    /// judged then: before, it comes with a session of before that of the twin, and is refused for that.
     pub(super) fn end_twin(&mut self) {
         let j = self.plan.instances;
         if self.hosts.get(j).is_some_and(|twin| twin.up) {
             self.say(|| "-- the twin is found".into());
             self.power_off(j);
+            if self.check.copied {
+                let of = self.hosts[j].name;
+                self.die(of);
+            }
         }
     }
 

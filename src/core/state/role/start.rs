@@ -25,6 +25,7 @@ use crate::spec::Mode;
 use crate::state::journal::Draft;
 use crate::state::service::Life;
 use crate::state::session::{self, Marks};
+use crate::state::version::STRANGER_LEVEL;
 
 /// What a start is, as far as the log can tell.
 enum Judged {
@@ -75,7 +76,9 @@ pub(super) fn accept(
         fence.receipts.remove(instance);
     }
     role.instances.insert(instance.clone(), row);
-    let former = known.map(|row| row.session).filter(|former| *former != start.session);
+    let former_of = known.map(|row| row.session);
+    let former = former_of.filter(|former| *former != start.session);
+    let same = same && is_holder(draft, &role, former_of.as_ref());
     let lease = bind(draft, service.spec.policy.mode, &role, instance, start, same);
     let is_bound = lease.is_some();
     if let Some(lease) = lease {
@@ -271,6 +274,15 @@ fn bind(
         None if role.lapse_counts(mode) && role.lapsed.is_some() => None,
         _ => Some(new),
     }
+}
+
+/// Whether the lease is of the start whose session was `newest` so far. A stranger's start that comes
+/// twice, because its answer was lost or for a new session, is the same start as before, and a stranger to
+/// the lease as before.
+fn is_holder(draft: &Draft<'_>, role: &ServiceRole, newest: Option<&SessionId>) -> bool {
+    let known = draft.rows().cluster().feature_level >= STRANGER_LEVEL;
+    let held = role.lease.as_ref().map(|lease| &lease.session);
+    !known || held.is_none() || held == newest || leaves_out(Mutant::StrangerWaits)
 }
 
 /// E2: what runs under the lease is guarded by the very fencer that takes orders of this start alone,
