@@ -468,3 +468,16 @@ fn no_certificate_holds_from_a_degraded_set_on_until_another_is_covered() {
     tell(&mut notebook, 9, 9, &["b"]);
     assert!(notebook.may_hold(), "an epoch of its own");
 }
+
+#[test]
+fn a_lease_of_an_earlier_grant_gives_no_right_under_a_later_one() {
+    let mut notebook = Notebook::default();
+    assert!(!notebook.is_of_grant(Revision(9)), "nobody told it to lead");
+    let order = Order::Lead { set: set() };
+    notebook.take(&Directive { epoch: epoch(7), revision: Revision(8), order });
+    let held = [6, 7, 9].map(|mark| notebook.is_of_grant(Revision(mark)));
+    assert_eq!(held, [false, true, true], "before the grant, by it, by a later start");
+    let order = Order::Stop { fence: Revision(10) };
+    notebook.take(&Directive { epoch: epoch(7), revision: Revision(10), order });
+    assert!(!notebook.is_of_grant(Revision(9)));
+}
