@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use regent_core::id::{InstanceName, ServiceName};
+use regent_core::id::{InstanceName, Revision, ServiceName};
 use regent_core::lease::holder::Standing;
 use regent_core::role::AgentStart;
 use regent_core::spec::Policy;
@@ -74,7 +74,7 @@ pub async fn run(client: Client, speaker: Speaker, heard: mpsc::Sender<Heard>) {
                 }
             },
         };
-        drop(session.take_if(|(open, ttl)| open.over().is_some() || *ttl != wanted));
+        drop(session.take_if(|(open, ttl)| open.over().is_some() || is_other(open, *ttl, wanted)));
         if session.is_none() {
             match open(&client, &speaker, wanted).await {
                 Ok(opened) => session = Some((opened, wanted)),
@@ -141,6 +141,14 @@ async fn open(client: &Client, speaker: &Speaker, ttl_ms: u64) -> Result<Session
         label: speaker.label.clone(),
     };
     Session::open(client, options).await.map_err(|error| error.to_string())
+}
+
+/// Whether the policy wants another ttl than the session has. One that a primary holds its lease by is
+/// replaced by a longer one only: its fencer's deadline does not fall, so neither may the lapse
+/// (docs/adr/0010, 3). A shorter one is in force from the next grant on.
+fn is_other(session: &Session, ttl: u64, wanted: u64) -> bool {
+    let holds = session.hold().grant() > Revision(0);
+    if holds { wanted > ttl } else { wanted != ttl }
 }
 
 /// Whether nothing is held by this session any more: it ended, or its right ran out while nobody

@@ -31,7 +31,7 @@ pub const FIRST_FEATURE_LEVEL: u32 = 1;
 /// Highest level this binary can read. 2: the roles of services; 3: what renewals of roles say;
 /// 4: switchovers that are prepared before their fence, and cut by the resignation itself;
 /// 5: policies that are strict about lowered commits; 6: a start that is said again takes over no lease
-/// that another start holds.
+/// that another start holds, or that lasts longer than its session.
 pub const FEATURE_LEVEL: u32 = 6;
 
 /// The level from which snapshots hold the roles of services.

@@ -270,7 +270,7 @@ fn bind(
         }
         // Where a lapse proves something, a stranger takes over nothing that may still run (E2), and
         // what has lapsed is out until it is granted anew.
-        Some(lease) if role.lapse_counts(mode) && !same && !goes_on(draft, lease, start) => None,
+        Some(lease) if role.lapse_counts(mode) && !goes_on(draft, lease, start, same) => None,
         None if role.lapse_counts(mode) && role.lapsed.is_some() => None,
         _ => Some(new),
     }
@@ -285,12 +285,17 @@ fn is_holder(draft: &Draft<'_>, role: &ServiceRole, newest: Option<&SessionId>) 
     !known || held.is_none() || held == newest || leaves_out(Mutant::StrangerWaits)
 }
 
-/// E2: what runs under the lease is guarded by the very fencer that takes orders of this start alone,
-/// so nobody is left who could act on the old session, and its deadline is in force until this one
-/// raises it. The new session must not lapse before that deadline.
-fn goes_on(draft: &Draft<'_>, lease: &RoleLease, start: &AgentStart) -> bool {
+/// E2: it is the start that holds the lease; or what runs under it is guarded by the very fencer that
+/// takes orders of this start alone, so that nobody is left who could act on the old session. Either way
+/// the deadline of the old one is in force until the new one raises it, so that the new one must not lapse
+/// before that (docs/adr/0010, 3).
+fn goes_on(draft: &Draft<'_>, lease: &RoleLease, start: &AgentStart, same: bool) -> bool {
     let ttl = |id| draft.rows().sessions().get(id).map(|session| session.ttl_ms);
-    start.run != Nonce(0) && start.run == lease.run && ttl(&start.session) >= ttl(&lease.session)
+    let lasts = ttl(&start.session) >= ttl(&lease.session);
+    let runs_on = start.run != Nonce(0) && start.run == lease.run;
+    // Below that level nobody asked how long the new session of a start lasts.
+    let unasked = draft.rows().cluster().feature_level < STRANGER_LEVEL;
+    same && (lasts || unasked) || runs_on && lasts
 }
 
 /// Tells a session of its grant, so that its renewals name it (C8).
