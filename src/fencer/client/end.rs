@@ -149,6 +149,9 @@ pub struct Gone {
 /// nobody at the socket: a closed socket or a free lock proves nothing yet, since an init closes its
 /// files before its namespace ends.
 ///
+/// What it had no time to say is written down for it then: the receipt of a run before it, which may
+/// have been armed where it was weak, must not pass for its own.
+///
 /// # Errors
 /// [`EndError::NotSeen`] if it still exists after `within`; [`EndError::NoRecord`] if none ever was.
 pub fn await_end(state_dir: &Path, within: Duration) -> Result<Gone, EndError> {
@@ -166,7 +169,14 @@ pub fn await_end(state_dir: &Path, within: Duration) -> Result<Gone, EndError> {
         // Nothing outlives a reboot either.
         _ => Proof::Namespace,
     };
-    Ok(Gone { fencer: record.fencer, proof, receipt: receipt::last_receipt(state_dir)? })
+    let last = receipt::last_receipt(state_dir)?;
+    let said = |it: &Receipt| it.fencer == record.fencer && !matches!(it.proof, Proof::EndOfInit);
+    let receipt = match last {
+        // Of another boot nothing is said here: its clocks are over.
+        last if rebooted || last.as_ref().is_some_and(said) => last,
+        _ => Some(settle(state_dir, &record, None, clock::now())?),
+    };
+    Ok(Gone { fencer: record.fencer, proof, receipt })
 }
 
 /// What `pid` is called in the innermost namespace it lives in.

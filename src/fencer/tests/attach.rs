@@ -61,7 +61,12 @@ fn the_end_of_the_init_is_the_end_of_all() {
     let gone = await_end(&rig.options.state_dir, crate::rig::LONG).unwrap();
     assert_eq!(rig.left(), Vec::<i32>::new());
     assert_eq!((gone.fencer, gone.proof), (status.fencer, proof_of(&status)));
-    assert_eq!(gone.receipt, None);
+    let receipt = gone.receipt.unwrap();
+    assert_eq!((receipt.fencer, receipt.proof), (status.fencer, gone.proof), "written for it");
+    assert_eq!(rig.last_receipt(), Some(receipt));
+    // Once.
+    let again = await_end(&rig.options.state_dir, crate::rig::LONG).unwrap();
+    assert_eq!(again.receipt, rig.last_receipt());
     assert!(fencer.has_ended() && fencer.status().is_err());
     rig.launch();
 }

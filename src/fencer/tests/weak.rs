@@ -1,5 +1,6 @@
 //! Without a namespace: said aloud, and still as good as it can be.
 
+use regent_fencer::client::await_end;
 use regent_fencer::receipt::{ExitStatus, Proof, Reason};
 use regent_fencer::wire::{Bound, Protection};
 
@@ -45,4 +46,28 @@ fn without_a_namespace_the_program_itself_ends_with_its_fencer() {
     assert!(crate::rig::exists(pid));
     signal("KILL", fencer.pid());
     wait(|| !crate::rig::exists(pid));
+}
+
+/// OUT (a): the receipt of an armed run says nothing of a weak one after it.
+#[test]
+fn a_weak_run_that_nobody_saw_end_is_not_proven_by_the_receipt_of_the_run_before() {
+    let mut rig = Rig::new("weak-after-armed");
+    let mut fencer = rig.launch();
+    fencer.start(&rig.script("true", Bound::Unbound)).unwrap();
+    let armed = rig.wait_receipt(1);
+    fencer.quit().unwrap();
+    await_end(&rig.options.state_dir, LONG).unwrap();
+
+    rig.options.weak = Some("asked for by a test".into());
+    let mut fencer = rig.launch();
+    let mut command = rig.script("exec sleep 1000", Bound::Unbound);
+    command.acknowledges = 1;
+    let weak = fencer.start(&command).unwrap().fencer;
+    signal("KILL", fencer.pid());
+    let gone = await_end(&rig.options.state_dir, LONG).unwrap();
+    let receipt = gone.receipt.unwrap();
+    assert_eq!((receipt.fencer, receipt.proof, gone.proof), (weak, Proof::Weak, Proof::Weak));
+    assert_ne!(armed.fencer, weak);
+    let status = rig.launch().status().unwrap();
+    assert_eq!(status.receipt.map(|it| it.proof), Some(Proof::Weak));
 }
