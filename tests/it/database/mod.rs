@@ -2,6 +2,7 @@
 //! application that writes all the while and knows what it was promised.
 //!
 //! - [`rig`]: the lab of one test. [`load`]: its application. [`hand`]: what people do by hand.
+//!   [`pulse`]: how the machine fared.
 //! - [`death`]: processes end, also several at once. [`freeze`]: they stop and stay.
 //!   [`handover`]: an operator asks. [`blind`]: the coordinators are gone. [`alone`]: the agent is.
 //! - [`cut`]: packets are dropped, on a network of the lab's own.
@@ -28,6 +29,7 @@ mod handover;
 mod holes;
 mod load;
 mod proxy;
+mod pulse;
 mod reads;
 mod rebuilt;
 mod release;

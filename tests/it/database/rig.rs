@@ -19,6 +19,7 @@ use regent_rpc::convert::topology::spec_in;
 use regent_rpc::pb::v1;
 use tokio::sync::{Mutex, MutexGuard};
 
+use super::pulse::Pulse;
 use crate::cluster::{Cluster, PATIENCE, REGENT, Scratch, until};
 
 /// The primary's lease in all these labs: what bounds every wait for a lapse.
@@ -33,6 +34,7 @@ pub struct Rig {
     pub cluster: Cluster,
     pub access: Access,
     operator: Client,
+    pulse: Pulse,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -103,7 +105,8 @@ impl Rig {
         let access = lab.databases.as_ref().unwrap().access();
         let cluster = Cluster { lab, connections, scratch };
         let operator = cluster.client("operator");
-        Self { cluster, access, operator, _turn: turn }
+        let pulse = Pulse::of(cluster.scratch.path());
+        Self { cluster, access, operator, pulse, _turn: turn }
     }
 
     pub fn service() -> ServiceName {
@@ -246,6 +249,7 @@ impl Rig {
 
     /// What made the test fail, as far as the lab knows.
     fn tell(&self) {
+        eprintln!("--- the machine ---\n{}", self.pulse.told());
         for instance in self.instances() {
             let text = std::fs::read_to_string(instance.log()).unwrap_or_default();
             let lines: Vec<_> = text.lines().collect();
