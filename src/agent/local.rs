@@ -345,6 +345,7 @@ impl Local {
             strange: self.is_strange(told),
             lowered: self.is_lowered(told),
             shut: self.shut,
+            expected: told.expected,
             diverged: self.diverged,
             timeline: told.timeline,
             promoted: told.promoted,
@@ -409,6 +410,8 @@ pub struct Told {
     pub holds_lease: bool,
     /// Lowered commits are not only told of.
     pub is_strict: bool,
+    /// It is likely to be the next primary.
+    pub expected: bool,
     /// The first timeline that a promotion may begin; 0: nobody has said.
     pub timeline: u32,
     /// The epoch whose promotion the log knows of.

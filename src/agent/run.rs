@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Right, Step, next};
+use regent_core::agent::{Naming, Right, Step, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::Order;
 use regent_core::role::observe::Run;
@@ -29,7 +29,7 @@ use crate::notes::Notes;
 use crate::senses::NoLogin;
 use crate::sights::Sights;
 use crate::start::StartError;
-use crate::status::{Published, Status};
+use crate::status::{Page, Status};
 use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
 use crate::words::Refusals;
 
@@ -69,7 +69,7 @@ pub struct Agent {
     pub(crate) tools: Tools,
     pub(crate) guard: Guard,
     pub(crate) sights: Sights,
-    pub(crate) published: Arc<Mutex<Published>>,
+    pub(crate) page: Arc<Mutex<Page>>,
     pub(crate) status: Status,
     pub(crate) report_every: Duration,
     pub(crate) fence_budget_ms: u64,
@@ -89,6 +89,7 @@ pub struct Agent {
     pub(crate) sender: Option<AgentSender>,
     // --- at work ---
     pub(crate) right: Right,
+    pub(crate) naming: Naming,
     pub(crate) arms: u64,
     pub(crate) armed_until: Option<Reading>,
     /// When the fencer was last asked to give up its deadline for a pause.
@@ -263,6 +264,7 @@ impl Agent {
         self.instruction = Some(told.clone());
         self.take_mark(told.mark);
         self.told.timeline = told.timeline;
+        self.told.expected = told.expected;
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         self.told.is_strict = told.spec.policy.on_lowered_sync == LoweredSync::Strict;
         self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
@@ -445,6 +447,11 @@ impl Agent {
         let pausing = self.pausing();
         let lasts = until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
         self.told.may_serve = self.leads() && (lasts || pausing.is_free());
+        self.naming = match until.filter(|_| lasts) {
+            _ if !self.told.may_serve => Naming::Never,
+            Some(until) => Naming::Until(until),
+            None => Naming::Paused,
+        };
         if !self.leads() {
             return;
         }

@@ -24,6 +24,6 @@ pub mod world;
 pub use notebook::{Notebook, Pledge};
 pub use pause::Pausing;
 pub use reports::Reports;
-pub use right::{Right, may_stay_shut};
+pub use right::{Naming, Right, may_stay_shut};
 pub use step::{Step, next};
 pub use world::{Data, OnDisk, World};

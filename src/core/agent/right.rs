@@ -29,6 +29,30 @@ pub fn may_stay_shut(policy: &Policy, may_hold: bool) -> bool {
         || leaves_out(Mutant::ShutKeepsDeadline)
 }
 
+/// For how long an agent may name its instance the primary, asked again whenever somebody asks it (S8):
+/// what was true when its loop last turned may be over while that waits for a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// It serves nothing.
+    #[default]
+    Never,
+    /// Until its right ends.
+    Until(Reading),
+    /// A pause of its service lets it serve without a right.
+    Paused,
+}
+
+impl Naming {
+    /// Whether it may be named now.
+    pub fn holds(self, now: Reading) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Until(until) => now.is_before(until),
+            Self::Paused => true,
+        }
+    }
+}
+
 impl Right {
     /// A synchronous commit, begun at `sent`, returned under the set. Older ones change nothing, and
     /// none does once the agent knows of a fence or a refusal (F).

@@ -49,6 +49,7 @@ pub(crate) fn standby() -> World {
         strange: false,
         lowered: false,
         shut: true,
+        expected: false,
         diverged: None,
         timeline: 2,
         promoted: Epoch::NONE,
@@ -71,6 +72,7 @@ fn primary() -> World {
         written: epoch(5),
         open: true,
         shut: false,
+        expected: false,
         promoted: epoch(5),
         covered: Some(Revision(5)),
         ..standby()
@@ -170,6 +172,17 @@ fn a_standby_that_streams_lets_readers_in_and_shuts_them_out_before_it_is_promot
     // Whoever is in stays in while the fence is open: it is not known yet who is promoted.
     let detach = told(2, 9, Order::Detach { fence: Revision(9) });
     assert!(!run(detach, reads.clone()).iter().any(|step| step == "ShutReaders"));
+    // Who is likely to be promoted shuts them out while others are waited for: after its own receipt.
+    let detach = told(2, 9, Order::Detach { fence: Revision(9) });
+    let expected = World { expected: true, ..reads.clone() };
+    let steps = run(detach, expected.clone());
+    assert_eq!(steps[steps.len() - 2..], ["SendReceipt", "ShutReaders"], "{steps:?}");
+    assert_eq!(run(follow.clone(), expected), ["ShutReaders"]);
+    assert_eq!(
+        run(follow, World { open: false, shut: true, ..reads.clone() }),
+        ["Open"],
+        "a wrong guess"
+    );
     let told = World { has_receiver: false, ..reads };
     // What the right to lead is not needed for goes on while it is asked for.
     assert_eq!(run(lead(), told.clone()), ["ShutReaders", "SetNames"]);

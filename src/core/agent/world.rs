@@ -47,6 +47,8 @@ pub struct World {
     pub lowered: bool,
     /// Nobody but Regent's roles is in, and nobody can get in: known, not only hoped.
     pub shut: bool,
+    /// A role change is open, and this is likely to be the next primary.
+    pub expected: bool,
     /// Whether its WAL left the upstream's history; `None`: not known yet.
     pub diverged: Option<bool>,
     /// The first timeline that a promotion may begin; 0: nobody has said.

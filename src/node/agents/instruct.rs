@@ -1,5 +1,6 @@
 //! What an agent is told: its row, and what it needs to obey it. Pure.
 
+use regent_core::decide::roles::expected;
 use regent_core::id::{InstanceName, Revision, SessionId};
 use regent_core::state::role::plan::is_prepared;
 use regent_rpc::convert::agent::Instruction;
@@ -31,6 +32,7 @@ pub fn instruction(
         paused: role.pause_to_obey(rows.feature_level),
         fence: role.fence.as_ref().map(|fence| fence.fence),
         prepare: newest.filter(|_| holds).map(|(id, _)| *id),
+        expected: expected(&service.spec, role) == Some(instance),
         promoted: role.promoted.is_some(),
         routes_open: role.routes_open,
         timeline: role.timeline,

@@ -132,6 +132,8 @@ pub struct Instruction {
     pub fence: Option<Revision>,
     /// The switchover that is announced, for which the primary is to checkpoint while it serves.
     pub prepare: Option<Revision>,
+    /// It is likely to be the next primary: it may send readers away already. Nothing rests on it.
+    pub expected: bool,
     /// The promotion under `epoch` is in the log.
     pub promoted: bool,
     /// Whether the write route is open.
@@ -333,6 +335,7 @@ pub fn instruction_out(told: &Instruction, node: u64) -> v1::CoordinatorMessage 
         spec: Some(spec_out(&told.spec)),
         policy: told.policy.0,
         prepare: told.prepare.map_or(0, |operation| operation.0),
+        expected: told.expected,
     };
     let message = v1::coordinator_message::Message::Instruction(instruction);
     v1::CoordinatorMessage { message: Some(message) }
@@ -405,5 +408,6 @@ fn instruction_in(told: v1::Instruction) -> Result<Instruction, Invalid> {
         spec: spec.map_err(|invalid| invalid.within("spec"))?,
         policy: Revision(told.policy),
         prepare: (told.prepare > 0).then_some(Revision(told.prepare)),
+        expected: told.expected,
     })
 }

@@ -236,7 +236,7 @@ fn from_coordinator() -> impl Strategy<Value = FromCoordinator> {
     let revision = || prop::option::of((1..=u64::MAX).prop_map(Revision));
     let directive = (number(), order());
     let role = (epoch(), prop::option::of(instance()), prop::option::of(set()), any::<u64>());
-    let flags = (any::<[bool; 3]>(), revision(), revision());
+    let flags = (any::<[bool; 4]>(), revision(), revision());
     let told = (at(), directive, role, flags, spec());
     let told = told.prop_map(|(at, (number, order), role, (flags, paused, fence), spec)| {
         let DirectiveNumber { epoch, revision } = number;
@@ -256,6 +256,7 @@ fn from_coordinator() -> impl Strategy<Value = FromCoordinator> {
             spec,
             policy: Revision(role.3 / 2),
             prepare: flags[0].then_some(Revision(9)),
+            expected: flags[3],
         };
         FromCoordinator::Instruction(Box::new(told))
     });

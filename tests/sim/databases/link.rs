@@ -367,6 +367,7 @@ impl World {
         self.take_mark(i, told.mark);
         let agent = self.agent(i);
         agent.told.timeline = told.timeline;
+        agent.told.expected = told.expected;
         agent.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         agent.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = agent.told.covered {

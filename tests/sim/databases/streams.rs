@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use regent_core::authz::{Principal, Role};
 use regent_core::command::Command;
+use regent_core::decide::roles::expected;
 use regent_core::id::{Epoch, InstanceName, Nonce, Revision, SessionId};
 use regent_core::reply::{Rejection, Reply};
 use regent_core::role::observe::Observation;
@@ -54,6 +55,8 @@ pub struct Instruction {
     pub paused: Option<Revision>,
     /// The switchover that is announced to its primary.
     pub prepare: Option<Revision>,
+    /// It is likely to be the next primary.
+    pub expected: bool,
     pub upstream: Option<InstanceName>,
 }
 
@@ -302,6 +305,7 @@ impl World {
             policy: service.changed,
             paused: role.pause_to_obey(rows.feature_level),
             prepare: newest.filter(|_| holds).map(|(id, _)| *id),
+            expected: expected(&service.spec, role) == Some(&name),
             upstream: role.holder.clone(),
         };
         if stream.told.as_deref() == Some(&told) {

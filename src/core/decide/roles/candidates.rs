@@ -1,10 +1,13 @@
 //! Who could be the next primary, and whether a failover could succeed at all.
 
+use std::cmp::Reverse;
+
 use super::Look;
 use super::verdict::is_fresh;
 use crate::id::InstanceName;
 use crate::role::{Position, Proof, Receipt};
-use crate::spec::{InstanceSpec, Mode, OnViolation, Scope};
+use crate::spec::{InstanceSpec, Mode, OnViolation, Scope, ServiceSpec};
+use crate::state::role::row::ServiceRole;
 use crate::time::Micros;
 
 /// A primary that is down, or answers nobody, while nobody could follow it, is left to itself for this
@@ -103,47 +106,74 @@ impl<'l> Look<'l> {
 
     /// How far an automatic failover may go from where the holder is.
     pub(super) fn in_scope(&self, candidate: &InstanceSpec) -> bool {
-        let holder = self.role.holder.as_ref();
-        let from = self.spec.instances.iter().find(|one| Some(&one.name) == holder);
-        let Some(from) = from.map(|one| &one.locality) else { return true };
-        let to = &candidate.locality;
-        match self.spec.policy.max_failover_scope {
-            Scope::Any => true,
-            Scope::Region => from.region == to.region,
-            Scope::Zone => from.region == to.region && from.zone == to.zone,
-        }
+        is_in_scope(self.spec, home(self.spec, self.role), candidate)
     }
 
     /// Recruits of the open fence that may be primary, the best first: whom people asked for (at
     /// whatever distance), who holds most, then the holder's zone, then priority, then the name.
     pub(super) fn candidates(&self, asked: Option<&InstanceName>) -> Vec<Candidate<'l>> {
         let Some(fence) = &self.role.fence else { return Vec::new() };
-        let holder = self.role.holder.as_ref();
-        let home = self.spec.instances.iter().find(|one| Some(&one.name) == holder);
-        let mut found: Vec<Candidate<'l>> = self
-            .spec
-            .instances
-            .iter()
-            .filter(|one| one.electable() && Some(&one.name) != holder)
-            .filter(|one| asked == Some(&one.name) || self.in_scope(one))
+        let home = home(self.spec, self.role);
+        let mut found: Vec<Candidate<'l>> = may_be_next(self.spec, self.role, asked)
             .filter_map(|one| {
                 let position = recruited(fence.receipts.get(&one.name)?)?;
                 Some(Candidate { spec: one, position })
             })
             .collect();
-        let near = |one: &InstanceSpec| {
-            home.is_some_and(|home| {
-                (&home.locality.region, &home.locality.zone)
-                    == (&one.locality.region, &one.locality.zone)
-            })
-        };
-        found.sort_by(|a, b| {
-            let asked_for = |it: &Candidate<'_>| asked == Some(&it.spec.name);
-            let key =
-                |it: &Candidate<'_>| (asked_for(it), it.position, near(it.spec), it.spec.priority);
-            key(b).cmp(&key(a)).then_with(|| a.spec.name.cmp(&b.spec.name))
+        found.sort_by_key(|it| {
+            let asked_for = asked == Some(&it.spec.name);
+            Reverse((asked_for, it.position, preference(home, it.spec)))
         });
         found
+    }
+}
+
+/// Who is primary next if all hold the same: as [`Look::candidates`] has it, before any receipt is there.
+/// A guess: what is prepared by it is done again where it is wrong, and nothing rests on it.
+pub fn expected<'s>(spec: &'s ServiceSpec, role: &ServiceRole) -> Option<&'s InstanceName> {
+    let asked = role.fence.as_ref()?.kind.wanted();
+    let home = home(spec, role);
+    let all = may_be_next(spec, role, asked);
+    let best = all.max_by_key(|&one| (asked == Some(&one.name), preference(home, one)));
+    best.map(|one| &one.name)
+}
+
+/// Whom policy and people allow.
+fn may_be_next<'s>(
+    spec: &'s ServiceSpec,
+    role: &ServiceRole,
+    asked: Option<&InstanceName>,
+) -> impl Iterator<Item = &'s InstanceSpec> {
+    let home = home(spec, role);
+    spec.instances
+        .iter()
+        .filter(|one| one.electable() && Some(&one.name) != role.holder.as_ref())
+        .filter(move |one| asked == Some(&one.name) || is_in_scope(spec, home, one))
+}
+
+/// Among equals: the holder's zone, then priority, then the first name.
+fn preference<'s>(
+    home: Option<&InstanceSpec>,
+    one: &'s InstanceSpec,
+) -> (bool, u32, Reverse<&'s InstanceName>) {
+    let near = home.is_some_and(|home| {
+        (&home.locality.region, &home.locality.zone) == (&one.locality.region, &one.locality.zone)
+    });
+    (near, one.priority, Reverse(&one.name))
+}
+
+/// The holder as declared.
+fn home<'s>(spec: &'s ServiceSpec, role: &ServiceRole) -> Option<&'s InstanceSpec> {
+    spec.instances.iter().find(|one| Some(&one.name) == role.holder.as_ref())
+}
+
+fn is_in_scope(spec: &ServiceSpec, home: Option<&InstanceSpec>, candidate: &InstanceSpec) -> bool {
+    let Some(from) = home.map(|one| &one.locality) else { return true };
+    let to = &candidate.locality;
+    match spec.policy.max_failover_scope {
+        Scope::Any => true,
+        Scope::Region => from.region == to.region,
+        Scope::Zone => from.region == to.region && from.zone == to.zone,
     }
 }
 

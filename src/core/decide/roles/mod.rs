@@ -27,6 +27,8 @@ pub mod verdict;
 mod watch;
 mod zone;
 
+pub use candidates::expected;
+
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;

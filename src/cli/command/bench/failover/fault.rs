@@ -22,6 +22,8 @@ pub enum Fault {
     Switchover,
     /// SIGSTOP to PostgreSQL, fencer and agent; SIGCONT later
     Freeze,
+    /// SIGSTOP to PostgreSQL's first process alone: open sessions go on, nobody new gets in
+    FreezePostmaster,
     /// The primary's host and the leader of the nodes at once
     LeaderAndHost,
     /// SIGKILL to all nodes; they are started again later
@@ -43,6 +45,7 @@ impl Fault {
             Self::Host => "host",
             Self::Switchover => "switchover",
             Self::Freeze => "freeze",
+            Self::FreezePostmaster => "freeze-postmaster",
             Self::LeaderAndHost => "leader-and-host",
             Self::Coordinators => "coordinators",
             Self::Drop => "drop",
@@ -56,9 +59,15 @@ impl Fault {
         !matches!(self, Self::Postmaster | Self::Coordinators)
     }
 
-    /// Whether packets are dropped: then a client's own deadlines would be what it measures.
-    pub const fn is_silent(self) -> bool {
+    /// Whether packets are dropped.
+    const fn is_silent(self) -> bool {
         self.is_cut() || matches!(self, Self::Drop)
+    }
+
+    /// Whether a client with a session is no measure: its own deadlines would be what is measured, or its
+    /// session goes on while nobody new gets in.
+    pub const fn wants_prober(self) -> bool {
+        self.is_silent() || matches!(self, Self::FreezePostmaster)
     }
 
     /// Whether the old primary lives on, with clients on its side.
@@ -69,7 +78,11 @@ impl Fault {
     /// How long it stays before it is taken back.
     pub fn lasts(self, hold: Duration) -> Duration {
         match self {
-            Self::Freeze | Self::Coordinators | Self::Cut | Self::CutOne => hold,
+            Self::Freeze
+            | Self::FreezePostmaster
+            | Self::Coordinators
+            | Self::Cut
+            | Self::CutOne => hold,
             _ => Duration::ZERO,
         }
     }
@@ -101,7 +114,8 @@ impl Fault {
     /// It could not be done.
     pub async fn inject(self, lab: &Lab, primary: &LabInstance) -> Outcome {
         match self {
-            Self::Postmaster => postmaster(lab, primary).await,
+            Self::Postmaster => postmaster(lab, primary, Signal::Kill).await,
+            Self::FreezePostmaster => postmaster(lab, primary, Signal::Freeze).await,
             Self::Host => host(lab, primary, Signal::Kill),
             Self::Freeze => host(lab, primary, Signal::Freeze),
             Self::LeaderAndHost => {
@@ -151,7 +165,7 @@ fn host(lab: &Lab, primary: &LabInstance, signal: Signal) -> Outcome {
     }
 }
 
-async fn postmaster(lab: &Lab, primary: &LabInstance) -> Outcome {
+async fn postmaster(lab: &Lab, primary: &LabInstance, signal: Signal) -> Outcome {
     let seen = regent_lab::databases::view(lab).await;
     let seen = seen.iter().flat_map(|view| &view.instances).find(|one| one.id == primary.id);
     let gone = || {
@@ -160,8 +174,8 @@ async fn postmaster(lab: &Lab, primary: &LabInstance) -> Outcome {
     };
     let pid = seen.and_then(|one| one.postmaster_pid).ok_or_else(gone)?;
     let process = owned::if_of(lab, primary, pid).ok_or_else(gone)?;
-    let signalled = process.signal(Signal::Kill);
-    signalled.or_internal(|| format!("cannot kill process {pid}")).map(|_| ())
+    let signalled = process.signal(signal);
+    signalled.or_internal(|| format!("cannot signal process {pid}")).map(|_| ())
 }
 
 fn node(lab: &Lab, id: u64) -> Outcome {

@@ -111,7 +111,7 @@ pub async fn once(lab: &mut Lab, args: &Args) -> Outcome<Run> {
         false => None,
     };
     let probed = Table::fresh("probed");
-    if args.fault.is_silent() {
+    if args.fault.wants_prober() {
         probed.create(&access, LONGEST).await.or_internal(|| "cannot make a table".to_owned())?;
     }
     warm(&writer).await?;
@@ -119,8 +119,10 @@ pub async fn once(lab: &mut Lab, args: &Args) -> Outcome<Run> {
     let fault = Instant::now();
     args.fault.inject(lab, primary).await?;
     // From the fault on: fifty logins a second to each host would keep a small machine busy.
-    let prober =
-        args.fault.is_silent().then(|| Prober::start(access.clone(), probed.clone(), Pace::PROBE));
+    let prober = args
+        .fault
+        .wants_prober()
+        .then(|| Prober::start(access.clone(), probed.clone(), Pace::PROBE));
     let elsewhere = args.fault.moves().then_some(old);
     let first = acked(&writer, fault, elsewhere).await;
     // Whoever writes steadily is served again later than whoever asks all the time.

@@ -13,7 +13,7 @@ use crate::authz::{Principal, Role};
 use crate::command::{Command, Entry, Expect, FullRenewal, Renewal};
 use crate::decide::Decision;
 use crate::decide::facts::Facts;
-use crate::decide::roles::{Roles, View};
+use crate::decide::roles::{Roles, View, expected};
 use crate::id::{
     Epoch, Incarnation, InstanceName, Locality, Nonce, RenewalNumber, Revision, ServiceName,
     SessionId,
@@ -344,6 +344,8 @@ impl Bench {
             (sim.world.diverged, sim.world.replayed, sim.world.committed) = (None, false, None);
         }
         sim.world.timeline = role.timeline;
+        let spec = &self.state.services()[&service()].spec;
+        sim.world.expected = expected(spec, &role) == Some(&name(who));
         sim.world.promoted = role.promoted.map_or(Epoch::NONE, |_| role.epoch);
         let covered = role.set.as_ref().filter(|_| role.is_covered());
         sim.world.covered = covered.map(|set| set.revision);

@@ -2,6 +2,7 @@
 
 use super::bench::*;
 use crate::command::Command;
+use crate::decide::roles::expected;
 use crate::reply::Reply;
 use crate::role::{CompleteProof, FenceKind, OutProof, Phase, Proof};
 use crate::spec::{Mode, OnViolation};
@@ -42,6 +43,26 @@ fn standbys_are_cut_when_the_primary_has_resigned_and_not_before() {
     bench.receipt("c", Proof::Recruited, Some(100_000), true);
     bench.decide_for(&ALL, TICK);
     assert_eq!((bench.proposals(), bench.holder()), (vec!["GrantRole".to_owned()], "c"));
+}
+
+#[test]
+fn who_is_expected_is_who_is_granted_where_all_hold_the_same() {
+    let told = |bench: &Bench| expected(&spec(Mode::Quorum), bench.role()).map(ToString::to_string);
+    for to in [Some("c"), None] {
+        let mut bench = Bench::established(spec(Mode::Quorum));
+        assert_eq!(told(&bench), None, "nothing is open");
+        bench.switchover(to);
+        let next = to.unwrap_or("b");
+        assert_eq!(told(&bench).as_deref(), Some(next));
+        bench.receipt("a", Proof::Resigned, Some(100_000), true);
+        for other in OTHERS {
+            bench.receipt(other, Proof::Recruited, Some(100_000), true);
+        }
+        bench.decide_for(&ALL, TICK);
+        assert_eq!(bench.holder(), next);
+    }
+    let bench = failing(Mode::Quorum, OnViolation::Refuse);
+    assert_eq!(told(&bench).as_deref(), Some("b"));
 }
 
 #[test]
