@@ -274,11 +274,21 @@ impl Agent {
             tracing::error!(%error, "the notebook cannot be written: no certificate counts");
         }
         self.tools.declared.clone_from(&told.spec.instances);
-        let others = told.spec.instances.iter().filter(|one| one.name != self.tools.me);
         self.told.addresses =
             told.spec.instances.iter().map(|one| (one.address.clone(), one.name.clone())).collect();
-        let neighbours: BTreeMap<InstanceName, String> =
-            others.map(|one| (one.name.clone(), one.address.clone())).collect();
+        // Each look costs the other host a process: only those whose silence means something are looked at.
+        let upstream = told.upstream().map(|one| one.name.clone());
+        let matters = |name: &InstanceName| {
+            (told.holder.as_ref() == Some(name) || upstream.as_ref() == Some(name))
+                && *name != self.tools.me
+        };
+        let neighbours: BTreeMap<InstanceName, String> = told
+            .spec
+            .instances
+            .iter()
+            .filter(|one| matters(&one.name))
+            .map(|one| (one.name.clone(), one.address.clone()))
+            .collect();
         self.sights.aim(&self.tools.engine, &neighbours, self.report_every);
         self.look.notify_one();
     }

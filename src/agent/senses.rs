@@ -56,16 +56,19 @@ fn turns(pid: Option<i32>) -> Option<u64> {
     Some(status.lines().filter_map(of).sum())
 }
 
-/// A fresh connection every `every`.
+/// A fresh connection every `every` where this is a primary; a standby's are a matter of minutes, and
+/// each costs it a process.
 pub async fn probe(
     engine: Arc<dyn Engine>,
     guard: Guard,
     every: Duration,
+    mut leads: tokio::sync::watch::Receiver<Option<Revision>>,
     reports: mpsc::UnboundedSender<Report>,
 ) {
     const WITHIN: Duration = Duration::from_millis(300);
     // In a storm of logins each takes its time; a server that stands never answers.
     const PATIENTLY: Duration = Duration::from_millis(1_000);
+    const STANDBY: u32 = 5;
     let mut fails = false;
     loop {
         let first = guard.postmaster_pid().await;
@@ -94,7 +97,10 @@ pub async fn probe(
         if reports.send(Report::Probed(outcome)).is_err() {
             return;
         }
-        tokio::time::sleep(every).await;
+        let pause = if leads.borrow_and_update().is_some() { every } else { every * STANDBY };
+        let pause = if fails { every } else { pause };
+        // Who becomes primary is looked at at once.
+        let _ = tokio::time::timeout(pause, leads.changed()).await;
     }
 }
 

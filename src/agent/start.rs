@@ -168,7 +168,13 @@ pub async fn run(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(link::run(client, speaker, heard_tx));
     tasks.spawn(senses::observe(Arc::clone(&engine), every, Arc::clone(&look), reports.clone()));
-    tasks.spawn(senses::probe(Arc::clone(&engine), guard.clone(), every, reports.clone()));
+    tasks.spawn(senses::probe(
+        Arc::clone(&engine),
+        guard.clone(),
+        every,
+        wanted.clone(),
+        reports.clone(),
+    ));
     let sessions = senses::sessions(
         Arc::clone(&engine),
         guard.clone(),

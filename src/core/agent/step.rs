@@ -211,7 +211,7 @@ fn follow(world: &World, upstream: &InstanceName) -> Step {
             }
             // A switchover that waits for its primary to stop: what comes before a promotion is done.
             if world.expected {
-                return shut_readers(world);
+                return if world.shut { Step::Rest } else { Step::ShutReaders };
             }
             // Readers. They stay until it is to be promoted, also while it has nobody to follow.
             if !world.open && world.has_receiver { Step::Open } else { Step::Rest }
@@ -261,17 +261,11 @@ fn detach(notebook: &Notebook, world: &World, fence: Revision) -> Step {
         },
         Some(pledge) => match world.run {
             Run::Down => send_if_missing(world, pledge, Step::StartStandby(None)),
-            Run::Standby if world.answers && world.expected => {
-                send_if_missing(world, pledge, shut_readers(world))
-            }
+            // It was sent when it was written; what comes before a promotion does not wait for its answer.
+            Run::Standby if world.answers && world.expected && !world.shut => Step::ShutReaders,
             _ => send_if_missing(world, pledge, Step::Rest),
         },
     }
-}
-
-/// Readers are sent away while others are waited for, where a promotion is likely.
-fn shut_readers(world: &World) -> Step {
-    if world.shut { Step::Rest } else { Step::ShutReaders }
 }
 
 /// D, fetch: stream from a recruit that is ahead, then detach once more and say how far it reaches; a

@@ -2,6 +2,7 @@
 //!
 //! A session is watched for warnings, because a commit whose wait was cancelled succeeds with one.
 
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row, Socket};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row, Socket, Statement};
 
 use super::options::Options;
 use super::{REWIND, hba, passfile};
@@ -29,6 +30,7 @@ pub(super) type Warning = (String, String);
 pub(super) struct Link {
     client: Client,
     warnings: Arc<Mutex<Vec<Warning>>>,
+    prepared: Mutex<HashMap<&'static str, Statement>>,
     driver: AbortHandle,
 }
 
@@ -137,7 +139,8 @@ impl Link {
                 }
             }
         });
-        Ok(Self { client, warnings, driver: driver.abort_handle() })
+        let prepared = Mutex::default();
+        Ok(Self { client, warnings, prepared, driver: driver.abort_handle() })
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -160,6 +163,42 @@ impl Link {
             .await
             .map_err(|_| SqlError::TimedOut(what))?
             .map_err(|source| SqlError::Statement { what, source })
+    }
+
+    /// All rows of a question that this session asks over and over: it is parsed and planned once, which
+    /// for a view of the server's is most of its work.
+    pub(super) async fn rows_again(
+        &self,
+        what: &'static str,
+        sql: &'static str,
+        by: Instant,
+    ) -> Result<Vec<Row>, SqlError> {
+        let ask = async {
+            let known = self.prepared.lock().get(sql).cloned();
+            let statement = match known {
+                Some(statement) => statement,
+                None => {
+                    let fresh = self.client.prepare(sql).await?;
+                    self.prepared.lock().insert(sql, fresh.clone());
+                    fresh
+                }
+            };
+            self.client.query(&statement, &[]).await
+        };
+        timeout_at(by, ask)
+            .await
+            .map_err(|_| SqlError::TimedOut(what))?
+            .map_err(|source| SqlError::Statement { what, source })
+    }
+
+    /// The one row of such a question.
+    pub(super) async fn row_again(
+        &self,
+        what: &'static str,
+        sql: &'static str,
+        by: Instant,
+    ) -> Result<Row, SqlError> {
+        self.rows_again(what, sql, by).await?.pop().ok_or(SqlError::Hidden(what))
     }
 
     /// The one row of a question.

@@ -59,7 +59,7 @@ fn age(seconds: f64) -> Duration {
 
 /// The highest epoch in the replayed WAL; none in a cluster that Regent did not make.
 pub(super) async fn epoch(link: &Link, by: Instant) -> Result<Epoch, SqlError> {
-    let rows = match link.rows("read the epoch", EPOCH, by).await {
+    let rows = match link.rows_again("read the epoch", EPOCH, by).await {
         Err(SqlError::Statement { source, .. })
             if source.code() == Some(&SqlState::UNDEFINED_TABLE)
                 || source.code() == Some(&SqlState::INVALID_SCHEMA_NAME) =>
@@ -115,12 +115,12 @@ pub(super) async fn observe(
     by: Instant,
 ) -> Result<Observation, SqlError> {
     let (facts, epoch, receivers, senders, slots, overrides) = tokio::join!(
-        link.row("read the state", FACTS, by),
+        link.row_again("read the state", FACTS, by),
         epoch(link, by),
-        link.rows("read the receiver", RECEIVER, by),
-        link.rows("read the senders", SENDERS, by),
-        link.rows("read the slots", SLOTS, by),
-        link.rows("read the overrides", OVERRIDES, by),
+        link.rows_again("read the receiver", RECEIVER, by),
+        link.rows_again("read the senders", SENDERS, by),
+        link.rows_again("read the slots", SLOTS, by),
+        link.rows_again("read the overrides", OVERRIDES, by),
     );
     let facts = facts?;
     let receiver = receivers?.first().map(receiver).transpose()?;

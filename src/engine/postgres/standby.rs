@@ -53,7 +53,7 @@ struct Look {
 }
 
 async fn look(link: &Link, by: Instant) -> Result<Look, ChangeError> {
-    let row = link.row("look at the standby", LOOK_SQL, by).await?;
+    let row = link.row_again("look at the standby", LOOK_SQL, by).await?;
     if !get::<bool>(&row, "in_recovery")? {
         return Err(ChangeError::NotInRecovery);
     }
@@ -240,7 +240,7 @@ pub(super) async fn promote(pg: &Postgres, least: u32, by: Instant) -> Result<Sw
     }
     let link = pg.monitor(by).await?;
     let in_recovery = "SELECT pg_is_in_recovery() AS in_recovery";
-    if !get::<bool>(&link.row("read the state", in_recovery, by).await?, "in_recovery")? {
+    if !get::<bool>(&link.row_again("read the state", in_recovery, by).await?, "in_recovery")? {
         return Err(ChangeError::NotInRecovery);
     }
     pg.change(move |o, p| {
@@ -253,7 +253,7 @@ pub(super) async fn promote(pg: &Postgres, least: u32, by: Instant) -> Result<Sw
         link.row("promote", "SELECT pg_promote(false)", by).await?;
         loop {
             // Until then the name of a WAL file cannot be asked for.
-            let row = link.row("read the state", in_recovery, by).await?;
+            let row = link.row_again("read the state", in_recovery, by).await?;
             if !get::<bool>(&row, "in_recovery")? {
                 return Ok::<(), ChangeError>(());
             }
