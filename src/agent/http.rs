@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use crate::status::Published;
+use crate::status::{Page, Published};
 
-type Shared = Arc<Mutex<Published>>;
+type Shared = Arc<Mutex<Page>>;
 
 #[derive(Deserialize)]
 struct Lag {
@@ -27,15 +27,19 @@ struct Lag {
 ///
 /// # Errors
 /// The listener's.
-pub async fn serve(listener: TcpListener, published: Shared) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, shared: Shared) -> std::io::Result<()> {
     let app = Router::new()
         .route("/primary", get(primary))
         .route("/replica", get(replica))
         .route("/health", get(health))
         .route("/liveness", get(|| async { StatusCode::OK }))
         .route("/metrics", get(metrics))
-        .with_state(published);
+        .with_state(shared);
     axum::serve(listener, app).await
+}
+
+fn told(page: &Shared) -> Published {
+    page.lock().at(regent_fencer::clock::now())
 }
 
 fn answer(yes: bool, published: Published) -> (StatusCode, Json<Published>) {
@@ -43,32 +47,32 @@ fn answer(yes: bool, published: Published) -> (StatusCode, Json<Published>) {
     (code, Json(published))
 }
 
-async fn primary(State(published): State<Shared>) -> (StatusCode, Json<Published>) {
-    let now = published.lock().clone();
+async fn primary(State(page): State<Shared>) -> (StatusCode, Json<Published>) {
+    let now = told(&page);
     answer(now.open && now.run == "primary", now)
 }
 
 async fn replica(
-    State(published): State<Shared>,
+    State(page): State<Shared>,
     Query(wanted): Query<Lag>,
 ) -> (StatusCode, Json<Published>) {
-    let now = published.lock().clone();
+    let now = told(&page);
     let near = wanted.lag.is_none_or(|most| now.lag_bytes <= most);
     answer(now.reads && now.streams && near, now)
 }
 
-async fn health(State(published): State<Shared>) -> (StatusCode, Json<Published>) {
-    let now = published.lock().clone();
+async fn health(State(page): State<Shared>) -> (StatusCode, Json<Published>) {
+    let now = told(&page);
     answer(now.answers, now)
 }
 
-async fn metrics(State(published): State<Shared>) -> impl IntoResponse {
-    let now = published.lock().clone();
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], page(&now))
+async fn metrics(State(page): State<Shared>) -> impl IntoResponse {
+    let now = told(&page);
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text(&now))
 }
 
 /// In the text format that every scraper reads.
-fn page(now: &Published) -> String {
+fn text(now: &Published) -> String {
     let mut text = String::new();
     let mut say = |name: &str, help: &str, labels: String, value: u64| {
         text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}\n");
@@ -120,7 +124,7 @@ mod tests {
             slowest_fence_ms: 40,
             ..Published::default()
         };
-        let text = page(&now);
+        let text = text(&now);
         for line in [
             "regent_agent_role_info{instance=\"orders/pg1\",role=\"primary\",epoch=\"1.173\"} 1",
             "regent_agent_open_flag 1",

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Right, Step, next};
+use regent_core::agent::{Naming, Right, Step, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::Order;
 use regent_core::role::observe::Run;
 use regent_core::spec::{LoweredSync, Policy};
-use regent_core::time::{Micros, Reading};
+use regent_core::time::Reading;
 use regent_engine as engine;
 use regent_rpc::client::{AgentSender, SessionLease};
 use regent_rpc::convert::agent::{Ask, HELLO, Instruction, Outcome};
@@ -29,7 +29,7 @@ use crate::notes::Notes;
 use crate::senses::NoLogin;
 use crate::sights::Sights;
 use crate::start::StartError;
-use crate::status::{Published, Status};
+use crate::status::{Page, Status};
 use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
 use crate::words::Refusals;
 
@@ -37,8 +37,6 @@ use crate::words::Refusals;
 const TICK: Duration = Duration::from_millis(20);
 /// Steps of one turn: no order has more in a row that are over at once.
 const MAX_STEPS: usize = 4;
-/// How long shutting clients out may take before the fencer ends everything.
-const CLOSE_LEAD: Micros = Micros::from_ms(400);
 
 /// A step that has failed this many times in a row is tried at longer intervals.
 const HOPEFUL: u32 = 50;
@@ -69,7 +67,7 @@ pub struct Agent {
     pub(crate) tools: Tools,
     pub(crate) guard: Guard,
     pub(crate) sights: Sights,
-    pub(crate) published: Arc<Mutex<Published>>,
+    pub(crate) page: Arc<Mutex<Page>>,
     pub(crate) status: Status,
     pub(crate) report_every: Duration,
     pub(crate) fence_budget_ms: u64,
@@ -89,6 +87,7 @@ pub struct Agent {
     pub(crate) sender: Option<AgentSender>,
     // --- at work ---
     pub(crate) right: Right,
+    pub(crate) naming: Naming,
     pub(crate) arms: u64,
     pub(crate) armed_until: Option<Reading>,
     /// When the fencer was last asked to give up its deadline for a pause.
@@ -443,8 +442,11 @@ impl Agent {
             self.unlatch();
         }
         let pausing = self.pausing();
-        let lasts = until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
-        self.told.may_serve = self.leads() && (lasts || pausing.is_free());
+        self.naming = match self.leads() {
+            true => Naming::decide(until, pausing.is_free(), now),
+            false => Naming::Never,
+        };
+        self.told.may_serve = self.naming.may_serve();
         if !self.leads() {
             return;
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use regent_core::agent::Right;
+use regent_core::agent::{Naming, Right};
 use regent_core::id::{Nonce, Revision};
 use regent_engine::postgres::{Options, Postgres};
 use regent_engine::{DiskError, Engine};
@@ -24,7 +24,7 @@ use crate::prepare;
 use crate::run::Agent;
 use crate::senses;
 use crate::sights::Sights;
-use crate::status::{Published, Status};
+use crate::status::{Page, Status};
 use crate::steps::Tools;
 use crate::words::Refusals;
 
@@ -158,7 +158,7 @@ pub async fn run(
     let (canary, wanted) = watch::channel(None);
     let (prepare, announced) = watch::channel(None);
     let (look, every) = (Arc::new(Notify::new()), Duration::from_millis(config.report_interval_ms));
-    let published = Arc::new(Mutex::new(Published::default()));
+    let page = Arc::new(Mutex::new(Page::default()));
     let speaker = Speaker {
         service: config.service.clone(),
         instance: config.instance.clone(),
@@ -179,7 +179,7 @@ pub async fn run(
     tasks.spawn(sessions);
     tasks.spawn(senses::certify(Arc::clone(&engine), wanted, reports.clone()));
     tasks.spawn(prepare::checkpoint(Arc::clone(&engine), announced, reports.clone()));
-    let port = Arc::clone(&published);
+    let port = Arc::clone(&page);
     let address = config.http.address.clone();
     let listener = tokio::net::TcpListener::bind(&address)
         .await
@@ -209,7 +209,8 @@ pub async fn run(
         notes,
         local,
         sights: Sights::default(),
-        published,
+        page,
+        naming: Naming::Never,
         status: Status { path: config.state_dir.join("status.json") },
         report_every: every,
         fence_budget_ms: config.fence_budget_ms,

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use regent_core::agent::Naming;
+use regent_core::time::Reading;
 use serde::Serialize;
 
 use crate::guard::Guard;
@@ -49,6 +51,26 @@ pub struct Published {
     pub watchdog_ms: u64,
 }
 
+/// What the port for health checks tells from.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// As of the loop's last turn.
+    pub published: Published,
+    /// For how long it may be said that it takes writes.
+    pub naming: Naming,
+}
+
+impl Page {
+    /// What is true at this moment (S8).
+    pub fn at(&self, now: Reading) -> Published {
+        let mut told = self.published.clone();
+        let named = self.naming.holds(now);
+        told.open &= named;
+        told.held &= named;
+        told
+    }
+}
+
 /// `status.json` in the state directory.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -85,5 +107,29 @@ impl Status {
                 tracing::debug!(%error, "status.json was not written");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// S8: the loop may wait for a disk while the page is asked.
+    #[test]
+    fn nobody_is_named_beyond_the_right_that_the_loop_saw_last() {
+        let published =
+            Published { run: "primary", open: true, held: true, ..Published::default() };
+        let mut page = Page { published, naming: Naming::Until(Reading::at_us(100)) };
+        assert!(page.at(Reading::at_us(99)).open && page.at(Reading::at_us(99)).held);
+        for over in [Reading::at_us(100), Reading { boottime_us: 100, raw_us: 50 }] {
+            assert!(!page.at(over).open && !page.at(over).held, "{over:?}");
+        }
+        page.naming = Naming::Paused;
+        assert!(page.at(Reading::at_us(500)).open);
+        page.naming = Naming::Never;
+        assert!(!page.at(Reading::at_us(50)).open);
+        let reads = Published { run: "standby", reads: true, ..Published::default() };
+        let standby = Page { published: reads, naming: Naming::Never };
+        assert!(standby.at(Reading::at_us(500)).reads);
     }
 }

@@ -154,11 +154,12 @@ impl Agent {
             fence_budget_ms: self.guard.fences().budget_ms(),
             watchdog_ms: self.guard.watchdog().map_or(0, |watchdog| watchdog.timeout_ms),
         };
-        let mut published = self.published.lock();
-        if *published != now {
-            *published = now;
-            let text = published.clone();
-            drop(published);
+        let mut page = self.page.lock();
+        page.naming = self.naming;
+        if page.published != now {
+            page.published = now;
+            let text = page.published.clone();
+            drop(page);
             self.status.write(&text, &self.guard);
             // What changed is told at once.
             self.reported = None;

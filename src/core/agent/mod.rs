@@ -10,7 +10,7 @@
 //!   same step, so that a crash between two steps costs nothing but time.
 //! - [`pause`]: how the fencer loses its deadline under a pause, and gets it back (E5).
 //! - [`reports`]: what renewals say of it, and which of that is known to be in the log (C4).
-//! - [`right`]: until when it may serve writes: lease (C1) or certificate (F).
+//! - [`right`]: until when it may serve writes, lease (C1) or certificate (F), and be named (S8).
 
 pub mod notebook;
 pub mod pause;
@@ -24,6 +24,6 @@ pub mod world;
 pub use notebook::{Notebook, Pledge};
 pub use pause::Pausing;
 pub use reports::Reports;
-pub use right::{Right, may_stay_shut};
+pub use right::{Naming, Right, may_stay_shut};
 pub use step::{Step, next};
 pub use world::{Data, OnDisk, World};

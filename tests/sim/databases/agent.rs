@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use regent_core::agent::{Data, Notebook, OnDisk, Reports, Right, Step, may_stay_shut, next};
+use regent_core::agent::{
+    Data, Naming, Notebook, OnDisk, Reports, Right, Step, may_stay_shut, next,
+};
 use regent_core::authz::{Principal, Role};
 use regent_core::command::Command;
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
@@ -14,7 +16,7 @@ use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::role::observe::{Run, Sight};
 use regent_core::role::{Order, Receipt};
 use regent_core::spec::Policy;
-use regent_core::time::{Micros, Reading};
+use regent_core::time::Reading;
 use regent_fencer::Arm;
 
 use super::host::{FENCE_BUDGET_MS, News, Status};
@@ -26,7 +28,6 @@ use super::streams::{Ask, Instruction};
 use super::world::{Place, World};
 use crate::agents::machine::{MS, SECOND, Time};
 
-pub(super) const CLOSE_LEAD: Micros = Micros::from_ms(400);
 /// A disarming that the fencer has not confirmed is asked for again after this long.
 pub(super) const DISARM_AGAIN: Time = SECOND;
 pub(super) const TRY_AGAIN: Time = 100 * MS;
@@ -67,7 +68,10 @@ pub struct Tried {
 /// One start of an agent.
 pub struct Agent {
     pub life: u64,
+    /// Its loop does nothing until then: it waits for a disk, or the whole process stands still.
     pub frozen_until: Time,
+    /// Nobody answers who asks it until then, either.
+    pub silent_until: Time,
     pub book: Notebook,
     pub local: Local,
     pub told: Told,
@@ -78,6 +82,10 @@ pub struct Agent {
     pub(super) mark: Revision,
     pub instruction: Option<Rc<Instruction>>,
     pub right: Right,
+    /// For how long the last turn would have it named.
+    pub(super) naming: Naming,
+    /// What its page tells from, as of the end of that turn (S8): that, and under which epoch.
+    pub(super) page: (Naming, Epoch),
     /// What its fencer said last.
     pub fencer: Status,
     /// When a disarming was asked for, and for which pause.
@@ -172,6 +180,7 @@ impl World {
         let agent = Agent {
             life,
             frozen_until: 0,
+            silent_until: 0,
             book,
             local,
             told: Told::default(),
@@ -182,6 +191,8 @@ impl World {
             mark: Revision(0),
             instruction: None,
             right: Right::default(),
+            naming: Naming::Never,
+            page: (Naming::Never, Epoch::NONE),
             fencer: host.status(),
             disarmed: None,
             arms: host.fencer.lease.view().number.0,
@@ -364,8 +375,11 @@ impl World {
         }
         let pausing = self.pausing(i);
         let agent = self.agent(i);
-        let lasts = until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
-        agent.told.may_serve = leads && (lasts || pausing.is_free());
+        agent.naming = match leads {
+            true => Naming::decide(until, pausing.is_free(), now),
+            false => Naming::Never,
+        };
+        agent.told.may_serve = agent.naming.may_serve();
         if let Some(pause) = pausing.may_disarm().filter(|_| leads) {
             return self.disarm_for(i, pause, pausing.unbounded);
         }
@@ -420,6 +434,7 @@ impl World {
         }
         self.prepare(i);
         self.report(i);
+        self.publish(i);
     }
 
     pub(super) fn take(&mut self, i: usize, step: Step) {

@@ -210,6 +210,7 @@ impl World {
         let Some(open) = &mut agent.session else { return };
         let renewal = open.clock.next(now);
         let report = open.reports.sent(renewal.number, now).map(Box::new);
+        let (session, number) = (open.id, renewal.number);
         let full = FullRenewal { renewal, report };
         let since = *open.unanswered.get_or_insert(real);
         if real > since + open.ttl_ms * MS / 4 {
@@ -220,6 +221,7 @@ impl World {
             }
             node = n;
         }
+        self.pages.renewal_sent(i, session, number, real);
         self.carry_to_node(i, node, move |world| {
             world.renewal_arrives(node, i, life, full.clone());
         });
@@ -242,17 +244,21 @@ impl World {
         if taken {
             open.extended = open.extended.max(number.0);
         }
-        match answer {
-            Answer::Outcome(RenewalOutcome::Extended { number, .. }) => {
-                open.reports.committed(number);
-            }
-            Answer::Outcome(RenewalOutcome::NumberStale { have }) => open.reports.committed(have),
-            _ => {}
+        let known = match answer {
+            Answer::Outcome(RenewalOutcome::Extended { number, .. }) => Some(number),
+            Answer::Outcome(RenewalOutcome::NumberStale { have }) => Some(have),
+            _ => None,
+        };
+        if let Some(number) = known {
+            open.reports.committed(number);
         }
         let over = open.is_over(agent.mark, now) && agent.opening == 0;
         let (ttl, attached) = (open.ttl_ms, agent.stream.is_some());
         if taken {
             self.check.heard.insert(i, self.now);
+        }
+        if let Some(number) = known {
+            self.pages.renewal_taken(i, session, number, ttl);
         }
         if over && attached {
             // The stream stays: only who renews is another one.

@@ -121,6 +121,9 @@ impl World {
             if sound {
                 let latched = agent.book.latched && !leaves_out(Mutant::CertificatesLatched);
                 agent.right.certified(begun, set, latched);
+                if !latched {
+                    world.pages.certified(i, since);
+                }
                 world.check.stats.certificates += 1;
             }
             world.later(300 * MS, place, move |world| world.certifies(i));
