@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use regent_core::agent::{
-    Data, Naming, Notebook, OnDisk, Reports, Right, Step, may_stay_shut, next,
+    Data, Local, Naming, Notebook, OnDisk, Reports, Right, Step, Told, may_stay_shut, next,
 };
 use regent_core::authz::{Principal, Role};
 use regent_core::command::Command;
@@ -20,9 +20,9 @@ use regent_core::time::Reading;
 use regent_fencer::Arm;
 
 use super::host::{FENCE_BUDGET_MS, News, Status};
-use super::local::{Local, Told};
 use super::net::End;
 use super::plan::{index_of, instance_name};
+use super::senses::found;
 use super::steps::{Change, Job};
 use super::streams::{Ask, Instruction};
 use super::world::{Place, World};
@@ -169,8 +169,8 @@ impl World {
         self.launch_fencer(i);
         let node = self.random.index(self.coord.nodes.len());
         let host = &mut self.hosts[i];
-        let mut local = Local::new(host.name);
-        local.discovered(&host.dir);
+        let mut local = Local::new(instance_name(host.name));
+        local.discovered(found(&host.dir));
         if host.runs_fenced() {
             local.started(0);
             local.shut = false;
@@ -214,9 +214,8 @@ impl World {
         };
         host.agent = Some(agent);
         self.say(|| format!("{i}: an agent starts, {nonce:?}"));
-        if let Some(seen) = self.look_at_server(i) {
-            let now = self.now;
-            self.agent(i).local.observed(seen, now);
+        if let Some((asked, seen)) = self.look_at_server(i) {
+            self.agent(i).local.observed(asked, seen, asked);
         }
         let place = self.agent_place(i);
         self.later(MS, place, move |world| world.ticks(i));
@@ -246,26 +245,14 @@ impl World {
 
     /// A new directive does not wait for a step of the old one that may take long.
     pub(super) fn interrupt(&mut self, i: usize) {
-        let long = |step: &Step| {
-            matches!(
-                step,
-                Step::Clone(_)
-                    | Step::Rewind(_)
-                    | Step::SetNames(_)
-                    | Step::WriteEpoch(_)
-                    | Step::Replay
-                    | Step::Compare(_)
-            )
-        };
-        if self.agent(i).busy.as_ref().is_some_and(|(_, step)| long(step)) {
-            let host = &mut self.hosts[i];
-            let Some(agent) = host.agent.as_mut() else { return };
-            let rebuilt = matches!(agent.busy, Some((_, Step::Clone(_) | Step::Rewind(_))));
-            agent.busy = None;
+        let host = &mut self.hosts[i];
+        let Some(agent) = host.agent.as_mut() else { return };
+        let run = agent.local.run();
+        if let Some((_, step)) = agent.busy.take_if(|(_, step)| step.is_interrupted(run)) {
             agent.local.rebuilding = false;
-            if rebuilt {
+            if step.rebuilds() {
                 // What it left on disk is looked at again.
-                agent.local.discovered(&host.dir);
+                agent.local.discovered(found(&host.dir));
             }
         }
     }
@@ -283,7 +270,7 @@ impl World {
         let News::Stopped { proven, in_order, .. } = news else { return };
         let agent = self.agent(i);
         agent.local.last_end = sequence;
-        let asked = matches!(&agent.busy, Some((_, Step::Kill | Step::ShutDown)));
+        let asked = agent.busy.as_ref().is_some_and(|(_, step)| step.ends());
         if !asked {
             agent.local.ended(proven, in_order);
             if !leaves_out(Mutant::RenewalAfterCrash) {
@@ -302,13 +289,11 @@ impl World {
         let now = self.now;
         let agent = self.agent(i);
         let Some((_, step)) = agent.busy.take_if(|(busy, _)| *busy == id) else { return };
-        agent.local.rebuilding = false;
-        agent.local.stopping = false;
+        agent.local.is_over(&step);
         match outcome {
             Ok(change) => {
                 change(&mut agent.local);
-                let ends = matches!(step, Step::Kill | Step::ShutDown);
-                if ends && !leaves_out(Mutant::RenewalAfterStop) {
+                if step.ends() && !leaves_out(Mutant::RenewalAfterStop) {
                     agent.renounce();
                 }
                 let may_hold = agent.book.may_hold();
@@ -320,13 +305,7 @@ impl World {
                 }
             }
             Err(why) => {
-                if matches!(step, Step::Follow(_) | Step::StartStandby(_)) {
-                    agent.local.doubt_upstream();
-                }
-                let starts = matches!(step, Step::StartStandby(_) | Step::StartPrimary);
-                if starts && !agent.local.running && fencer_runs {
-                    agent.local.started(agent.local.last_end);
-                }
+                agent.local.failed(&step, fencer_runs);
                 agent.not_before = now + TRY_AGAIN;
                 self.say(|| format!("{i}: {step:?} failed: {why}"));
             }
@@ -409,7 +388,7 @@ impl World {
         self.note_refusal(i);
         self.rights(i);
         self.carry(i);
-        let now = self.now;
+        let (now, read) = (self.now, self.hosts[i].machine.read(self.now));
         let agent = self.agent(i);
         let upstream = agent.book.directive.as_ref().and_then(|it| match &it.order {
             Order::Follow { upstream: from } | Order::Fetch { from, .. } => Some(index_of(from)),
@@ -420,7 +399,7 @@ impl World {
             sight.is_some_and(|at| now - at < SECOND)
         });
         if agent.busy.is_none() && now >= agent.not_before {
-            let world = agent.local.world(&agent.told, now);
+            let world = agent.local.world(&agent.told, read);
             let step = next(&agent.book, &world);
             self.take(i, step);
         }
@@ -466,15 +445,7 @@ impl World {
     pub(super) fn spawn(&mut self, i: usize, step: Step) {
         let id = self.fresh();
         let agent = self.agent(i);
-        match step {
-            Step::Kill | Step::ShutDown => {
-                agent.local.stopping = true;
-                agent.local.open = false;
-            }
-            Step::Rewind(_) | Step::Clone(_) => agent.local.rebuilding = true,
-            Step::Open => agent.local.shut = false,
-            _ => {}
-        }
+        agent.local.begins(&step);
         let arm = match step {
             Step::StartPrimary | Step::Promote(_) => {
                 let Some(until) = agent.right.lease else { return };
@@ -523,14 +494,14 @@ impl World {
 
     /// An observation, when it is time or something happened.
     pub(super) fn report(&mut self, i: usize) {
-        let now = self.now;
+        let (now, read) = (self.now, self.hosts[i].machine.read(self.now));
         let agent = self.agent(i);
         let Some(stream) = agent.stream else { return };
         if agent.reported.is_some_and(|at| now - at < REPORT_EVERY) {
             return;
         }
         agent.reported = Some(now);
-        let mut seen = agent.local.observation(&agent.book, now);
+        let mut seen = agent.local.observation(&agent.told, &agent.book, read);
         seen.sights = agent
             .sights
             .iter()

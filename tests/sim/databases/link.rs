@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Data, OnDisk, Reports, Step};
+use regent_core::agent::{Reports, Step};
 use regent_core::authz::{Principal, Role};
 use regent_core::command::{Command, FullRenewal};
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
@@ -12,7 +12,8 @@ use regent_core::lease::holder::{Answer, HolderSession};
 use regent_core::lease::{HolderClock, Rules};
 use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::reply::{RenewalOutcome, Reply};
-use regent_core::role::{AgentStart, DataIdentity, Order};
+use regent_core::role::{AgentStart, Order};
+use regent_core::spec::LoweredSync;
 
 use super::agent::{HELLO, Open, RESTART};
 use super::host::FENCE_BUDGET_MS;
@@ -160,13 +161,7 @@ impl World {
         let agent = self.agent(i);
         let id = agent.session.as_ref().map_or(SessionId(0), |open| open.id);
         let (book, local) = (&agent.book, &agent.local);
-        let data = matches!(local.data, Data::Present(_)).then(|| DataIdentity {
-            system: 1,
-            generation: local.generation,
-            epoch: book.led.max(local.written),
-            position: local.position(),
-            out_of_recovery: local.data == Data::Present(OnDisk::Primary),
-        });
+        let data = local.identity(book.led);
         AgentStart {
             session: id,
             nonce: agent.nonce,
@@ -373,6 +368,10 @@ impl World {
         self.take_mark(i, told.mark);
         let agent = self.agent(i);
         agent.told.timeline = told.timeline;
+        agent.told.is_strict = told.spec.policy.on_lowered_sync == LoweredSync::Strict;
+        let instances = told.spec.instances.iter();
+        agent.told.addresses =
+            instances.map(|one| (one.address.clone(), one.name.clone())).collect();
         agent.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         agent.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = agent.told.covered {

@@ -10,9 +10,9 @@
 //!                         check: looks at all of it from outside
 //! ```
 //! What is real: `State::apply`, `decide::{Roles, Expiry}`, `NodeClock`, `HolderClock`, `Notebook`,
-//! `Right`, `Naming`, `next`, the fencer's rules of deadlines. What is written again: the agent's loop
-//! (`src/agent/{run,steps,link,local}.rs`) and the node's side of its stream, in the same order and by
-//! the same rules. What is a model: PostgreSQL, the kernel, the network, the log.
+//! `Local`, `Right`, `Naming`, `next`, the fencer's rules of deadlines. What is written again: the agent's
+//! loop (`src/agent/{run,steps,link}.rs`) and the node's side of its stream, in the same order and by the
+//! same rules. What is a model: PostgreSQL, the kernel, the network, the log.
 
 mod agent;
 mod check;
@@ -23,7 +23,6 @@ mod directed;
 mod faults;
 mod host;
 mod link;
-mod local;
 mod net;
 mod order;
 mod pages;

@@ -72,12 +72,8 @@ impl Pages {
 impl World {
     /// The end of a turn: what the page tells until the next.
     pub(super) fn publish(&mut self, i: usize) {
-        use regent_core::agent::Naming;
-        use regent_core::role::observe::Run;
         let agent = self.agent(i);
-        let serves = agent.local.open && agent.local.run() == Run::Primary;
-        let naming = if serves { agent.naming } else { Naming::Never };
-        agent.page = (naming, agent.book.led);
+        agent.page = (agent.local.named(agent.naming), agent.book.led);
     }
 
     /// Nothing comes of an agent for a while: its process stands still, or only its loop does, which waits
