@@ -23,7 +23,6 @@ mod http;
 mod init;
 mod link;
 mod local;
-mod lowered;
 mod news;
 mod notes;
 mod prepare;

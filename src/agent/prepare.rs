@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use regent_core::id::Revision;
-use regent_core::role::observe::Run;
 use regent_engine::{Engine, SqlError};
 use tokio::sync::{mpsc, watch};
 
@@ -27,21 +26,17 @@ impl Agent {
     /// Asks for what is announced, of a primary that answers.
     pub(crate) fn prepare(&mut self) {
         let told = self.instruction.as_ref().and_then(|told| told.prepare);
-        let serves = self.local.run() == Run::Primary && self.local.open;
-        let wants = told.filter(|_| serves);
-        if self.local.announced.map(|(operation, _)| operation) != wants {
-            self.local.announced = wants.map(|operation| (operation, Instant::now()));
-            self.local.prepared = None;
+        if self.local.announce(told, regent_fencer::clock::now()) {
             self.reported = None;
         }
+        let wants = self.local.announced.map(|(operation, _)| operation);
         self.prepare.send_if_modified(|now| std::mem::replace(now, wants) != wants);
     }
 
     /// The checkpoint for `operation` is over.
     pub(crate) fn prepared(&mut self, operation: Revision) {
-        if self.local.announced.is_some_and(|(announced, _)| announced == operation) {
+        if self.local.checkpointed(operation, regent_fencer::clock::now()) {
             tracing::info!(%operation, "checkpointed for the switchover that is announced");
-            self.local.prepared = Some((operation, Instant::now()));
             self.reported = None;
         }
     }

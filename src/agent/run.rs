@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Naming, Right, Step, next};
+use regent_core::agent::{Local, Naming, Right, Step, Told, next};
 use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::Order;
 use regent_core::role::observe::Run;
 use regent_core::spec::{LoweredSync, Policy};
-use regent_core::time::{Micros, Reading};
+use regent_core::time::Reading;
 use regent_engine as engine;
 use regent_rpc::client::{AgentSender, SessionLease};
 use regent_rpc::convert::agent::{Ask, HELLO, Instruction, Outcome};
@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::guard::{Guard, News};
 use crate::link::Heard;
-use crate::local::{Local, Told};
+use crate::local::{millis, seen};
 use crate::notes::Notes;
 use crate::senses::NoLogin;
 use crate::sights::Sights;
@@ -37,8 +37,6 @@ use crate::words::Refusals;
 const TICK: Duration = Duration::from_millis(20);
 /// Steps of one turn: no order has more in a row that are over at once.
 const MAX_STEPS: usize = 4;
-/// How long shutting clients out may take before the fencer ends everything.
-const CLOSE_LEAD: Micros = Micros::from_ms(400);
 
 /// A step that has failed this many times in a row is tried at longer intervals.
 const HOPEFUL: u32 = 50;
@@ -295,25 +293,12 @@ impl Agent {
 
     /// A new directive does not wait for a step of the old one that may take long.
     fn interrupt(&mut self) {
-        let long = |step: &Step| {
-            matches!(
-                step,
-                Step::Clone(_)
-                    | Step::Rewind(_)
-                    | Step::SetNames(_)
-                    | Step::WriteEpoch(_)
-                    | Step::Replay
-                    | Step::Compare(_)
-            )
-        };
-        let reads = |step: &Step| *step == Step::Open && self.local.run() == Run::Standby;
-        if self.busy.as_ref().is_some_and(|(step, _)| long(step) || reads(step))
-            && let Some((step, task)) = self.busy.take()
-        {
+        let run = self.local.run();
+        if let Some((step, task)) = self.busy.take_if(|(step, _)| step.is_interrupted(run)) {
             tracing::info!(?step, "interrupted by a new directive");
             task.abort();
             self.local.rebuilding = false;
-            if matches!(step, Step::Clone(_) | Step::Rewind(_)) {
+            if step.rebuilds() {
                 self.inspect();
             }
         }
@@ -330,13 +315,18 @@ impl Agent {
     }
 
     fn report(&mut self, report: Report) {
+        let now = regent_fencer::clock::now();
         match report {
-            Report::Seen(asked, Ok(seen)) => {
+            Report::Seen(asked, Ok(facts)) => {
                 if self.local.running {
                     let streamed = self.local.streams();
-                    self.local.observed(asked, seen);
-                    if self.busy.is_none() {
-                        self.local.judge_names();
+                    self.local.observed(asked, seen(facts), now);
+                    if self.busy.is_none() && self.local.judge_names(now) {
+                        let found = self.local.shown_names();
+                        tracing::warn!(
+                            found,
+                            "the names were changed by hand: the committed ones are put back"
+                        );
                     }
                     if streamed && !self.local.streams() {
                         // The primary may be gone: what is seen of it is news for everybody.
@@ -350,10 +340,11 @@ impl Agent {
                     self.local.problem = why;
                 }
             }
-            Report::Probed(outcome) if self.local.running => self.local.probed(outcome),
-            Report::Probed(_) => {}
+            Report::Probed(_) if !self.local.running => {}
+            Report::Probed(Ok(took)) => self.local.answered(millis(took)),
+            Report::Probed(Err(NoLogin { why, works })) => self.local.unanswered(why, works, now),
             Report::Canary(sent, set, returned) => {
-                self.local.canary = Some((Instant::now(), Some(returned)));
+                self.local.committed(returned, now);
                 // F: names that are not the committed set's make no certificate.
                 let sound = returned && self.local.has_its_names();
                 if let (true, Some(set)) = (sound, set) {
@@ -361,12 +352,20 @@ impl Agent {
                 }
             }
             Report::Prepared(operation) => self.prepared(operation),
-            Report::Sessions(lowered) => self.local.looked_into(lowered),
+            Report::Sessions(lowered) => {
+                if self.local.looked_into(lowered) {
+                    let why = self.local.lowered.unseen.as_deref();
+                    tracing::warn!(
+                        why,
+                        "sessions that lower synchronous_commit can hardly be seen"
+                    );
+                }
+            }
             Report::Done(step, outcome) => self.done(&step, outcome),
             Report::Inspected(found) => {
                 self.inspects = false;
                 if !self.local.running {
-                    self.local.discovered(&found);
+                    self.local.discovered(crate::local::found(&found));
                 }
             }
         }
@@ -377,20 +376,14 @@ impl Agent {
             return;
         }
         self.busy = None;
-        // A look may be older than the step; letting in and shutting out change no names.
-        if !matches!(step, Step::Open | Step::Close | Step::ShutOut) {
-            self.local.strange_names = None;
-        }
-        self.local.rebuilding = false;
-        self.local.stopping = false;
-        self.local.doing.clear();
+        self.local.is_over(step);
         match outcome {
             Ok(change) => {
                 tracing::info!(?step, "done");
                 self.failures = 0;
                 self.local.problem.clear();
                 change(&mut self.local);
-                if matches!(step, Step::Kill | Step::ShutDown) {
+                if step.ends() {
                     self.renounce();
                 }
                 if matches!(step, Step::Close) && self.may_stay_shut() {
@@ -407,17 +400,8 @@ impl Agent {
                 }
                 self.local.problem = problem;
                 self.failures = self.failures.saturating_add(1);
-                // It may have been done all the same, or half: the disk may name an upstream, and
-                // the database may run. A receipt that says otherwise would be false.
-                if matches!(step, Step::Follow(_) | Step::StartStandby(_)) {
-                    self.local.doubt_upstream();
-                }
-                let starts = matches!(step, Step::StartStandby(_) | Step::StartPrimary);
-                if starts && !self.local.running && self.guard.is_running() {
-                    self.local.started(self.local.last_end);
-                    self.local.shut = false;
-                }
-                if !self.local.running && !matches!(step, Step::Kill | Step::ShutDown) {
+                self.local.failed(step, self.guard.is_running());
+                if !self.local.running && !step.ends() {
                     self.inspect();
                 }
                 let pause = if self.failures > HOPEFUL { TRY_LATER } else { TRY_AGAIN };
@@ -455,13 +439,11 @@ impl Agent {
             self.unlatch();
         }
         let pausing = self.pausing();
-        let lasts = until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
-        self.told.may_serve = self.leads() && (lasts || pausing.is_free());
-        self.naming = match until.filter(|_| lasts) {
-            _ if !self.told.may_serve => Naming::Never,
-            Some(until) => Naming::Until(until),
-            None => Naming::Paused,
+        self.naming = match self.leads() {
+            true => Naming::decide(until, pausing.is_free(), now),
+            false => Naming::Never,
         };
+        self.told.may_serve = self.naming.may_serve();
         if !self.leads() {
             return;
         }
@@ -495,7 +477,7 @@ impl Agent {
             if !free || self.not_before.is_some_and(|at| Instant::now() < at) {
                 break;
             }
-            let world = self.local.world(&self.told);
+            let world = self.local.world(&self.told, regent_fencer::clock::now());
             let step = next(&self.notes.book, &world);
             let goes_on = matches!(step, Step::Pledge(_) | Step::NoteLead(_) | Step::ConfirmSet(_));
             self.take(step);
@@ -553,16 +535,7 @@ impl Agent {
     }
 
     fn spawn(&mut self, step: Step) {
-        self.local.doing = format!("{step:?}");
-        match step {
-            Step::Kill | Step::ShutDown => {
-                self.local.stopping = true;
-                self.local.open = false;
-            }
-            Step::Rewind(_) | Step::Clone(_) => self.local.rebuilding = true,
-            Step::Open => self.local.shut = false,
-            _ => {}
-        }
+        self.local.begins(&step);
         let arm = match step {
             Step::StartPrimary | Step::Promote(_) => {
                 let Some(until) = self.right.lease else { return };

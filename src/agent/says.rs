@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use regent_core::agent::{Data, OnDisk, Pausing, may_stay_shut};
 use regent_core::id::{Epoch, RenewalNumber, Revision};
 use regent_core::lease::holder::VoidReason;
-use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
+use regent_core::role::{Armed, HolderInstant, HolderReport, MachineBoot, StopInstant};
 use regent_core::spec::Mode;
 use regent_core::time::Reading;
 use regent_fencer::Arm;
@@ -28,8 +28,6 @@ impl Agent {
     }
 
     fn holder_report(&self) -> HolderReport {
-        let primary = self.local.data == Data::Present(OnDisk::Primary) && self.local.running;
-        let seen = self.local.seen.as_ref().filter(|(seen, _)| primary && !seen.in_recovery);
         HolderReport {
             armed: match self.guard.is_armed() && !self.guard.fences().are_slow() {
                 true => Armed::Armed,
@@ -38,10 +36,7 @@ impl Agent {
             boot: machine_boot(&self.guard.status().boot_id),
             // Filled in when it is sent.
             sent: HolderInstant::default(),
-            watermark: seen.map(|(seen, _)| Watermark {
-                at: seen.position,
-                sampled: HolderInstant(self.local.sampled.boottime_us),
-            }),
+            watermark: self.local.watermark(),
             pause: self.pausing().says(),
             policy: self.instruction.as_ref().map_or(Revision(0), |told| told.policy),
             set: self.local.in_force,

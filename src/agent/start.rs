@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use regent_core::agent::{Naming, Right};
+use regent_core::agent::{Local, Naming, Right, Told, Wanted};
 use regent_core::id::{Nonce, Revision};
 use regent_engine::postgres::{Options, Postgres};
 use regent_engine::{DiskError, Engine};
@@ -18,7 +18,7 @@ use crate::config::AgentConfig;
 use crate::guard::{Guard, GuardError, GuardOptions};
 use crate::http;
 use crate::link::{self, Speaker};
-use crate::local::{Local, Told};
+use crate::local;
 use crate::notes::Notes;
 use crate::prepare;
 use crate::run::Agent;
@@ -141,9 +141,9 @@ pub async fn run(
         return Err(StartError::Foreign { pid: running.pid });
     }
     let engine: Arc<dyn Engine> = Arc::new(postgres);
-    let mut local = Local::new(config.instance.clone());
-    local.discovered(&engine.check().await?);
-    adopt(&mut local, &guard, &notes, engine.as_ref()).await;
+    let mut known = Local::new(config.instance.clone());
+    known.discovered(local::found(&engine.check().await?));
+    adopt(&mut known, &guard, &notes, engine.as_ref()).await;
     let channel = ChannelOptions {
         keepalive_interval: NODE_ASKED_AFTER,
         keepalive_timeout: NODE_SILENT_AFTER,
@@ -203,7 +203,7 @@ pub async fn run(
             guard: guard.clone(),
             me: config.instance.clone(),
             led: notes.book.led,
-            lowered: crate::lowered::Wanted::default(),
+            lowered: Wanted::default(),
             declared: Vec::new(),
             log: postgres.data_dir.with_extension("log"),
             dir: postgres.data_dir.parent().map(Into::into).unwrap_or_else(|| "/".into()),
@@ -213,7 +213,7 @@ pub async fn run(
         arms: guard.status().lease.number.0,
         guard,
         notes,
-        local,
+        local: known,
         sights: Sights::default(),
         page,
         naming: Naming::Never,
@@ -253,19 +253,19 @@ pub async fn run(
 }
 
 /// What a former start of the agent left running is taken over (E2): the fencer never stopped.
-async fn adopt(local: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Engine) {
+async fn adopt(known: &mut Local, guard: &Guard, notes: &Notes, engine: &dyn Engine) {
     if !guard.is_running() {
         // Without a receipt nobody has seen an end: what ran was started by somebody else.
-        local.proven = crate::guard::is_proof(&guard.status());
+        known.proven = crate::guard::is_proof(&guard.status());
         return;
     }
-    local.started(0);
-    local.shut = false;
+    known.started(0);
+    known.shut = false;
     let asked = regent_fencer::clock::now();
     if let Ok(seen) = engine.observe(Duration::from_secs(1)).await {
         // Whether clients may connect is not asked: letting them in again does no harm, nor does
         // shutting them out once more before a promotion.
-        local.observed(asked, seen);
+        known.observed(asked, local::seen(seen), regent_fencer::clock::now());
     }
     tracing::info!(led = %notes.book.led, "took over what runs under the fencer");
 }

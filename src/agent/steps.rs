@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use regent_core::agent::{Data, OnDisk, Step};
+use regent_core::agent::{Data, Local, Step, Wanted};
 use regent_core::id::{Epoch, InstanceName};
-use regent_core::role::{Position, SyncSet};
+use regent_core::role::{Lsn, Position, SyncSet};
 use regent_core::spec::InstanceSpec;
+use regent_core::time::{Micros, Reading};
 use regent_engine::{
     Discovery, Engine, HistoryFile, MemberName, Postmaster, RebuildError, Relation, Source,
     StartAs, SyncNames, Upstream,
@@ -18,7 +19,7 @@ use regent_fencer::Arm;
 use regent_fencer::wire::{Bound, Notice, StartCommand, StopMode, Target};
 
 use crate::guard::Guard;
-use crate::local::Local;
+use crate::local::found;
 
 /// Bound on a small change; a hung server must not hold the agent up for longer.
 const SOON: Duration = Duration::from_millis(1_500);
@@ -37,7 +38,7 @@ const REPLAY: Duration = Duration::from_secs(60);
 const SHUTDOWN: Duration = Duration::from_secs(15);
 /// What becomes dirty within this long is written by the stop itself: its clients wait for that, and
 /// for no second checkpoint.
-const STILL_CLEAN: Duration = Duration::from_secs(1);
+const STILL_CLEAN: Micros = Micros::from_ms(1_000);
 /// A step that failed is tried again after this long.
 pub const TRY_AGAIN: Duration = Duration::from_millis(100);
 
@@ -66,7 +67,7 @@ pub struct Tools {
     /// The highest epoch that its WAL may carry.
     pub led: Epoch,
     /// Whom the policy refuses, and whose sessions it ends.
-    pub lowered: crate::lowered::Wanted,
+    pub lowered: Wanted,
     /// Where the instances are.
     pub declared: Vec<InstanceSpec>,
     /// What PostgreSQL writes to its own log.
@@ -76,7 +77,7 @@ pub struct Tools {
     /// Held by the step that is being done. One that is aborted holds it until it has let go.
     pub turn: Arc<tokio::sync::Mutex<()>>,
     /// When the last checkpoint for a switchover of this run was over.
-    pub checkpointed: Option<Instant>,
+    pub checkpointed: Option<Reading>,
 }
 
 #[async_trait::async_trait]
@@ -123,6 +124,11 @@ fn other_cluster(doing: &'static str, of: &InstanceName, found: u64, wanted: u64
          started or changed; move it away to have {of} cloned"
     );
     StepError { doing, why }
+}
+
+/// Where a WAL ends that is not read: which epoch it carries is known to who wrote it.
+fn at(end: Lsn, timeline: u32) -> Position {
+    Position { epoch: Epoch::NONE, end, timeline }
 }
 
 fn nothing() -> Change {
@@ -210,7 +216,8 @@ impl Tools {
     async fn shut_down(&self) -> Result<Change, StepError> {
         let doing = "shutting down";
         // Clients are sent away by the fast stop; the checkpoint before it makes that short.
-        if self.checkpointed.is_none_or(|at| at.elapsed() > STILL_CLEAN) {
+        let now = regent_fencer::clock::now();
+        if self.checkpointed.is_none_or(|at| now.since(at) > STILL_CLEAN) {
             self.engine.checkpoint(SHUTDOWN).await.map_err(failed("checkpoint"))?;
         }
         let stopped = self.guard.stop(StopMode::Fast, SHUTDOWN).await;
@@ -224,53 +231,31 @@ impl Tools {
             tracing::warn!(%error, "where an orderly stop ended cannot be read");
             None
         });
-        Ok(Box::new(move |local| {
-            let epoch = local.written;
-            local.ended(proven, false);
-            if closed.is_ok() {
-                local.data = Data::Present(OnDisk::Standby(None));
-            }
-            local.shut_down = clean.is_some();
-            local.end =
-                clean.map(|clean| Position { epoch, end: clean.end, timeline: clean.timeline });
-        }))
+        let clean = clean.map(|it| at(it.end, it.timeline));
+        Ok(Box::new(move |local| local.stopped(proven, clean, closed.is_ok())))
     }
 
     async fn close_on_disk(&self) -> Result<Change, StepError> {
         let start = StartAs::Standby { upstream: None };
         self.engine.prepare_start(&start).await.map_err(failed("closing on disk"))?;
-        Ok(Box::new(|local| local.data = Data::Present(OnDisk::Standby(None))))
+        Ok(Box::new(Local::closed_on_disk))
     }
 
     async fn find_end(&self) -> Result<Change, StepError> {
         let end = self.engine.wal_end().await.map_err(failed("finding the end of the WAL"))?;
         let led = self.led;
-        Ok(Box::new(move |local| {
-            // Never less than what the WAL may carry: a recruit that says too little loses writes.
-            let epoch = local.written.max(led);
-            local.end = Some(Position { epoch, end: end.end, timeline: end.timeline });
-        }))
+        Ok(Box::new(move |local| local.found_end(at(end.end, end.timeline), led)))
     }
 
     async fn detach(&self) -> Result<Change, StepError> {
         self.engine.detach(&self.guard, SOON).await.map_err(failed("detaching"))?;
         let replayed = self.engine.recruit(&self.guard, AT_ONCE).await.ok();
-        Ok(Box::new(move |local| {
-            local.data = Data::Present(OnDisk::Standby(None));
-            local.replayed = replayed;
-            local.written = local.written.max(replayed.map_or(Epoch::NONE, |end| end.epoch));
-            if let Some((seen, _)) = &mut local.seen {
-                seen.receiver = None;
-            }
-        }))
+        Ok(Box::new(move |local| local.detached(replayed)))
     }
 
     async fn replay(&self) -> Result<Change, StepError> {
         let end = self.engine.recruit(&self.guard, REPLAY).await.map_err(failed("replaying"))?;
-        Ok(Box::new(move |local| {
-            local.replayed = Some(end);
-            local.written = local.written.max(end.epoch);
-        }))
+        Ok(Box::new(move |local| local.has_replayed(end)))
     }
 
     /// The fencer feeds its watchdog until the timeout before the deadline, so a lease that is not
@@ -338,10 +323,7 @@ impl Tools {
             StartAs::Standby { upstream: upstream.map(|name| self.upstream(name)).transpose()? };
         let after = self.start(&start, Bound::Unbound).await?;
         let upstream = upstream.cloned();
-        Ok(Box::new(move |local| {
-            local.started(after);
-            local.data = Data::Present(OnDisk::Standby(upstream));
-        }))
+        Ok(Box::new(move |local| local.started_standby(after, upstream)))
     }
 
     async fn start_primary(&self, arm: Option<Arm>) -> Result<Change, StepError> {
@@ -351,22 +333,14 @@ impl Tools {
         // Names that nobody matches until the set is confirmed: nothing is acknowledged meanwhile.
         let start = StartAs::Primary { names: SyncNames::Blocked };
         let after = self.start(&start, Bound::Until(arm)).await?;
-        Ok(Box::new(move |local| {
-            local.started(after);
-            local.data = Data::Present(OnDisk::Primary);
-        }))
+        Ok(Box::new(move |local| local.started_primary(after)))
     }
 
     async fn follow(&self, name: &InstanceName) -> Result<Change, StepError> {
         let upstream = self.upstream(name)?;
         self.engine.follow(&upstream, &self.guard).await.map_err(failed("following"))?;
         let name = name.clone();
-        Ok(Box::new(move |local| {
-            local.data = Data::Present(OnDisk::Standby(Some(name)));
-            local.replayed = None;
-            // They went with the upstream that was set.
-            local.names = None;
-        }))
+        Ok(Box::new(move |local| local.follows(name)))
     }
 
     async fn compare(&self, name: &InstanceName) -> Result<Change, StepError> {
@@ -388,7 +362,7 @@ impl Tools {
                 return Err(other_cluster(doing, name, found, wanted));
             }
         };
-        Ok(Box::new(move |local| local.diverged = Some(diverged)))
+        Ok(Box::new(move |local| local.compared(diverged)))
     }
 
     async fn rewind(&self, name: &InstanceName) -> Result<Change, StepError> {
@@ -405,12 +379,12 @@ impl Tools {
         let (generation, lost) = match result {
             Ok(done) => done,
             Err(error) => {
-                let found = self.engine.check().await.map_err(failed(doing))?;
+                let now = self.engine.check().await.map_err(failed(doing))?;
                 tracing::warn!(%error, "the rewind failed");
                 // What cannot be rewound now cannot be later either: only a clone helps.
                 let never = matches!(error, RebuildError::CannotRewind(_));
                 return Ok(Box::new(move |local| {
-                    local.discovered(&found);
+                    local.discovered(found(&now));
                     if never {
                         local.data = Data::Broken;
                     }
@@ -421,12 +395,7 @@ impl Tools {
             lost = lost.count, from = %lost.from, to = %lost.to,
             "rewound; what only this instance had was kept aside"
         );
-        Ok(Box::new(move |local| {
-            local.generation = generation.0;
-            local.diverged = Some(false);
-            local.data = Data::Present(OnDisk::Standby(None));
-            local.written = Epoch::NONE;
-        }))
+        Ok(Box::new(move |local| local.rebuilt(generation.0)))
     }
 
     async fn clone_from(&self, name: &InstanceName) -> Result<Change, StepError> {
@@ -434,13 +403,10 @@ impl Tools {
         let progress = |bytes: u64| tracing::debug!(bytes, "cloning");
         let cloned = self.engine.as_ref().clone_from(&source, &progress).await;
         let generation = cloned.map_err(failed("cloning"))?;
-        let found = self.engine.check().await.map_err(failed("cloning"))?;
+        let now = self.engine.check().await.map_err(failed("cloning"))?;
         Ok(Box::new(move |local| {
-            local.discovered(&found);
-            local.generation = generation.0;
-            local.diverged = Some(false);
-            local.data = Data::Present(OnDisk::Standby(None));
-            local.written = Epoch::NONE;
+            local.discovered(found(&now));
+            local.rebuilt(generation.0);
         }))
     }
 
@@ -456,21 +422,14 @@ impl Tools {
         let doing = "setting the names";
         let status = self.guard.look().await.map_err(failed(doing))?;
         if status.running.is_none() {
-            // Nothing runs: they are set, and waited for, right after the start.
             let revision = set.revision;
-            return Ok(Box::new(move |local| local.names = Some(revision)));
+            return Ok(Box::new(move |local| local.will_have_names(revision)));
         }
         let names = self.names(set)?;
         let text = names.setting();
         self.engine.set_sync_names(&names, &self.guard, COMMIT).await.map_err(failed(doing))?;
         let revision = set.revision;
-        Ok(Box::new(move |local| {
-            local.names = Some(revision);
-            local.names_text = text;
-            // On a primary the engine returns after a transaction that was begun under them.
-            let primary = local.seen.as_ref().is_some_and(|(seen, _)| !seen.in_recovery);
-            local.in_force = primary.then_some(revision);
-        }))
+        Ok(Box::new(move |local| local.has_names(revision, text)))
     }
 
     async fn ensure_slots(&self) -> Result<Change, StepError> {
@@ -491,38 +450,24 @@ impl Tools {
         self.guard.arm(arm).await.map_err(failed(doing))?;
         let switch = self.engine.promote(timeline, COMMIT).await.map_err(failed(doing))?;
         tracing::info!(timeline = switch.timeline, at = %switch.at, "promoted");
-        Ok(Box::new(move |local| {
-            local.data = Data::Present(OnDisk::Primary);
-            local.replayed = None;
-            if let Some((seen, _)) = &mut local.seen {
-                seen.in_recovery = false;
-                seen.position.timeline = switch.timeline;
-            }
-        }))
+        Ok(Box::new(move |local| local.promoted(switch.timeline)))
     }
 
     async fn write_epoch(&self, epoch: Epoch) -> Result<Change, StepError> {
         let written = self.engine.write_epoch(epoch, COMMIT).await;
         written.map_err(failed("writing the epoch"))?;
-        Ok(Box::new(move |local| {
-            local.written = local.written.max(epoch);
-            // A transaction begun after the promotion returned under the names set before it.
-            local.in_force = local.in_force.or(local.names);
-        }))
+        Ok(Box::new(move |local| local.wrote(epoch)))
     }
 
     async fn open(&self) -> Result<Change, StepError> {
         let refused = self.lowered.refused.clone();
         let opened = self.engine.open_clients(&refused, &self.guard, SOON).await;
         opened.map_err(failed("letting clients in"))?;
-        Ok(Box::new(|local| {
-            (local.open, local.shut) = (true, false);
-            local.refused = Some(refused);
-        }))
+        Ok(Box::new(|local| local.opened(refused)))
     }
 
     async fn shut_out(&self) -> Result<Change, StepError> {
-        let crate::lowered::Wanted { refused, ended } = self.lowered.clone();
+        let Wanted { refused, ended } = self.lowered.clone();
         let done = self.engine.shut_out(&refused, &ended, &self.guard, SOON).await;
         done.map_err(failed("shutting lowered commits out"))?;
         for one in &refused {
@@ -533,22 +478,19 @@ impl Tools {
             let (value, role, pid) = (&one.value, &one.role, one.pid);
             tracing::warn!(value, role, pid, "ended: the session lowers synchronous_commit");
         }
-        Ok(Box::new(|local| {
-            local.refused = Some(refused);
-            local.lowered.sessions.clear();
-        }))
+        Ok(Box::new(|local| local.has_shut_out(refused)))
     }
 
     async fn close(&self) -> Result<Change, StepError> {
         let closed = self.engine.close_clients(&self.guard, SOON).await;
         closed.map_err(failed("shutting clients out"))?;
-        Ok(Box::new(|local| (local.open, local.shut) = (false, true)))
+        Ok(Box::new(Local::closed))
     }
 
     /// A promotion does not wait for readers that cannot be sent away.
     async fn shut_readers(&self) -> Result<Change, StepError> {
         match self.engine.close_clients(&self.guard, READERS).await {
-            Ok(()) => Ok(Box::new(|local| (local.open, local.shut) = (false, true))),
+            Ok(()) => Ok(Box::new(Local::closed)),
             Err(error) => {
                 tracing::warn!(%error, "readers do not leave: all is ended, and comes up closed");
                 self.kill().await

@@ -3,9 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use regent_core::agent::{Data, OnDisk};
 use regent_core::role::observe::{Guarded, Run};
-use regent_core::role::{AgentStart, Armed, DataIdentity, Position, Proof, Receipt};
+use regent_core::role::{AgentStart, Armed, Position, Proof, Receipt};
 use regent_rpc::client::SessionLease;
 use regent_rpc::convert::agent::Ask;
 
@@ -43,14 +42,7 @@ impl Agent {
     /// What the coordinators must know before they accept this start.
     pub(crate) fn start(&mut self, session: &SessionLease) -> AgentStart {
         let book = &self.notes.book;
-        let present = matches!(self.local.data, Data::Present(_));
-        let data = present.then(|| DataIdentity {
-            system: self.local.system,
-            generation: self.local.generation,
-            epoch: book.led.max(self.local.written),
-            position: self.local.position(),
-            out_of_recovery: self.local.data == Data::Present(OnDisk::Primary),
-        });
+        let data = self.local.identity(book.led);
         self.said_end = data.is_none_or(|data| data.position.is_some());
         let fencer = if self.guard.is_armed() { Armed::Armed } else { Armed::Weak };
         AgentStart {
@@ -114,7 +106,8 @@ impl Agent {
         if self.reported.is_some_and(|at| at.elapsed() < self.report_every) {
             return;
         }
-        let mut seen = self.local.observation(&self.told, &self.notes.book);
+        let now = regent_fencer::clock::now();
+        let mut seen = self.local.observation(&self.told, &self.notes.book, now);
         seen.sights = self.sights.now();
         seen.guard = Guarded {
             slowest_fence_ms: self.guard.fences().slowest_ms(),
@@ -129,21 +122,17 @@ impl Agent {
 
     pub(crate) fn publish(&mut self) {
         let run = self.local.run();
+        let naming = self.local.named(self.naming);
         let now = Published {
             service: self.tools.me.to_string(),
             run: run.as_str(),
-            open: self.local.open && self.told.may_serve,
+            open: naming.may_serve(),
             reads: self.local.open && run == Run::Standby,
-            held: self.local.open && self.told.may_serve && !self.told.holds_lease,
+            held: naming.may_serve() && !self.told.holds_lease,
             answers: self.local.seen.is_some() && self.local.probe.is_answered(),
             epoch: self.notes.book.led.to_string(),
-            streams: self
-                .local
-                .seen
-                .as_ref()
-                .and_then(|(seen, _)| seen.receiver.as_ref())
-                .is_some_and(|receiver| receiver.status == "streaming"),
-            lag_bytes: self.local.seen.as_ref().map_or(0, |(seen, _)| seen.replay_lag_bytes()),
+            streams: self.local.streams(),
+            lag_bytes: self.local.seen.as_ref().map_or(0, |(seen, _)| seen.replay_lag_bytes),
             position: self.local.position().as_ref().map(Position::to_string).unwrap_or_default(),
             doing: self.local.doing.clone(),
             problem: self.local.problem.clone(),
@@ -155,7 +144,7 @@ impl Agent {
             watchdog_ms: self.guard.watchdog().map_or(0, |watchdog| watchdog.timeout_ms),
         };
         let mut page = self.page.lock();
-        page.naming = self.naming;
+        page.naming = naming;
         if page.published != now {
             page.published = now;
             let text = page.published.clone();

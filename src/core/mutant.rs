@@ -78,11 +78,13 @@ pub enum Mutant {
     ProofOfThisBoot,
     /// D, OUT (a) and (b), E1: a fencer without a namespace proves an end as any other.
     WeakProvesNothing,
+    /// S8: an agent is named the primary by what its loop last knew, whenever it is asked.
+    NamingEnds,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 32] = [
+    pub const ALL: [(Self, &'static str); 33] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -115,6 +117,7 @@ impl Mutant {
         (Self::RenewalAfterStop, "renewal-after-stop"),
         (Self::ProofOfThisBoot, "proof-of-this-boot"),
         (Self::WeakProvesNothing, "weak-proves-nothing"),
+        (Self::NamingEnds, "naming-ends"),
     ];
 
     /// The one with this name.

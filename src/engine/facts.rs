@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use regent_core::agent::{Lowered, LoweredSession, Override};
 use regent_core::role::{Lsn, Position};
 
 /// Which copy of the data this is; new at each clone and rewind. Positions of two generations are
@@ -184,41 +185,6 @@ pub struct Slot {
     pub active: bool,
     /// WAL kept for it; none when it has reserved nothing yet or lost what it needs.
     pub retained_bytes: Option<u64>,
-}
-
-/// A role or a database for which `synchronous_commit` is lower than `on` (S2 needs `on`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Override {
-    /// The role, empty for all.
-    pub role: String,
-    /// The database, empty for all.
-    pub database: String,
-    /// The value that it sets.
-    pub value: String,
-}
-
-/// Sessions of clients whose commits wait for less than the names ask for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lowered {
-    /// Those that were seen.
-    pub sessions: Vec<LoweredSession>,
-    /// Why the server's processes could not be looked into: then only texts of statements were.
-    pub unseen: Option<String>,
-}
-
-/// One of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LoweredSession {
-    /// Process, as the server numbers it.
-    pub pid: i32,
-    /// Role that it logged in as.
-    pub role: String,
-    /// Its database.
-    pub database: String,
-    /// What it has set `synchronous_commit` to.
-    pub value: String,
-    /// A superuser's: only a signal ends it.
-    pub by_signal: bool,
 }
 
 /// A finished promotion.

@@ -189,7 +189,8 @@ fn run_databases(args: &Args) -> ExitCode {
     let (class, profile, trace) = (args.class, args.profile, args.trace);
     let mutant = mutant.and_then(|(_, mutant)| mutant);
     let liveness = !args.safety_only;
-    let options = databases::Options { duration_ms, class, profile, mode, liveness, mutant, trace };
+    let options =
+        databases::Options { duration_ms, class, profile, mode, liveness, mutant, trace, ..usual };
     let mut said = format!(" --profile {profile}");
     for (flag, is_set) in [("safety-only", !liveness)] {
         if is_set {

@@ -1,5 +1,5 @@
 //! Until when an instance may serve writes: by its lease (C1), or in quorum mode by a certificate
-//! (F), the return of an own synchronous commit.
+//! (F), the return of an own synchronous commit; and for how long it may be named the primary (S8).
 //!
 //! It must never let a certificate be renewed after the knowledge of a fence or a refusal: the notebook's
 //! latch says so, and what was certified before ends in its time.
@@ -9,6 +9,10 @@ use crate::lease::Rules;
 use crate::mutant::{Mutant, leaves_out};
 use crate::spec::{CoordinatorLoss, Mode, Policy};
 use crate::time::{Micros, Reading};
+
+/// How long before the end of its right an instance begins to shut its clients out: its fencer ends
+/// everything at that end.
+pub const CLOSE_LEAD: Micros = Micros::from_ms(400);
 
 /// The rights of an instance that leads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,11 +47,26 @@ pub enum Naming {
 }
 
 impl Naming {
+    /// What one that leads may do at `now`, whose right lasts until `until`; `is_free`: its fencer goes by
+    /// a pause (E5). Too late to shut clients out in time is too late to serve.
+    pub fn decide(until: Option<Reading>, is_free: bool, now: Reading) -> Self {
+        match until {
+            Some(until) if now.plus(CLOSE_LEAD).is_before(until) => Self::Until(until),
+            _ if is_free => Self::Paused,
+            _ => Self::Never,
+        }
+    }
+
+    /// Whether writes may be served as of the turn that decided this.
+    pub fn may_serve(self) -> bool {
+        self != Self::Never
+    }
+
     /// Whether it may be named now.
     pub fn holds(self, now: Reading) -> bool {
         match self {
             Self::Never => false,
-            Self::Until(until) => now.is_before(until),
+            Self::Until(until) => now.is_before(until) || leaves_out(Mutant::NamingEnds),
             Self::Paused => true,
         }
     }
@@ -91,5 +110,27 @@ impl Right {
             (Some(lease), Some(certificate)) => Some(lease.later(certificate)),
             (lease, certificate) => lease.or(certificate),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_decided_in_time_to_shut_clients_out_is_named_until_the_right_ends_and_no_longer() {
+        let until = Reading::at_us(1_000_000);
+        let decide = |at, is_free| Naming::decide(Some(until), is_free, Reading::at_us(at));
+        assert_eq!(decide(599_999, false), Naming::Until(until));
+        assert_eq!(decide(600_000, false), Naming::Never, "too late to shut clients out in time");
+        assert_eq!(decide(600_000, true), Naming::Paused);
+        assert_eq!(Naming::decide(None, false, Reading::at_us(1)), Naming::Never);
+        let named = decide(0, false);
+        assert!(named.holds(Reading::at_us(999_999)));
+        // One clock that has reached the end is enough.
+        for (boottime_us, raw_us) in [(1_000_000, 5), (5, 1_000_000)] {
+            assert!(!named.holds(Reading { boottime_us, raw_us }));
+        }
+        assert!(Naming::Paused.holds(until) && !Naming::Never.holds(Reading::at_us(0)));
     }
 }

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use regent_core::agent::{Data, Notebook, OnDisk, Reports, Right, Step, may_stay_shut, next};
+use regent_core::agent::{
+    Data, Local, Naming, Notebook, OnDisk, Reports, Right, Step, Told, may_stay_shut, next,
+};
 use regent_core::authz::{Principal, Role};
 use regent_core::command::Command;
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
@@ -14,19 +16,18 @@ use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::role::observe::{Run, Sight};
 use regent_core::role::{Order, Receipt};
 use regent_core::spec::Policy;
-use regent_core::time::{Micros, Reading};
+use regent_core::time::Reading;
 use regent_fencer::Arm;
 
 use super::host::{FENCE_BUDGET_MS, News, Status};
-use super::local::{Local, Told};
 use super::net::End;
 use super::plan::{index_of, instance_name};
+use super::senses::found;
 use super::steps::{Change, Job};
 use super::streams::{Ask, Instruction};
 use super::world::{Place, World};
 use crate::agents::machine::{MS, SECOND, Time};
 
-pub(super) const CLOSE_LEAD: Micros = Micros::from_ms(400);
 /// A disarming that the fencer has not confirmed is asked for again after this long.
 pub(super) const DISARM_AGAIN: Time = SECOND;
 pub(super) const TRY_AGAIN: Time = 100 * MS;
@@ -67,7 +68,10 @@ pub struct Tried {
 /// One start of an agent.
 pub struct Agent {
     pub life: u64,
+    /// Its loop does nothing until then: it waits for a disk, or the whole process stands still.
     pub frozen_until: Time,
+    /// Nobody answers who asks it until then, either.
+    pub silent_until: Time,
     pub book: Notebook,
     pub local: Local,
     pub told: Told,
@@ -78,6 +82,10 @@ pub struct Agent {
     pub(super) mark: Revision,
     pub instruction: Option<Rc<Instruction>>,
     pub right: Right,
+    /// For how long the last turn would have it named.
+    pub(super) naming: Naming,
+    /// What its page tells from, as of the end of that turn (S8): that, and under which epoch.
+    pub(super) page: (Naming, Epoch),
     /// What its fencer said last.
     pub fencer: Status,
     /// When a disarming was asked for, and for which pause.
@@ -161,8 +169,8 @@ impl World {
         self.launch_fencer(i);
         let node = self.random.index(self.coord.nodes.len());
         let host = &mut self.hosts[i];
-        let mut local = Local::new(host.name);
-        local.discovered(&host.dir);
+        let mut local = Local::new(instance_name(host.name));
+        local.discovered(found(&host.dir));
         if host.runs_fenced() {
             local.started(0);
             local.shut = false;
@@ -172,6 +180,7 @@ impl World {
         let agent = Agent {
             life,
             frozen_until: 0,
+            silent_until: 0,
             book,
             local,
             told: Told::default(),
@@ -182,6 +191,8 @@ impl World {
             mark: Revision(0),
             instruction: None,
             right: Right::default(),
+            naming: Naming::Never,
+            page: (Naming::Never, Epoch::NONE),
             fencer: host.status(),
             disarmed: None,
             arms: host.fencer.lease.view().number.0,
@@ -203,9 +214,8 @@ impl World {
         };
         host.agent = Some(agent);
         self.say(|| format!("{i}: an agent starts, {nonce:?}"));
-        if let Some(seen) = self.look_at_server(i) {
-            let now = self.now;
-            self.agent(i).local.observed(seen, now);
+        if let Some((asked, seen)) = self.look_at_server(i) {
+            self.agent(i).local.observed(asked, seen, asked);
         }
         let place = self.agent_place(i);
         self.later(MS, place, move |world| world.ticks(i));
@@ -235,26 +245,14 @@ impl World {
 
     /// A new directive does not wait for a step of the old one that may take long.
     pub(super) fn interrupt(&mut self, i: usize) {
-        let long = |step: &Step| {
-            matches!(
-                step,
-                Step::Clone(_)
-                    | Step::Rewind(_)
-                    | Step::SetNames(_)
-                    | Step::WriteEpoch(_)
-                    | Step::Replay
-                    | Step::Compare(_)
-            )
-        };
-        if self.agent(i).busy.as_ref().is_some_and(|(_, step)| long(step)) {
-            let host = &mut self.hosts[i];
-            let Some(agent) = host.agent.as_mut() else { return };
-            let rebuilt = matches!(agent.busy, Some((_, Step::Clone(_) | Step::Rewind(_))));
-            agent.busy = None;
+        let host = &mut self.hosts[i];
+        let Some(agent) = host.agent.as_mut() else { return };
+        let run = agent.local.run();
+        if let Some((_, step)) = agent.busy.take_if(|(_, step)| step.is_interrupted(run)) {
             agent.local.rebuilding = false;
-            if rebuilt {
+            if step.rebuilds() {
                 // What it left on disk is looked at again.
-                agent.local.discovered(&host.dir);
+                agent.local.discovered(found(&host.dir));
             }
         }
     }
@@ -272,7 +270,7 @@ impl World {
         let News::Stopped { proven, in_order, .. } = news else { return };
         let agent = self.agent(i);
         agent.local.last_end = sequence;
-        let asked = matches!(&agent.busy, Some((_, Step::Kill | Step::ShutDown)));
+        let asked = agent.busy.as_ref().is_some_and(|(_, step)| step.ends());
         if !asked {
             agent.local.ended(proven, in_order);
             if !leaves_out(Mutant::RenewalAfterCrash) {
@@ -291,13 +289,11 @@ impl World {
         let now = self.now;
         let agent = self.agent(i);
         let Some((_, step)) = agent.busy.take_if(|(busy, _)| *busy == id) else { return };
-        agent.local.rebuilding = false;
-        agent.local.stopping = false;
+        agent.local.is_over(&step);
         match outcome {
             Ok(change) => {
                 change(&mut agent.local);
-                let ends = matches!(step, Step::Kill | Step::ShutDown);
-                if ends && !leaves_out(Mutant::RenewalAfterStop) {
+                if step.ends() && !leaves_out(Mutant::RenewalAfterStop) {
                     agent.renounce();
                 }
                 let may_hold = agent.book.may_hold();
@@ -309,13 +305,7 @@ impl World {
                 }
             }
             Err(why) => {
-                if matches!(step, Step::Follow(_) | Step::StartStandby(_)) {
-                    agent.local.doubt_upstream();
-                }
-                let starts = matches!(step, Step::StartStandby(_) | Step::StartPrimary);
-                if starts && !agent.local.running && fencer_runs {
-                    agent.local.started(agent.local.last_end);
-                }
+                agent.local.failed(&step, fencer_runs);
                 agent.not_before = now + TRY_AGAIN;
                 self.say(|| format!("{i}: {step:?} failed: {why}"));
             }
@@ -364,8 +354,11 @@ impl World {
         }
         let pausing = self.pausing(i);
         let agent = self.agent(i);
-        let lasts = until.is_some_and(|until| now.plus(CLOSE_LEAD).is_before(until));
-        agent.told.may_serve = leads && (lasts || pausing.is_free());
+        agent.naming = match leads {
+            true => Naming::decide(until, pausing.is_free(), now),
+            false => Naming::Never,
+        };
+        agent.told.may_serve = agent.naming.may_serve();
         if let Some(pause) = pausing.may_disarm().filter(|_| leads) {
             return self.disarm_for(i, pause, pausing.unbounded);
         }
@@ -395,7 +388,7 @@ impl World {
         self.note_refusal(i);
         self.rights(i);
         self.carry(i);
-        let now = self.now;
+        let (now, read) = (self.now, self.hosts[i].machine.read(self.now));
         let agent = self.agent(i);
         let upstream = agent.book.directive.as_ref().and_then(|it| match &it.order {
             Order::Follow { upstream: from } | Order::Fetch { from, .. } => Some(index_of(from)),
@@ -406,7 +399,7 @@ impl World {
             sight.is_some_and(|at| now - at < SECOND)
         });
         if agent.busy.is_none() && now >= agent.not_before {
-            let world = agent.local.world(&agent.told, now);
+            let world = agent.local.world(&agent.told, read);
             let step = next(&agent.book, &world);
             self.take(i, step);
         }
@@ -420,6 +413,7 @@ impl World {
         }
         self.prepare(i);
         self.report(i);
+        self.publish(i);
     }
 
     pub(super) fn take(&mut self, i: usize, step: Step) {
@@ -451,15 +445,7 @@ impl World {
     pub(super) fn spawn(&mut self, i: usize, step: Step) {
         let id = self.fresh();
         let agent = self.agent(i);
-        match step {
-            Step::Kill | Step::ShutDown => {
-                agent.local.stopping = true;
-                agent.local.open = false;
-            }
-            Step::Rewind(_) | Step::Clone(_) => agent.local.rebuilding = true,
-            Step::Open => agent.local.shut = false,
-            _ => {}
-        }
+        agent.local.begins(&step);
         let arm = match step {
             Step::StartPrimary | Step::Promote(_) => {
                 let Some(until) = agent.right.lease else { return };
@@ -508,14 +494,14 @@ impl World {
 
     /// An observation, when it is time or something happened.
     pub(super) fn report(&mut self, i: usize) {
-        let now = self.now;
+        let (now, read) = (self.now, self.hosts[i].machine.read(self.now));
         let agent = self.agent(i);
         let Some(stream) = agent.stream else { return };
         if agent.reported.is_some_and(|at| now - at < REPORT_EVERY) {
             return;
         }
         agent.reported = Some(now);
-        let mut seen = agent.local.observation(&agent.book, now);
+        let mut seen = agent.local.observation(&agent.told, &agent.book, read);
         seen.sights = agent
             .sights
             .iter()

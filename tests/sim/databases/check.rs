@@ -111,7 +111,7 @@ impl Check {
     }
 
     /// Something that rests on clocks: beyond A1 it is counted and no more.
-    fn broken_within(&mut self, text: String) {
+    pub(super) fn broken_within(&mut self, text: String) {
         match self.class {
             Class::Within => self.broken(text),
             Class::Beyond => self.stats.overlaps += 1,
@@ -126,6 +126,21 @@ impl Check {
             true => self.broken(text),
             false => self.broken_within(text),
         }
+    }
+
+    /// Whether this epoch was given to this instance.
+    pub(super) fn is_granted(&self, epoch: Epoch, name: usize) -> bool {
+        self.grants.get(&epoch).is_some_and(|grant| grant.to == name)
+    }
+
+    /// The epoch in force, if it was given to another than this one, which led `epoch`, because the end of
+    /// that was proven: neither people nor the names of a set stand for it.
+    pub(super) fn replaced(&self, epoch: Epoch, name: usize) -> Option<Epoch> {
+        let mut since = self.grants.range((Excluded(epoch), Unbounded));
+        let (newest, last) = since.clone().next_back()?;
+        let proven = since
+            .all(|(_, it)| !matches!(it.out, Some(OutProof::Approved | OutProof::QuorumRevoked)));
+        (proven && last.to != name).then_some(*newest)
     }
 
     /// A disk went back in time.
@@ -363,6 +378,7 @@ impl World {
             self.check.stats.resigned += u64::from(resigned);
             self.check.grants.insert(epoch, grant);
             self.say(|| format!("{epoch} is granted to {}: {grant:?}", grant.to));
+            self.judge_pages();
         }
         if let Some(still) = still {
             self.check.broken(format!("an entry broke an invariant of the state: {still:?}"));

@@ -43,8 +43,8 @@ impl World {
         }
         // An agent shuts its clients out before the end: without it the fencer alone is left.
         let until = self.now + ttl + ttl / 5;
-        if let Some(agent) = self.hosts[holder].agent.as_mut().filter(|_| self.random.chance(700)) {
-            agent.frozen_until = until;
+        if self.hosts[holder].agent.is_some() && self.random.chance(700) {
+            self.hang_agent(holder, until);
         }
     }
 

@@ -310,10 +310,7 @@ impl World {
             }
             Fault::AgentHangs => {
                 self.check.hung = self.check.hung.max(lasts);
-                let until = self.now + lasts;
-                if let Some(agent) = self.hosts[i].agent.as_mut() {
-                    agent.frozen_until = until;
-                }
+                self.hang_agent(i, self.now + lasts);
             }
             Fault::HostHangs => {
                 self.check.hung = self.check.hung.max(lasts);
@@ -364,8 +361,8 @@ impl World {
                     self.later(wait, Place::World, move |world| {
                         world.cut(cuts);
                         // An agent that stands shuts nobody out: its fencer alone is left.
-                        if let Some(agent) = world.hosts[i].agent.as_mut().filter(|_| hangs) {
-                            agent.frozen_until = world.now + 6 * SECOND;
+                        if hangs {
+                            world.hang_agent(i, world.now + 6 * SECOND);
                         }
                     });
                 }

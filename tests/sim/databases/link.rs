@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use regent_core::agent::notebook::Taken;
-use regent_core::agent::{Data, OnDisk, Reports, Step};
+use regent_core::agent::{Reports, Step};
 use regent_core::authz::{Principal, Role};
 use regent_core::command::{Command, FullRenewal};
 use regent_core::id::{Epoch, Nonce, RenewalNumber, Revision, SessionId};
@@ -12,7 +12,8 @@ use regent_core::lease::holder::{Answer, HolderSession};
 use regent_core::lease::{HolderClock, Rules};
 use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::reply::{RenewalOutcome, Reply};
-use regent_core::role::{AgentStart, DataIdentity, Order};
+use regent_core::role::{AgentStart, Order};
+use regent_core::spec::LoweredSync;
 
 use super::agent::{HELLO, Open, RESTART};
 use super::host::FENCE_BUDGET_MS;
@@ -160,13 +161,7 @@ impl World {
         let agent = self.agent(i);
         let id = agent.session.as_ref().map_or(SessionId(0), |open| open.id);
         let (book, local) = (&agent.book, &agent.local);
-        let data = matches!(local.data, Data::Present(_)).then(|| DataIdentity {
-            system: 1,
-            generation: local.generation,
-            epoch: book.led.max(local.written),
-            position: local.position(),
-            out_of_recovery: local.data == Data::Present(OnDisk::Primary),
-        });
+        let data = local.identity(book.led);
         AgentStart {
             session: id,
             nonce: agent.nonce,
@@ -210,6 +205,7 @@ impl World {
         let Some(open) = &mut agent.session else { return };
         let renewal = open.clock.next(now);
         let report = open.reports.sent(renewal.number, now).map(Box::new);
+        let (session, number) = (open.id, renewal.number);
         let full = FullRenewal { renewal, report };
         let since = *open.unanswered.get_or_insert(real);
         if real > since + open.ttl_ms * MS / 4 {
@@ -220,6 +216,7 @@ impl World {
             }
             node = n;
         }
+        self.pages.renewal_sent(i, session, number, real);
         self.carry_to_node(i, node, move |world| {
             world.renewal_arrives(node, i, life, full.clone());
         });
@@ -242,17 +239,21 @@ impl World {
         if taken {
             open.extended = open.extended.max(number.0);
         }
-        match answer {
-            Answer::Outcome(RenewalOutcome::Extended { number, .. }) => {
-                open.reports.committed(number);
-            }
-            Answer::Outcome(RenewalOutcome::NumberStale { have }) => open.reports.committed(have),
-            _ => {}
+        let known = match answer {
+            Answer::Outcome(RenewalOutcome::Extended { number, .. }) => Some(number),
+            Answer::Outcome(RenewalOutcome::NumberStale { have }) => Some(have),
+            _ => None,
+        };
+        if let Some(number) = known {
+            open.reports.committed(number);
         }
         let over = open.is_over(agent.mark, now) && agent.opening == 0;
         let (ttl, attached) = (open.ttl_ms, agent.stream.is_some());
         if taken {
             self.check.heard.insert(i, self.now);
+        }
+        if let Some(number) = known {
+            self.pages.renewal_taken(i, session, number, ttl);
         }
         if over && attached {
             // The stream stays: only who renews is another one.
@@ -368,6 +369,10 @@ impl World {
         let agent = self.agent(i);
         agent.told.timeline = told.timeline;
         agent.told.expected = told.expected;
+        agent.told.is_strict = told.spec.policy.on_lowered_sync == LoweredSync::Strict;
+        let instances = told.spec.instances.iter();
+        agent.told.addresses =
+            instances.map(|one| (one.address.clone(), one.name.clone())).collect();
         agent.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         agent.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = agent.told.covered {

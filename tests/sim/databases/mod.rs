@@ -10,9 +10,9 @@
 //!                         check: looks at all of it from outside
 //! ```
 //! What is real: `State::apply`, `decide::{Roles, Expiry}`, `NodeClock`, `HolderClock`, `Notebook`,
-//! `Right`, `next`, the fencer's rules of deadlines. What is written again: the agent's loop
-//! (`src/agent/{run,steps,link,local}.rs`) and the node's side of its stream, in the same order and by
-//! the same rules. What is a model: PostgreSQL, the kernel, the network, the log.
+//! `Local`, `Right`, `Naming`, `next`, the fencer's rules of deadlines. What is written again: the agent's
+//! loop (`src/agent/{run,steps,link}.rs`) and the node's side of its stream, in the same order and by the
+//! same rules. What is a model: PostgreSQL, the kernel, the network, the log.
 
 mod agent;
 mod check;
@@ -23,9 +23,9 @@ mod directed;
 mod faults;
 mod host;
 mod link;
-mod local;
 mod net;
 mod order;
+mod pages;
 mod people;
 mod plan;
 mod postgres;
@@ -141,6 +141,8 @@ pub struct Options {
     pub mode: Option<Mode>,
     /// Whether somebody must serve in the end (S13).
     pub liveness: bool,
+    /// Whether agents are asked who is primary (S8).
+    pub pages: bool,
     /// A rule to leave out.
     pub mutant: Option<Mutant>,
     /// Print what happens.
@@ -155,6 +157,7 @@ impl Default for Options {
             profile: Profile::Mixed,
             mode: None,
             liveness: true,
+            pages: true,
             mutant: None,
             trace: false,
         }
@@ -214,6 +217,10 @@ pub struct Stats {
     pub outlived: u64,
     /// Runs in which a cloned host was taken for its instance.
     pub twins: u64,
+    /// Times that an agent named its instance the primary to who asked.
+    pub named: u64,
+    /// While its loop stood still.
+    pub held_up: u64,
 }
 
 impl Stats {
@@ -244,6 +251,8 @@ impl Stats {
         self.fetched += other.fetched;
         self.outlived += other.outlived;
         self.twins += other.twins;
+        self.named += other.named;
+        self.held_up += other.held_up;
     }
 }
 

@@ -128,7 +128,7 @@ impl Plan {
         let instances = (0..self.instances).map(|i| InstanceSpec {
             name: instance_name(i),
             locality: Locality { region: "r".into(), zone: format!("z{i}"), host: format!("h{i}") },
-            address: format!("{}:5432", instance_name(i)),
+            address: address_of(i),
             priority: u32::from(!self.spare || i + 1 < self.instances),
         });
         ServiceSpec {
@@ -151,6 +151,11 @@ pub fn service_name() -> ServiceName {
 /// The name of the `i`th instance.
 pub fn instance_name(i: usize) -> InstanceName {
     ["a", "b", "c", "d", "e"][i].parse().expect("a name")
+}
+
+/// Where it listens.
+pub fn address_of(i: usize) -> String {
+    format!("{}:5432", instance_name(i))
 }
 
 /// Which instance has this name.

@@ -23,6 +23,11 @@ pub enum Names {
 }
 
 impl Names {
+    /// As a session shows them.
+    pub fn text(self) -> String {
+        format!("{self:?}")
+    }
+
     fn holds(self, i: usize) -> bool {
         matches!(self, Self::Any { members, .. } if members >> i & 1 == 1)
     }

@@ -1,11 +1,11 @@
 //! What a simulated holder says in its renewals (C4), what it does about a pause (E5), and what it must
 //! not forget of a refusal (F): `src/agent/says.rs`, by the same rules.
 
-use regent_core::agent::{Data, OnDisk, Pausing};
+use regent_core::agent::Pausing;
 use regent_core::id::{Nonce, Revision};
 use regent_core::lease::holder::VoidReason;
 use regent_core::mutant::{Mutant, leaves_out};
-use regent_core::role::{HolderInstant, HolderReport, MachineBoot, StopInstant, Watermark};
+use regent_core::role::{HolderInstant, HolderReport, MachineBoot, StopInstant};
 use regent_core::spec::Mode;
 
 use super::agent::DISARM_AGAIN;
@@ -24,16 +24,11 @@ impl World {
         let (pausing, boot) = (self.pausing(i), MachineBoot(self.hosts[i].boot));
         let armed = self.plan.armed();
         let agent = self.agent(i);
-        let primary = agent.local.data == Data::Present(OnDisk::Primary) && agent.local.running;
-        let seen = agent.local.seen.as_ref().filter(|(seen, _)| primary && !seen.in_recovery);
         HolderReport {
             armed,
             boot,
             sent: HolderInstant::default(),
-            watermark: seen.map(|(seen, _)| Watermark {
-                at: seen.position,
-                sampled: HolderInstant(seen.asked.boottime_us),
-            }),
+            watermark: agent.local.watermark(),
             pause: pausing.says(),
             policy: agent.instruction.as_ref().map_or(Revision(0), |told| told.policy),
             set: agent.local.in_force,

@@ -1,12 +1,16 @@
 //! What a simulated agent feels without being asked: looks at its server, fresh connections, own
 //! commits (`src/agent/senses.rs`, `sights.rs`).
 
+use regent_core::agent::{Found, Seen, SeenReceiver};
 use regent_core::mutant::{Mutant, leaves_out};
+use regent_core::role::Lsn;
+use regent_core::role::observe::Sender;
+use regent_core::time::Reading;
 
 use super::agent::{REPORT_EVERY, Tried};
-use super::local::Seen;
 use super::net::End;
-use super::postgres::Waiter;
+use super::plan::{address_of, instance_name};
+use super::postgres::{Dir, Waiter};
 use super::wal::Kind;
 use super::world::World;
 use crate::agents::machine::{MS, SECOND, Time};
@@ -14,13 +18,24 @@ use crate::agents::machine::{MS, SECOND, Time};
 /// What hears whether a commit returned in time.
 type Told = Box<dyn FnOnce(&mut World, bool)>;
 
+/// What lies in a data directory.
+pub(super) fn found(dir: &Dir) -> Found {
+    match dir {
+        Dir { broken: true, .. } => Found::Broken("it was interrupted".into()),
+        Dir { present: false, .. } => Found::Empty,
+        Dir { signal, generation, .. } => {
+            Found::Cluster { system: 1, generation: *generation, is_standby: *signal }
+        }
+    }
+}
+
 impl World {
     pub(super) fn observes(&mut self, i: usize) {
         let seen = self.look_at_server(i);
         let running = self.agent(i).local.running;
         let pause = match &seen {
             None if running => 12 * MS,
-            Some(seen) if seen.in_recovery => 60 * MS,
+            Some((_, seen)) if seen.in_recovery => 60 * MS,
             _ => REPORT_EVERY,
         };
         let place = self.agent_place(i);
@@ -41,16 +56,19 @@ impl World {
         });
     }
 
-    pub(super) fn deliver(&mut self, i: usize, seen: Option<Seen>) {
-        let Some(seen) = seen else { return };
+    pub(super) fn deliver(&mut self, i: usize, seen: Option<(Reading, Seen)>) {
+        let Some((asked, seen)) = seen else { return };
         let wait = self.random.between(50, 2 * MS);
         let place = self.agent_place(i);
         self.later(wait, place, move |world| {
-            let now = world.now;
+            let now = world.hosts[i].machine.read(world.now);
             let agent = world.agent(i);
             if agent.local.running {
                 let streamed = agent.local.streams();
-                agent.local.observed(seen, now);
+                agent.local.observed(asked, seen, now);
+                if agent.busy.is_none() {
+                    agent.local.judge_names(now);
+                }
                 if streamed && !agent.local.streams() {
                     agent.reported = None;
                 }
@@ -59,21 +77,35 @@ impl World {
         });
     }
 
-    pub(super) fn look_at_server(&self, i: usize) -> Option<Seen> {
+    pub(super) fn look_at_server(&self, i: usize) -> Option<(Reading, Seen)> {
         if !self.answers(End::Instance(i), i) {
             return None;
         }
         let host = &self.hosts[i];
         let server = host.server.as_ref()?;
         let receiver = server.receiver.and_then(|id| self.conns.get(&id));
-        Some(Seen {
+        let receiver = receiver.map(|conn| SeenReceiver {
+            address: address_of(conn.from),
+            streams: true,
+            silent_ms: (self.now - conn.alive) / MS,
+        });
+        let sender = |it: &super::postgres::Sender| Sender {
+            to: instance_name(it.name),
+            streams: it.flushed.is_some(),
+            is_sync: true,
+            flushed: Lsn(it.flushed.unwrap_or_default() as u64),
+        };
+        let seen = Seen {
             in_recovery: !server.primary,
             position: host.dir.wal.position(host.dir.wal.flushed),
-            receiver: receiver.map(|conn| (conn.from, self.now - conn.alive)),
-            senders: server.senders.iter().map(|it| (it.name, it.flushed)).collect(),
-            names: server.names,
-            asked: host.machine.read(self.now),
-        })
+            replay_lag_bytes: 0,
+            receiver,
+            senders: server.senders.iter().map(sender).collect(),
+            sync_names: server.names.text(),
+            overrides: Vec::new(),
+            disk_free_bytes: 0,
+        };
+        Some((host.machine.read(self.now), seen))
     }
 
     /// Fresh connections: to its own server, and to the neighbours.
@@ -93,9 +125,13 @@ impl World {
                 tried.push((other, self.answers(End::Instance(i), other), reached && !listens));
             }
         }
+        let read = self.hosts[i].machine.read(now);
         let agent = self.agent(i);
         if agent.local.running {
-            agent.local.probed(answered, now);
+            match answered {
+                true => agent.local.answered(1),
+                false => agent.local.unanswered("silent".into(), false, read),
+            }
         }
         for (other, answers, refused) in tried {
             let before = agent.sights.get(&other).and_then(|it| it.answered);
@@ -114,13 +150,17 @@ impl World {
         let place = self.agent_place(i);
         let since = self.now;
         let returned = move |world: &mut World, returned: bool| {
+            let now = world.hosts[i].machine.read(world.now);
             let agent = world.agent(i);
             let same = agent.canary == Some(set);
-            agent.local.canary = Some((since, Some(returned)));
+            agent.local.committed(returned, now);
             let sound = returned && agent.local.has_its_names() && same;
             if sound {
                 let latched = agent.book.latched && !leaves_out(Mutant::CertificatesLatched);
                 agent.right.certified(begun, set, latched);
+                if !latched {
+                    world.pages.certified(i, since);
+                }
                 world.check.stats.certificates += 1;
             }
             world.later(300 * MS, place, move |world| world.certifies(i));

@@ -1,17 +1,17 @@
 //! The deeds of a simulated agent: `src/agent/steps.rs` and what the engine does for it. Each takes
 //! time, and may fail, be aborted or be overtaken by a crash at any instant of it.
 
-use regent_core::agent::{Data, OnDisk, Step};
+use regent_core::agent::{Local, Step};
 use regent_core::id::Epoch;
 use regent_core::mutant::{Mutant, leaves_out};
 use regent_core::role::SyncSet;
 use regent_fencer::Arm;
 use regent_fencer::wire::{Bound, StopMode};
 
-use super::local::Local;
 use super::net::End;
 use super::plan::index_of;
 use super::postgres::Names;
+use super::senses::found;
 use super::wal::{Kind, Wal};
 use super::world::World;
 use crate::agents::machine::{MS, SECOND, Time};
@@ -99,7 +99,6 @@ impl World {
             Step::Detach => self.detach(at),
             Step::Replay => self.replay(at),
             Step::StartStandby(upstream) => {
-                let upstream = upstream.map(|name| (index_of(&name), name));
                 let wait = self.small();
                 self.then(at, wait, move |world| {
                     let host = &mut world.hosts[i];
@@ -107,13 +106,11 @@ impl World {
                         return world.failed(at, "quarantined");
                     }
                     (host.dir.signal, host.dir.names) = (true, Names::Blocked);
-                    host.dir.upstream = upstream.as_ref().map(|(up, _)| *up);
+                    host.dir.upstream = upstream.as_ref().map(index_of);
                     match world.fenced_start(i, &Bound::Unbound) {
-                        Ok(after) => world.ok(at, move |local| {
-                            local.started(after);
-                            let upstream = upstream.map(|(_, name)| name);
-                            local.data = Data::Present(OnDisk::Standby(upstream));
-                        }),
+                        Ok(after) => {
+                            world.ok(at, move |local| local.started_standby(after, upstream));
+                        }
                         Err(why) => world.failed(at, why),
                     }
                 });
@@ -129,7 +126,7 @@ impl World {
                     }
                     let (mine, theirs) = (&world.hosts[i].dir.wal, &world.hosts[up].dir.wal);
                     let diverged = mine.parts_from(theirs) < mine.end();
-                    world.ok(at, move |local| local.diverged = Some(diverged));
+                    world.ok(at, move |local| local.compared(diverged));
                 });
             }
             Step::Rewind(name) => self.rebuild(at, index_of(&name), true),
@@ -181,12 +178,7 @@ impl World {
                 let dir = &world.hosts[at.i].dir;
                 let clean = dir.clean.then(|| dir.wal.position(dir.wal.end()));
                 let proven = !world.plan.weak;
-                world.ended(at, move |local| {
-                    let epoch = local.written;
-                    local.ended(proven, false);
-                    local.shut_down = clean.is_some();
-                    local.end = clean.map(|end| regent_core::role::Position { epoch, ..end });
-                });
+                world.ended(at, move |local| local.stopped(proven, clean, false));
             });
         });
     }
@@ -201,7 +193,7 @@ impl World {
             if !leaves_out(Mutant::ClosedOnDisk) {
                 (dir.signal, dir.upstream, dir.names) = (true, None, Names::Blocked);
             }
-            world.ok(at, |local| local.data = Data::Present(OnDisk::Standby(None)));
+            world.ok(at, Local::closed_on_disk);
         });
     }
 
@@ -217,10 +209,7 @@ impl World {
                     agent.book.may_carry()
                 }
             });
-            world.ok(at, move |local| {
-                let epoch = local.written.max(led);
-                local.end = Some(regent_core::role::Position { epoch, ..end });
-            });
+            world.ok(at, move |local| local.found_end(end, led));
         });
     }
 
@@ -248,13 +237,7 @@ impl World {
                 if streams {
                     return world.failed(at, "the receiver does not end");
                 }
-                world.ok(at, |local| {
-                    local.data = Data::Present(OnDisk::Standby(None));
-                    local.replayed = None;
-                    if let Some((seen, _)) = &mut local.seen {
-                        seen.receiver = None;
-                    }
-                });
+                world.ok(at, |local| local.detached(None));
             });
         });
     }
@@ -271,10 +254,7 @@ impl World {
                 return world.failed(at, "it is not detached");
             }
             let end = host.dir.wal.position(host.dir.wal.flushed);
-            world.ok(at, move |local| {
-                local.replayed = Some(end);
-                local.written = local.written.max(end.epoch);
-            });
+            world.ok(at, move |local| local.has_replayed(end));
         });
     }
 
@@ -288,10 +268,7 @@ impl World {
             }
             (dir.signal, dir.upstream, dir.names) = (false, None, Names::Blocked);
             match world.fenced_start(at.i, &Bound::Until(arm)) {
-                Ok(after) => world.ok(at, move |local| {
-                    local.started(after);
-                    local.data = Data::Present(OnDisk::Primary);
-                }),
+                Ok(after) => world.ok(at, move |local| local.started_primary(after)),
                 Err(why) => world.failed(at, why),
             }
         });
@@ -311,10 +288,7 @@ impl World {
                 if world.hosts[i].server.as_ref().is_none_or(|it| it.upstream != Some(up)) {
                     return world.failed(at, "it does not follow");
                 }
-                world.ok(at, move |local| {
-                    local.data = Data::Present(OnDisk::Standby(Some(name)));
-                    local.replayed = None;
-                });
+                world.ok(at, move |local| local.follows(name));
             });
         });
     }
@@ -340,8 +314,8 @@ impl World {
     fn rebuilt(&mut self, at: At, up: usize, rewinds: bool) {
         let i = at.i;
         if !self.is_source(i, up) {
-            let dir = self.hosts[i].dir.clone();
-            return self.done(i, at.id, Ok(Box::new(move |local| local.discovered(&dir))));
+            let found = found(&self.hosts[i].dir);
+            return self.done(i, at.id, Ok(Box::new(move |local| local.discovered(found))));
         }
         let generation = self.fresh();
         let source = &self.hosts[up].dir;
@@ -360,12 +334,11 @@ impl World {
         (dir.signal, dir.upstream, dir.names) = (true, None, Names::Blocked);
         (dir.min_recovery, dir.generation) = (end, generation);
         (dir.timelines, dir.slots) = (timelines, false);
+        let found = found(dir);
         self.check.stats.rebuilt += 1;
         self.ok(at, move |local| {
-            local.generation = generation;
-            local.diverged = Some(false);
-            local.data = Data::Present(OnDisk::Standby(None));
-            local.written = Epoch::NONE;
+            local.discovered(found);
+            local.rebuilt(generation);
         });
     }
 
@@ -376,7 +349,7 @@ impl World {
         let revision = set.revision;
         if !self.hosts[i].runs_fenced() {
             return self.then(at, MS, move |world| {
-                world.done(i, at.id, Ok(Box::new(move |local| local.names = Some(revision))));
+                world.done(i, at.id, Ok(Box::new(move |local| local.will_have_names(revision))));
             });
         }
         let names = match set.is_degraded() {
@@ -392,12 +365,7 @@ impl World {
         let by = self.now + COMMIT;
         let wait = self.small();
         let primary = self.hosts[i].server.as_ref().is_some_and(|server| server.primary);
-        let change = move |local: &mut Local| {
-            local.names = Some(revision);
-            local.names_text = names;
-            let primary = local.seen.as_ref().is_some_and(|(seen, _)| !seen.in_recovery);
-            local.in_force = primary.then_some(revision);
-        };
+        let change = move |local: &mut Local| local.has_names(revision, names.text());
         if !primary {
             return self.then(at, wait, move |world| {
                 world.put_names(i, names);
@@ -507,14 +475,7 @@ impl World {
                     return world.failed(at, "recovery did not end");
                 }
                 let timeline = host.dir.wal.timeline(host.dir.wal.end());
-                world.ok(at, move |local| {
-                    local.data = Data::Present(OnDisk::Primary);
-                    local.replayed = None;
-                    if let Some((seen, _)) = &mut local.seen {
-                        seen.in_recovery = false;
-                        seen.position.timeline = timeline;
-                    }
-                });
+                world.ok(at, move |local| local.promoted(timeline));
             });
         });
     }
@@ -526,10 +487,7 @@ impl World {
         let told = move |world: &mut Self, returned: bool| {
             if !world.is_at(at) {
             } else if returned {
-                world.ok(at, move |local| {
-                    local.written = local.written.max(epoch);
-                    local.in_force = local.in_force.or(local.names);
-                });
+                world.ok(at, move |local| local.wrote(epoch));
             } else {
                 world.failed(at, "no commit returned");
             }
@@ -553,7 +511,7 @@ impl World {
                 server.open = true;
                 world.check.stats.opened += u64::from(server.primary);
             }
-            world.ok(at, |local| (local.open, local.shut) = (true, false));
+            world.ok(at, |local| local.opened(Vec::new()));
         });
     }
 
@@ -575,7 +533,7 @@ impl World {
             if world.random.chance(slips) {
                 world.slips_in(at.i);
             }
-            world.ok(at, |local| (local.open, local.shut) = (false, true));
+            world.ok(at, Local::closed);
         });
     }
 }

@@ -75,7 +75,7 @@ const ORDER: [Hunt; 10] = [
 ];
 
 /// Leases, clocks and pauses.
-const LEASES: [Hunt; 8] = [
+const LEASES: [Hunt; 9] = [
     (Mutant::GrantRenewed, Profile::Crashes, Mode::Quorum, "C8"),
     (Mutant::ShutKeepsDeadline, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseCommitted, Profile::Pauses, Mode::Lease, "S1"),
@@ -84,6 +84,7 @@ const LEASES: [Hunt; 8] = [
     (Mutant::StrangerWaits, Profile::Twins, Mode::Lease, "S1"),
     (Mutant::ProofOfThisBoot, Profile::Twins, Mode::Lease, "S1"),
     (Mutant::WeakProvesNothing, Profile::Weak, Mode::Lease, "S1"),
+    (Mutant::NamingEnds, Profile::Clocks, Mode::Lease, "S8"),
 ];
 
 /// Long leases, over long runs.
@@ -109,6 +110,8 @@ fn hunt(hunts: &[Hunt], duration_ms: u64) {
             mode: Some(*mode),
             liveness: false,
             mutant: Some(*mutant),
+            // Who is named is seen before anybody is answered, and a run ends with the first that is seen.
+            pages: *rule == "S8",
             ..Options::default()
         };
         let noticed = (1..=ENOUGH).find(|seed| {
@@ -147,6 +150,15 @@ fn every_rule_is_hunted_or_said_to_have_a_second_one_behind_it() {
         let times = hunted.iter().filter(|(it, ..)| *it == mutant).count()
             + SECOND.iter().chain([&timeline]).filter(|it| **it == mutant).count();
         assert_eq!(times, 1, "{name}");
+    }
+}
+
+#[test]
+fn whoever_is_named_the_primary_may_be_also_while_its_agent_waits_for_a_disk() {
+    for mode in [Mode::Quorum, Mode::Lease] {
+        let options = Options { profile: Profile::Clocks, mode: Some(mode), ..Options::default() };
+        let stats = sum(&options, 20);
+        assert!(stats.named > 5_000 && stats.held_up > 100, "{stats:?}");
     }
 }
 

@@ -12,6 +12,7 @@ use super::clients::Writer;
 use super::coordinators::Coordinators;
 use super::host::Host;
 use super::net::Net;
+use super::pages::Pages;
 use super::postgres::Conn;
 use super::{Options, Outcome, faults, plan};
 use crate::agents::machine::{MS, Machine, SECOND, Time};
@@ -78,12 +79,15 @@ pub struct World {
     pub plan: plan::Plan,
     pub rules: Rules,
     pub random: Random,
+    /// Chance of what changes nothing: who asks, who reads.
+    pub beside: Random,
     pub net: Net,
     pub coord: Coordinators,
     pub hosts: Vec<Host>,
     pub writers: Vec<Writer>,
     pub conns: BTreeMap<u64, Conn>,
     pub check: Check,
+    pub pages: Pages,
     /// Primary and member of its set that are to go when the set without that member is covered, and
     /// until when.
     pub flapping: Option<(usize, usize, Time)>,
@@ -116,12 +120,15 @@ impl World {
             options: *options,
             rules: Rules::LAW,
             random,
+            // Any other seed than that of the world.
+            beside: Random::new(!seed),
             net: Net::default(),
             coord: Coordinators::new(nodes, Rules::LAW),
             hosts,
             writers: (0..plan.writers).map(|_| Writer::default()).collect(),
             conns: BTreeMap::new(),
             check: Check::new(options.class),
+            pages: Pages::default(),
             flapping: None,
             heir: None,
             heap: BinaryHeap::new(),
@@ -140,6 +147,7 @@ impl World {
         world.later(SECOND, Place::World, Self::keep_connections);
         world.later(4 * SECOND, Place::World, faults::next);
         world.later(2 * SECOND, Place::World, Self::people);
+        world.later(SECOND, Place::World, Self::ask_pages);
         world
     }
 
