@@ -15,7 +15,7 @@ use regent_core::id::{Epoch, InstanceName, Nonce, RenewalNumber, Revision};
 use regent_core::role::Order;
 use regent_core::role::observe::Run;
 use regent_core::spec::{LoweredSync, Policy};
-use regent_core::time::Reading;
+use regent_core::time::{Micros, Reading};
 use regent_engine as engine;
 use regent_rpc::client::{AgentSender, SessionLease};
 use regent_rpc::convert::agent::{Ask, HELLO, Instruction, Outcome};
@@ -342,7 +342,10 @@ impl Agent {
             }
             Report::Probed(_) if !self.local.running => {}
             Report::Probed(Ok(took)) => self.local.answered(millis(took)),
-            Report::Probed(Err(NoLogin { why, works })) => self.local.unanswered(why, works, now),
+            Report::Probed(Err(NoLogin { why, works, tried })) => {
+                let tried = Micros(u64::try_from(tried.as_micros()).unwrap_or(u64::MAX));
+                self.local.unanswered(why, works, now.minus(tried), now);
+            }
             Report::Canary(sent, set, returned) => {
                 self.local.committed(returned, now);
                 // F: names that are not the committed set's make no certificate.

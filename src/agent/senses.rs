@@ -46,6 +46,8 @@ pub struct NoLogin {
     pub why: String,
     /// The server's first process, which makes the others, did something meanwhile.
     pub works: bool,
+    /// For how long it was tried; no longer than is usual, for this process may have stood still itself.
+    pub tried: Duration,
 }
 
 /// How often a process has been put to sleep or aside: one that is frozen, or that waits for a dead
@@ -71,7 +73,7 @@ pub async fn probe(
     const STANDBY: u32 = 5;
     let mut fails = false;
     loop {
-        let first = guard.postmaster_pid().await;
+        let (first, begun) = (guard.postmaster_pid().await, std::time::Instant::now());
         let mut turned = turns(first);
         let probing = engine.probe(if fails { PATIENTLY } else { WITHIN });
         tokio::pin!(probing);
@@ -81,7 +83,8 @@ pub async fn probe(
             let now = turns(first);
             let works = turned.zip(now).is_some_and(|(before, now)| now > before);
             turned = now;
-            let failed = |why: String| NoLogin { why, works };
+            let tried = begun.elapsed().min(WITHIN);
+            let failed = |why: String| NoLogin { why, works, tried };
             match waited {
                 Ok(outcome) => break outcome.map_err(|error| failed(error.to_string())),
                 Err(_) if fails => {

@@ -4,7 +4,7 @@
 //! assumed. It must never start PostgreSQL as a primary without a deadline in the fencer.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use regent_core::agent::{Data, Local, Step, Wanted};
 use regent_core::id::{Epoch, InstanceName};

@@ -297,10 +297,11 @@ impl Local {
         self.probe = Probe::Answered(took_ms);
     }
 
-    /// A fresh connection was not made. `works`: the server's first process did something meanwhile.
-    pub fn unanswered(&mut self, why: String, works: bool, now: Reading) {
+    /// A fresh connection that was begun at `begun` was not made. `works`: the server's first process did
+    /// something meanwhile.
+    pub fn unanswered(&mut self, why: String, works: bool, begun: Reading, now: Reading) {
         self.works = works;
-        let since = *self.failing.get_or_insert(now);
+        let since = *self.failing.get_or_insert(begun);
         self.probe = Probe::Failed { since_ms: now.since(since).as_ms(), why };
     }
 

@@ -130,7 +130,7 @@ impl World {
         if agent.local.running {
             match answered {
                 true => agent.local.answered(1),
-                false => agent.local.unanswered("silent".into(), false, read),
+                false => agent.local.unanswered("silent".into(), false, read, read),
             }
         }
         for (other, answers, refused) in tried {
