@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use super::lowered::{Lowered, Override};
 use super::{Data, Naming, Notebook, OnDisk, World};
 use crate::id::{Epoch, InstanceName, Revision};
-use crate::mutant::{Mutant, leaves_out};
 use crate::role::observe::{Canary, Guarded, Observation, Probe, Receiver, Run, Sender};
 use crate::role::{DataIdentity, HolderInstant, Position, Proof, Watermark};
 use crate::time::{Micros, Reading};
@@ -431,7 +430,7 @@ impl Local {
             open: self.open,
             strange: self.is_strange(told, now),
             lowered: self.is_lowered(told),
-            shut: self.shut || leaves_out(Mutant::ReadersShut),
+            shut: self.shut,
             expected: told.expected,
             diverged: self.diverged,
             timeline: told.timeline,

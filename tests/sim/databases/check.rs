@@ -143,12 +143,6 @@ impl Check {
         (proven && last.to != name).then_some(*newest)
     }
 
-    /// The epoch in force, who was given it, and whether that was acted on.
-    pub(super) fn in_force(&self) -> Option<(Epoch, usize, bool)> {
-        let newest = self.grants.last_key_value();
-        newest.map(|(epoch, grant)| (*epoch, grant.to, grant.led))
-    }
-
     /// A disk went back in time.
     pub fn went_back(&mut self, i: usize, disk: u64) {
         self.seen.remove(&(i, disk));

@@ -107,8 +107,6 @@ pub struct Server {
     released: usize,
     /// Writers that are connected.
     pub sessions: Vec<usize>,
-    /// Readers that are.
-    pub readers: Vec<usize>,
     pub slots: bool,
     flushing: bool,
 }
@@ -168,7 +166,6 @@ impl World {
             waiting: Vec::new(),
             released: 0,
             sessions: Vec::new(),
-            readers: Vec::new(),
             slots: dir.slots,
             flushing: false,
         });
@@ -553,7 +550,6 @@ impl World {
             server.primary = true;
             server.upstream = None;
         }
-        self.judge_promotion(i);
         self.judge_primary(i, "is promoted");
     }
 }
