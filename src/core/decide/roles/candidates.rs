@@ -128,7 +128,7 @@ impl<'l> Look<'l> {
     }
 }
 
-/// Who is primary next if all hold the same: as [`Look::candidates`] has it, before any receipt is there.
+/// Who is primary next if all hold the same: as `Look::candidates` has it, before any receipt is there.
 /// A guess: what is prepared by it is done again where it is wrong, and nothing rests on it.
 pub fn expected<'s>(spec: &'s ServiceSpec, role: &ServiceRole) -> Option<&'s InstanceName> {
     let asked = role.fence.as_ref()?.kind.wanted();
