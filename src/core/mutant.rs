@@ -80,11 +80,13 @@ pub enum Mutant {
     WeakProvesNothing,
     /// S8: an agent is named the primary by what its loop last knew, whenever it is asked.
     NamingEnds,
+    /// D: a standby is promoted with its readers in.
+    ReadersShut,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 33] = [
+    pub const ALL: [(Self, &'static str); 34] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -118,6 +120,7 @@ impl Mutant {
         (Self::ProofOfThisBoot, "proof-of-this-boot"),
         (Self::WeakProvesNothing, "weak-proves-nothing"),
         (Self::NamingEnds, "naming-ends"),
+        (Self::ReadersShut, "readers-shut"),
     ];
 
     /// The one with this name.

@@ -164,6 +164,10 @@ impl Local {
         self.replayed = None;
         // They went with the upstream that was set.
         self.names = None;
+        // What was seen was the last upstream's.
+        if let Some((seen, _)) = &mut self.seen {
+            seen.receiver = None;
+        }
     }
 
     /// Its WAL was compared with its upstream's.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::lowered::{Lowered, Override};
 use super::{Data, Naming, Notebook, OnDisk, World};
 use crate::id::{Epoch, InstanceName, Revision};
+use crate::mutant::{Mutant, leaves_out};
 use crate::role::observe::{Canary, Guarded, Observation, Probe, Receiver, Run, Sender};
 use crate::role::{DataIdentity, HolderInstant, Position, Proof, Watermark};
 use crate::time::{Micros, Reading};
@@ -430,7 +431,7 @@ impl Local {
             open: self.open,
             strange: self.is_strange(told, now),
             lowered: self.is_lowered(told),
-            shut: self.shut,
+            shut: self.shut || leaves_out(Mutant::ReadersShut),
             expected: told.expected,
             diverged: self.diverged,
             timeline: told.timeline,

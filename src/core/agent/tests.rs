@@ -281,6 +281,44 @@ fn a_crashed_primary_starts_closed_and_only_with_a_lease_of_after_the_crash() {
 }
 
 #[test]
+fn a_primary_that_crashed_before_its_epoch_writes_that_under_the_names_of_its_set() {
+    let now = Reading::at_us(1);
+    let told = Told { accepted: true, may_serve: true, holds_lease: true, ..Told::default() };
+    let mut local = Local::new(name("a"));
+    local.promoted(3);
+    local.ended(true, false);
+    // It comes up with names that nobody matches.
+    let mut seen = Seen {
+        in_recovery: false,
+        position: at(2, 100),
+        replay_lag_bytes: 0,
+        receiver: None,
+        senders: Vec::new(),
+        sync_names: "nobody".into(),
+        overrides: Vec::new(),
+        disk_free_bytes: 0,
+    };
+    for _ in 0..10 {
+        match next(&lead(), &local.world(&told, now)) {
+            Step::SetNames(set) if !local.running => local.will_have_names(set.revision),
+            Step::SetNames(set) => {
+                seen.sync_names = "the set".into();
+                local.has_names(set.revision, seen.sync_names.clone());
+            }
+            Step::StartPrimary => {
+                local.started_primary(0);
+                local.observed(now, seen.clone(), now);
+            }
+            Step::EnsureSlots => local.has_slots = true,
+            // What returns under them is taken for covered by the set.
+            Step::WriteEpoch(_) => return assert_eq!(seen.sync_names, "the set"),
+            step => panic!("{step:?}"),
+        }
+    }
+    panic!("it never writes its epoch");
+}
+
+#[test]
 fn a_primary_told_to_stop_ends_every_process_and_lies_closed_before_its_receipt() {
     let notebook = told(5, 9, Order::Stop { fence: Revision(9) });
     let mut killed = primary();

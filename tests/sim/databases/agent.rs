@@ -270,8 +270,10 @@ impl World {
         let News::Stopped { proven, in_order, .. } = news else { return };
         let agent = self.agent(i);
         agent.local.last_end = sequence;
-        let asked = agent.busy.as_ref().is_some_and(|(_, step)| step.ends());
-        if !asked {
+        let asked = agent.busy.as_ref().map(|(_, step)| step);
+        if asked == Some(&Step::ShutReaders) {
+            // Of a standby, and the step tells of it.
+        } else if !asked.is_some_and(Step::ends) {
             agent.local.ended(proven, in_order);
             if !leaves_out(Mutant::RenewalAfterCrash) {
                 agent.renounce();

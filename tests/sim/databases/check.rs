@@ -143,6 +143,19 @@ impl Check {
         (proven && last.to != name).then_some(*newest)
     }
 
+    /// The epoch in force, who was given it, and whether that was acted on.
+    pub(super) fn in_force(&self) -> Option<(Epoch, usize, bool)> {
+        let newest = self.grants.last_key_value();
+        newest.map(|(epoch, grant)| (*epoch, grant.to, grant.led))
+    }
+
+    /// OUT (e): people were told, after this epoch, that the end of whoever leads is not proven, and gave
+    /// the next one all the same. What comes of it is theirs, for as long as that one runs.
+    fn is_given_up(&self, epoch: Epoch) -> bool {
+        let mut since = self.grants.range((Excluded(epoch), Unbounded));
+        since.any(|(_, it)| it.out == Some(OutProof::Approved))
+    }
+
     /// A disk went back in time.
     pub fn went_back(&mut self, i: usize, disk: u64) {
         self.seen.remove(&(i, disk));
@@ -167,9 +180,7 @@ impl World {
         let highest = self.check.highest;
         self.check.stats.acked += 1;
         let at = format!("at {}.{:06} s", self.now / SECOND, self.now % SECOND);
-        // OUT (e): people were told that its end is not proven, and what is lost by it is theirs.
-        let by_people = |(_, it): (&Epoch, &Grant)| it.out == Some(OutProof::Approved);
-        if self.check.grants.range((Excluded(epoch), Unbounded)).any(by_people) {
+        if self.check.is_given_up(epoch) {
             self.check.stats.overlaps += 1;
             return;
         }
@@ -194,7 +205,7 @@ impl World {
         }
         if !waited {
             for other in (0..self.hosts.len()).filter(|other| *other != i) {
-                if self.is_able(other) {
+                if self.is_able(other) && !self.is_given_up(other) {
                     let text =
                         format!("S1: {at} {i} acknowledges under {epoch}, and {other} can too");
                     self.check.broken_within(text);
@@ -224,6 +235,12 @@ impl World {
             let lets_in = it.open && it.deaf_until <= self.now || !it.sessions.is_empty();
             !it.stopping && it.frozen_until <= self.now && lets_in
         })
+    }
+
+    /// The run of an instance leads an epoch that people gave up.
+    fn is_given_up(&self, i: usize) -> bool {
+        let led = self.hosts[i].book.as_ref().map_or(Epoch::NONE, |book| book.led);
+        self.check.is_given_up(led)
     }
 
     /// An instance becomes a primary under its fencer.

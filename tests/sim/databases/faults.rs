@@ -452,7 +452,7 @@ impl World {
         let run = self.run_of(i).unwrap_or_default();
         if let Some(server) = self.hosts[i].server.as_mut() {
             (server.stopping, server.open) = (true, false);
-            server.sessions.clear();
+            (server.sessions, server.readers) = (Vec::new(), Vec::new());
         }
         self.give_up(i, |_| true);
         self.later(20 * MS, Place::Server(i, run), move |world| {

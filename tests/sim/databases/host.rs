@@ -303,7 +303,7 @@ impl World {
         // A fast shutdown: sessions end, a checkpoint, its record goes to the standbys.
         let Some(server) = self.hosts[i].server.as_mut() else { return };
         (server.stopping, server.open) = (true, false);
-        server.sessions.clear();
+        (server.sessions, server.readers) = (Vec::new(), Vec::new());
         let run = server.run;
         self.give_up(i, |_| true);
         let slow = self.random.chance(60);

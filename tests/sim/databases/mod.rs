@@ -3,7 +3,7 @@
 //! with WAL and SyncRep, fencers, hosts, a network.
 //!
 //! ```text
-//! writers ──> postgres ◄── steps ◄── agent ── core::agent::next
+//! clients ──> postgres ◄── steps ◄── agent ── core::agent::next
 //!                ▲  │ WAL              │ streams, renewals
 //!       fencer ──┘  ▼                  ▼
 //!                postgres          coordinators ── core::state, core::decide
@@ -30,6 +30,7 @@ mod people;
 mod plan;
 mod postgres;
 mod prepare;
+mod readers;
 mod says;
 mod senses;
 mod steps;
@@ -217,6 +218,10 @@ pub struct Stats {
     pub outlived: u64,
     /// Runs in which a cloned host was taken for its instance.
     pub twins: u64,
+    /// Reads of standbys.
+    pub reads: u64,
+    /// Times that readers did not go, so that all was ended before a promotion.
+    pub stubborn: u64,
     /// Times that an agent named its instance the primary to who asked.
     pub named: u64,
     /// While its loop stood still.
@@ -251,6 +256,8 @@ impl Stats {
         self.fetched += other.fetched;
         self.outlived += other.outlived;
         self.twins += other.twins;
+        self.reads += other.reads;
+        self.stubborn += other.stubborn;
         self.named += other.named;
         self.held_up += other.held_up;
     }

@@ -107,6 +107,8 @@ pub struct Server {
     released: usize,
     /// Writers that are connected.
     pub sessions: Vec<usize>,
+    /// Readers that are.
+    pub readers: Vec<usize>,
     pub slots: bool,
     flushing: bool,
 }
@@ -166,6 +168,7 @@ impl World {
             waiting: Vec::new(),
             released: 0,
             sessions: Vec::new(),
+            readers: Vec::new(),
             slots: dir.slots,
             flushing: false,
         });
@@ -550,6 +553,7 @@ impl World {
             server.primary = true;
             server.upstream = None;
         }
+        self.judge_promotion(i);
         self.judge_primary(i, "is promoted");
     }
 }

@@ -23,6 +23,8 @@ pub type Job = Box<dyn FnOnce(&mut World, bool)>;
 
 /// Bound on a small change.
 const SOON: Time = 1_500 * MS;
+/// Bound on sending readers away before a promotion.
+const READERS: Time = 500 * MS;
 /// Bound on a commit that waits for standbys.
 const COMMIT: Time = 5 * SECOND;
 
@@ -89,10 +91,7 @@ impl World {
     pub fn deed(&mut self, i: usize, id: u64, step: Step, arm: Option<Arm>) {
         let at = At { i, id };
         match step {
-            Step::Kill => self.fenced_stop(i, StopMode::Kill, move |world| {
-                let proven = !world.plan.weak;
-                world.ended(at, move |local| local.ended(proven, false));
-            }),
+            Step::Kill => self.kill(at),
             Step::ShutDown => self.shut_down(at),
             Step::CloseOnDisk => self.close_on_disk(at),
             Step::FindEnd => self.find_end(at),
@@ -136,9 +135,8 @@ impl World {
             Step::Promote(timeline) => self.promote(at, timeline, arm),
             Step::WriteEpoch(epoch) => self.write_epoch(at, epoch),
             Step::Open => self.open(at),
-            Step::Close => self.close(at, 150),
-            // Before a promotion those who are only logging in are looked for, and ended too.
-            Step::ShutReaders => self.close(at, 0),
+            Step::Close => self.close(at),
+            Step::ShutReaders => self.shut_readers(at),
             // Done by the loop itself.
             _ => {}
         }
@@ -148,6 +146,13 @@ impl World {
     fn ended(&mut self, at: At, change: impl FnOnce(&mut Local) + 'static) {
         let wait = self.random.between(100, 2 * MS);
         self.then(at, wait, move |world| world.done(at.i, at.id, Ok(Box::new(change))));
+    }
+
+    fn kill(&mut self, at: At) {
+        self.fenced_stop(at.i, StopMode::Kill, move |world| {
+            let proven = !world.plan.weak;
+            world.ended(at, move |local| local.ended(proven, false));
+        });
     }
 
     fn ensure_slots(&mut self, at: At) {
@@ -453,9 +458,10 @@ impl World {
             if !world.asks(at) {
                 return;
             }
+            let is_left_out = leaves_out(Mutant::ReadersShut);
             let host = &world.hosts[i];
             let fits = host.dir.upstream.is_none()
-                && host.server.as_ref().is_some_and(|it| !it.primary && !it.open);
+                && host.server.as_ref().is_some_and(|it| !it.primary && (is_left_out || !it.open));
             let Some(run) = world.run_of(i).filter(|_| fits) else {
                 return world.failed(at, "it is not a detached standby");
             };
@@ -509,14 +515,17 @@ impl World {
             }
             if let Some(server) = world.hosts[at.i].server.as_mut().filter(|it| !it.stopping) {
                 server.open = true;
-                world.check.stats.opened += u64::from(server.primary);
+                let primary = server.primary;
+                world.check.stats.opened += u64::from(primary);
+                if !primary {
+                    world.judge_let_in(at.i);
+                }
             }
             world.ok(at, |local| local.opened(Vec::new()));
         });
     }
 
-    /// In so many of a thousand cases somebody slips in.
-    fn close(&mut self, at: At, slips: u64) {
+    fn close(&mut self, at: At) {
         if !self.asks(at) {
             return;
         }
@@ -525,14 +534,34 @@ impl World {
             if !world.asks(at) {
                 return;
             }
-            if let Some(server) = world.hosts[at.i].server.as_mut() {
-                server.open = false;
-                server.sessions.clear();
-            }
-            world.give_up(at.i, |who| matches!(who, super::postgres::Waiter::Writer(..)));
-            if world.random.chance(slips) {
+            world.send_away(at.i);
+            if world.random.chance(150) {
                 world.slips_in(at.i);
             }
+            world.ok(at, Local::closed);
+        });
+    }
+
+    fn send_away(&mut self, i: usize) {
+        if let Some(server) = self.hosts[i].server.as_mut() {
+            server.open = false;
+            (server.sessions, server.readers) = (Vec::new(), Vec::new());
+        }
+        self.give_up(i, |who| matches!(who, super::postgres::Waiter::Writer(..)));
+    }
+
+    /// Before a promotion those who are only logging in are looked for, and ended too: nobody slips in.
+    /// Where somebody does not go, or the server does not answer, all is ended, and comes up closed.
+    fn shut_readers(&mut self, at: At) {
+        let is_read = self.hosts[at.i].server.as_ref().is_some_and(|it| !it.readers.is_empty());
+        let stays = is_read && self.beside.chance(100);
+        let wait = self.small();
+        self.then(at, wait, move |world| {
+            if stays || !world.answers(End::Instance(at.i), at.i) {
+                world.check.stats.stubborn += 1;
+                return world.then(at, READERS, move |world| world.kill(at));
+            }
+            world.send_away(at.i);
             world.ok(at, Local::closed);
         });
     }

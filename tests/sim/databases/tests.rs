@@ -45,7 +45,7 @@ fn without_a_clock_nothing_acknowledged_is_lost_in_quorum_mode() {
 /// How long faults go on where a rule is left out, in milliseconds.
 const HUNT_MS: u64 = 40_000;
 /// Seeds within which each is noticed, with room for twice as many.
-const ENOUGH: u64 = 600;
+const ENOUGH: u64 = 1_000;
 
 /// Each rule that is left out, where that is looked for, and what it breaks.
 type Hunt = (Mutant, Profile, Mode, &'static str);
@@ -61,7 +61,7 @@ const PROOFS: [Hunt; 6] = [
 ];
 
 /// The order of its steps, and what lies on disks.
-const ORDER: [Hunt; 10] = [
+const ORDER: [Hunt; 11] = [
     (Mutant::PledgeSynced, Profile::Detaches, Mode::Quorum, "S4"),
     (Mutant::LowerDirectiveRefused, Profile::Clocks, Mode::Lease, "S4"),
     (Mutant::StartsJudged, Profile::Crashes, Mode::Quorum, "S2"),
@@ -72,6 +72,7 @@ const ORDER: [Hunt; 10] = [
     (Mutant::CutAfterResign, Profile::Switchovers, Mode::Quorum, "D"),
     (Mutant::RenewalAfterStop, Profile::Switchovers, Mode::Quorum, "E4"),
     (Mutant::EndCarriesDirective, Profile::Heirs, Mode::Quorum, "S2"),
+    (Mutant::ReadersShut, Profile::Switchovers, Mode::Quorum, "D"),
 ];
 
 /// Leases, clocks and pauses.
@@ -154,6 +155,16 @@ fn every_rule_is_hunted_or_said_to_have_a_second_one_behind_it() {
 }
 
 #[test]
+fn readers_are_sent_away_before_their_standby_is_promoted() {
+    for mode in [Mode::Quorum, Mode::Lease] {
+        let options =
+            Options { profile: Profile::Switchovers, mode: Some(mode), ..Options::default() };
+        let stats = sum(&options, 20);
+        assert!(stats.reads > 5_000 && stats.stubborn > 0 && stats.resigned > 10, "{stats:?}");
+    }
+}
+
+#[test]
 fn whoever_is_named_the_primary_may_be_also_while_its_agent_waits_for_a_disk() {
     for mode in [Mode::Quorum, Mode::Lease] {
         let options = Options { profile: Profile::Clocks, mode: Some(mode), ..Options::default() };
@@ -175,13 +186,13 @@ fn somebody_serves_in_the_end_whatever_broke() {
 
 #[test]
 fn the_primary_is_changed_in_every_way_that_there_is() {
-    let of = |profile| sum(&Options { profile, ..Options::default() }, 30);
-    let stats = of(Profile::Switchovers);
+    let of = |profile, seeds| sum(&Options { profile, ..Options::default() }, seeds);
+    let stats = of(Profile::Switchovers, 60);
     assert!(stats.announced > 50 && stats.resigned > 20 && stats.taken_over > 10, "{stats:?}");
     assert!(stats.fetches > 3 && stats.fetched > 0, "{stats:?}");
-    let stats = of(Profile::Twins);
+    let stats = of(Profile::Twins, 30);
     assert!(stats.twins > 5 && stats.grants > 50, "{stats:?}");
-    let stats = of(Profile::Weak);
+    let stats = of(Profile::Weak, 30);
     assert!(stats.outlived > 20 && stats.grants > 50, "{stats:?}");
 }
 

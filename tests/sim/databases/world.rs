@@ -14,9 +14,13 @@ use super::host::Host;
 use super::net::Net;
 use super::pages::Pages;
 use super::postgres::Conn;
+use super::readers::Reader;
 use super::{Options, Outcome, faults, plan};
 use crate::agents::machine::{MS, Machine, SECOND, Time};
 use crate::agents::random::Random;
+
+/// Who read.
+const READERS: usize = 2;
 
 /// Something that is done at its time.
 pub type Act = Box<dyn FnOnce(&mut World)>;
@@ -85,6 +89,7 @@ pub struct World {
     pub coord: Coordinators,
     pub hosts: Vec<Host>,
     pub writers: Vec<Writer>,
+    pub readers: Vec<Reader>,
     pub conns: BTreeMap<u64, Conn>,
     pub check: Check,
     pub pages: Pages,
@@ -126,6 +131,7 @@ impl World {
             coord: Coordinators::new(nodes, Rules::LAW),
             hosts,
             writers: (0..plan.writers).map(|_| Writer::default()).collect(),
+            readers: (0..READERS).map(|_| Reader::default()).collect(),
             conns: BTreeMap::new(),
             check: Check::new(options.class),
             pages: Pages::default(),
@@ -143,6 +149,9 @@ impl World {
         }
         for w in 0..world.writers.len() {
             world.later(SECOND, Place::World, move |world| world.write(w));
+        }
+        for r in 0..READERS {
+            world.later(SECOND, Place::World, move |world| world.read(r));
         }
         world.later(SECOND, Place::World, Self::keep_connections);
         world.later(4 * SECOND, Place::World, faults::next);
