@@ -19,12 +19,6 @@ use super::common::{
 };
 use crate::pb::v1;
 
-/// Default time for an orderly restart (PROTOCOL.md E5), in milliseconds.
-pub const RESTART_GRACE_MS: u64 = 10_000;
-/// Default least time between two automatic failovers, in milliseconds: a service that fails again
-/// within it has a problem that another failover does not solve.
-pub const FAILOVER_COOLDOWN_MS: u64 = 60_000;
-
 /// A declaration of the wire.
 ///
 /// # Errors
@@ -150,20 +144,20 @@ pub fn policy_in(policy: &v1::Policy) -> Result<Policy, Invalid> {
         p::Survive::Zone => Survive::Zone,
         p::Survive::Region => Survive::Region,
     };
-    let sync_default = u32::from(mode == Mode::Quorum);
+    let usual = Policy::default_for(mode);
     Ok(Policy {
         mode,
         ttl_ms,
-        sync_standbys: policy.sync_standbys.unwrap_or(sync_default),
-        min_sync_standbys: policy.min_sync_standbys.unwrap_or(sync_default),
+        sync_standbys: policy.sync_standbys.unwrap_or(usual.sync_standbys),
+        min_sync_standbys: policy.min_sync_standbys.unwrap_or(usual.min_sync_standbys),
         on_too_few_sync,
         on_lowered_sync,
         on_coordinator_loss,
         loss_bound: loss_in(policy, mode, ttl_ms)?,
         max_failover_scope,
         survive,
-        restart_grace_ms: policy.restart_grace_ms.unwrap_or(RESTART_GRACE_MS),
-        failover_cooldown_ms: policy.failover_cooldown_ms.unwrap_or(FAILOVER_COOLDOWN_MS),
+        restart_grace_ms: policy.restart_grace_ms.unwrap_or(usual.restart_grace_ms),
+        failover_cooldown_ms: policy.failover_cooldown_ms.unwrap_or(usual.failover_cooldown_ms),
     })
 }
 

@@ -163,7 +163,8 @@ fn preference<'s>(
 }
 
 /// The holder as declared.
-fn home<'s>(spec: &'s ServiceSpec, role: &ServiceRole) -> Option<&'s InstanceSpec> {
+/// Where the primary is, or was.
+pub(super) fn home<'s>(spec: &'s ServiceSpec, role: &ServiceRole) -> Option<&'s InstanceSpec> {
     spec.instances.iter().find(|one| Some(&one.name) == role.holder.as_ref())
 }
 

@@ -18,6 +18,7 @@ mod candidates;
 mod fence;
 mod fetch;
 mod first;
+mod flaps;
 mod plan;
 mod sets;
 mod standbys;

@@ -128,11 +128,8 @@ impl Look<'_> {
             return Verdict::Wait(format!("{what}; no failover: the service is paused"));
         }
         // A primary that never promoted is no service that flaps: the failover before goes on.
-        let cools = self.cooling_down().filter(|_| self.role.promoted.is_some());
-        if let Some(wait) = cools {
-            return Verdict::Wait(format!(
-                "{what}; no failover for {wait} ms: the last is too fresh"
-            ));
+        if let Some(why) = self.flaps().filter(|_| self.role.promoted.is_some()) {
+            return Verdict::Wait(format!("{what}; {why}"));
         }
         let since = *self.memory.stuck.get_or_insert(self.view.now);
         if let Err(why) = self.could_succeed(self.view.now.since(since)) {
@@ -146,13 +143,6 @@ impl Look<'_> {
             reason: finding.why,
         };
         Verdict::Do(command, what)
-    }
-
-    /// Flap control: how long until the next automatic failover is allowed, in milliseconds.
-    fn cooling_down(&self) -> Option<u64> {
-        let last = self.role.failovers.last()?;
-        let ready = last.0.saturating_add(self.spec.policy.failover_cooldown_ms);
-        ready.checked_sub(self.view.wall.0).filter(|wait| *wait > 0)
     }
 
     /// The newest operation: verified and repaired?

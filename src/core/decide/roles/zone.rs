@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use super::candidates::home;
 use super::verdict::{Finding, Verdict as Named, is_fresh};
 use super::{Look, View};
 use crate::id::Locality;
@@ -61,8 +62,7 @@ impl Dark {
 impl Look<'_> {
     /// A silent host in a silent zone is called by the greater thing.
     pub(super) fn surroundings(&self, finding: Finding) -> Finding {
-        let holder = self.role.holder.as_ref();
-        let home = self.spec.instances.iter().find(|one| Some(&one.name) == holder);
+        let home = home(self.spec, self.role);
         let (true, Some(home)) = (finding.verdict == Named::PrimaryHostSilent, home) else {
             return finding;
         };

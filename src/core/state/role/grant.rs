@@ -38,7 +38,7 @@ pub(super) fn grant(
     let epoch = draft.epoch();
     (row.to, row.epoch) = (Some(candidate.clone()), Some(epoch));
     (row.out, row.complete, row.loss) = (Some(out), Some(complete), loss);
-    if failover && row.by.starts_with("node/") {
+    if failover && row.is_automatic() {
         role.failovers.push(draft.at);
         let many = role.failovers.len().saturating_sub(MAX_FAILOVERS_KEPT);
         role.failovers.drain(..many);

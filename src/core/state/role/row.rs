@@ -167,6 +167,13 @@ pub struct Operation {
     pub approval: Option<Approval>,
 }
 
+impl Operation {
+    /// Nobody asked for it.
+    pub fn is_automatic(&self) -> bool {
+        self.by.starts_with("node/")
+    }
+}
+
 /// A question to people (PROTOCOL.md H; its full form is yet to come).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Approval {

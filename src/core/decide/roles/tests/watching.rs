@@ -395,3 +395,31 @@ fn a_standby_that_is_far_behind_is_told_of() {
     let told = bench.lines.iter().find(|line| line.contains("StandbyLagging"));
     assert!(told.is_some_and(|line| line.contains("b, c")), "{:?}", bench.lines);
 }
+
+/// A primary that dies ten times, a minute and a half between: in one zone all of them, or each in its own.
+fn failovers_of_ten_deaths(one_zone: bool) -> usize {
+    let mut spec = spec(Mode::Quorum);
+    spec.policy.failover_cooldown_ms = 1_000;
+    for one in spec.instances.iter_mut().filter(|_| one_zone) {
+        one.locality.zone = "z0".into();
+    }
+    let mut bench = Bench::established(spec);
+    for _ in 0..10 {
+        let died = bench.holder().to_owned();
+        let agent = bench.agents.keys().copied().find(|name| *name == died).unwrap();
+        bench.agents.get_mut(agent).unwrap().cut = true;
+        bench.run(20_000);
+        bench.agents.get_mut(agent).unwrap().cut = false;
+        bench.run(70_000);
+    }
+    let operations = bench.state.operations().values();
+    operations
+        .filter(|it| matches!(it.kind, FenceKind::Failover { .. }) && it.is_automatic())
+        .count()
+}
+
+#[test]
+fn a_zone_that_lost_five_primaries_in_an_hour_loses_the_next_by_people_only() {
+    assert_eq!(failovers_of_ten_deaths(true), 5);
+    assert_eq!(failovers_of_ten_deaths(false), 10);
+}
