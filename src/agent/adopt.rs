@@ -31,6 +31,9 @@ pub struct AdoptOptions {
     pub ask: Ask,
     /// Do it; else only say what would be done.
     pub apply: bool,
+    /// Only what a primary that runs can be given without an interruption: roles, and the passfile that
+    /// its standbys' adoption needs.
+    pub prepare: bool,
     /// A running server may be stopped, and its clients with it.
     pub interrupt: bool,
     /// How long an orderly stop may take.
@@ -44,6 +47,8 @@ pub struct Adoption {
     pub survey: Survey,
     /// It is Regent's now.
     pub done: bool,
+    /// It has what its standbys need to be adopted before it.
+    pub prepared: bool,
     /// Since when no client could write; of a server that ran.
     pub stopped_for: Option<Duration>,
 }
@@ -90,13 +95,23 @@ pub async fn adopt(
     let is_standby = survey.is_standby;
     survey.obstacles.extend(undeclared(config, declared::ask(config, tls).await, is_standby));
     survey.obstacles.extend(on_host(config, survey.running.as_ref(), survey.version));
-    if let (Some(running), true, false) = (&survey.running, options.apply, options.interrupt) {
+    if options.prepare && (survey.is_standby || survey.running.is_none()) {
+        survey
+            .obstacles
+            .push("only a primary that runs is prepared: leave --prepare out".to_owned());
+    }
+    let cuts = options.apply && !options.prepare;
+    if let (Some(running), true, false) = (&survey.running, cuts, options.interrupt) {
         let pid = running.pid;
         let how = "say that its clients may be interrupted (--interrupt), or stop it first";
         survey.obstacles.push(format!("it runs, as process {pid}: {how}"));
     }
     if !options.apply || !survey.obstacles.is_empty() {
-        return Ok(Adoption { survey, done: false, stopped_for: None });
+        return Ok(Adoption { survey, done: false, prepared: false, stopped_for: None });
+    }
+    if options.prepare {
+        postgres.adopt_running(&survey, &options.ask).await?;
+        return Ok(Adoption { survey, done: false, prepared: true, stopped_for: None });
     }
     let mut stopped = None;
     if let Some(running) = &survey.running {
@@ -105,7 +120,8 @@ pub async fn adopt(
         stop(running, options.stop_within).await?;
     }
     postgres.adopt(&Ask { config_file: Some(survey.config_file()), ..options.ask.clone() }).await?;
-    Ok(Adoption { survey, done: true, stopped_for: stopped.map(|at| at.elapsed()) })
+    let stopped_for = stopped.map(|at| at.elapsed());
+    Ok(Adoption { survey, done: true, prepared: true, stopped_for })
 }
 
 /// A fast stop: clients are sent away, what they were doing is rolled back, standbys get everything.

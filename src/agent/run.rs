@@ -41,6 +41,9 @@ const MAX_STEPS: usize = 4;
 /// A step that has failed this many times in a row is tried at longer intervals.
 const HOPEFUL: u32 = 50;
 const TRY_LATER: Duration = Duration::from_secs(2);
+/// What is down follows a primary that is only being promoted after this long at the latest: it may be
+/// the very standby that the first commit waits for.
+const PROMOTES_WITHIN: Duration = Duration::from_millis(150);
 
 /// What the tasks beside the loop report.
 pub enum Report {
@@ -249,11 +252,18 @@ impl Agent {
                 self.local.diverged = None;
                 self.local.replayed = None;
                 self.told.committed = None;
-                self.not_before = None;
+                // A primary that is only being promoted has no history yet to compare with, and what else
+                // runs on this machine need not wait for that.
+                let follows = matches!(directive.order, Order::Follow { .. });
+                let waits = follows && !told.promoted && self.local.run() == Run::Down;
+                self.not_before = waits.then(|| Instant::now() + PROMOTES_WITHIN);
                 self.failures = 0;
                 self.interrupt();
             }
             Ok(Taken::Same) => {}
+        }
+        if told.promoted && self.failures == 0 {
+            self.not_before = None;
         }
         let another = told.holder.as_ref().is_some_and(|holder| *holder != self.tools.me);
         if self.notes.book.led != Epoch::NONE && (another || told.fence.is_some()) {

@@ -65,10 +65,12 @@ pub enum Verb {
     #[command(after_help = "\
 Examples:
   regent agent adopt --config agent.toml                                # looks, changes nothing
+  regent agent adopt --config agent.toml --yes --prepare --replace-access   # the primary: it goes on
   regent agent adopt --config agent.toml --yes --interrupt --replace-access
 
-The primary first, then its standbys, then all agents. What runs is stopped: its clients are cut
-until the first grant, which comes when the agents of all declared instances have reported.
+Prepare the primary, adopt its standbys and start their agents; then the primary, and its agent. What
+is adopted is stopped: clients are cut from the primary's stop until the first grant, which comes when
+the agents of all declared instances have reported.
 ")]
     Adopt(AdoptArgs),
     /// Make an ordinary PostgreSQL of an instance again; without --yes only say what would be done
@@ -105,6 +107,10 @@ pub struct AdoptArgs {
     /// Do it
     #[arg(long)]
     yes: bool,
+    /// Only make Regent's roles and passfile, in a primary that runs: it goes on, and its standbys can be
+    /// adopted before it
+    #[arg(long, conflicts_with = "interrupt")]
+    prepare: bool,
     /// A server that runs may be stopped, and its clients with it
     #[arg(long)]
     interrupt: bool,
@@ -233,6 +239,7 @@ async fn adopt(context: &Context, args: AdoptArgs) -> Outcome {
             replace_access: args.replace_access,
         },
         apply: args.yes,
+        prepare: args.prepare,
         interrupt: args.interrupt,
         stop_within: args.stop_within,
     };
@@ -255,6 +262,7 @@ async fn adopt(context: &Context, args: AdoptArgs) -> Outcome {
         "replaced": survey.replaced,
         "notes": survey.notes,
         "adopted": adoption.done,
+        "prepared": adoption.prepared,
         "stopped_ms": adoption.stopped_for.map(|time| time.as_millis()),
     });
     let text = told(&config, &adoption, &args.config);
@@ -294,6 +302,12 @@ fn told(config: &AgentConfig, adoption: &Adoption, file: &Path) -> String {
             format!("adopted; stopped for {} ms by now: start {start} at once", time.as_millis())
         }
         (true, None) => format!("adopted, closed; {start} runs it"),
+        (false, _) if adoption.prepared => {
+            let passfile = config.postgres.passfile.display().to_string();
+            format!(
+                "prepared, and it goes on: copy {passfile} to its standbys' hosts, then adopt them"
+            )
+        }
         (false, _) => "nothing was changed; --yes does it".to_owned(),
     };
     text

@@ -97,15 +97,16 @@ async fn synced(pg: &Postgres) -> Result<(), ChangeError> {
 /// has told its children.
 pub(super) async fn postmaster_has(
     pg: &Postgres,
-    setting: &str,
+    setting: &'static str,
     value: &str,
     by: Instant,
 ) -> Result<(), ChangeError> {
-    let sql = format!("SELECT current_setting('{setting}') AS value");
+    // Not by a function: a new session would have to look that up in its catalogs first.
+    let sql = format!("SHOW {setting}");
     loop {
         let link = Link::open(&pg.options, AGENT, For::Facts, by).await?;
         let row = link.row("read a setting", &sql, by).await?;
-        if get::<String>(&row, "value")? == value {
+        if get::<String>(&row, setting)? == value {
             return Ok(());
         }
         pause(by, "the server reads its settings").await?;

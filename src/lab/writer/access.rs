@@ -104,6 +104,8 @@ fn dial(space: &str, address: &str, within: Duration) -> std::io::Result<std::ne
 /// One connection, and how many warnings the server sent on it.
 pub struct Session {
     client: Client,
+    /// What the server said of itself at the login, as libpq takes it; before PostgreSQL 14 nothing.
+    takes_writes: Option<bool>,
     warnings: Arc<AtomicU64>,
     driver: tokio::task::JoinHandle<()>,
 }
@@ -153,6 +155,9 @@ impl Session {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let is_off = |name: &str| connection.parameter(name).map(|value| value == "off");
+        let said = is_off("in_hot_standby").zip(is_off("default_transaction_read_only"));
+        let takes_writes = said.map(|(leads, writes)| leads && writes);
         let warnings = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&warnings);
         let driver = tokio::spawn(async move {
@@ -166,11 +171,14 @@ impl Session {
                 }
             }
         });
-        Self { client, warnings, driver }
+        Self { client, takes_writes, warnings, driver }
     }
 
     /// Whether it takes writes at all.
     async fn takes_writes(&self, within: Duration) -> Result<bool, AccessError> {
+        if let Some(known) = self.takes_writes {
+            return Ok(known);
+        }
         let what = "asking whether it takes writes";
         let sql = "SELECT NOT pg_is_in_recovery() AND \
                    current_setting('transaction_read_only') = 'off'";

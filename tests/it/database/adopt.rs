@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use regent_core::spec::Mode;
-use regent_lab::databases::{Ground, LabInstance};
+use regent_lab::databases::{Ground, LabInstance, start_agent};
 
 use super::load::Load;
 use super::rig::Rig;
@@ -163,25 +163,39 @@ async fn a_running_cluster_with_a_standby_is_adopted_and_fails_over_with_its_row
     assert!(!done && lines(&seen["obstacles"]).contains("primary's host"), "{seen}");
     load.progress(100).await;
 
+    // What interrupts nobody comes first: the primary goes on while its standbys are adopted.
+    let (seen, done) = adopt(second, &["--yes", "--replace-access", "--prepare"]);
+    assert!(!done && lines(&seen["obstacles"]).contains("only a primary"), "{seen}");
+    let (seen, done) = adopt(first, &["--yes", "--replace-access", "--prepare"]);
+    assert!(done && seen["prepared"] == true && seen["adopted"] == false, "{seen}");
+    for other in &instances[1..] {
+        std::fs::copy(first.passfile(), other.passfile()).unwrap();
+        give(&ground, &other.passfile());
+    }
     let all = ["--yes", "--replace-access", "--interrupt"];
+    let (seen, done) = adopt(second, &all);
+    assert!(done && seen["standby"] == true, "{seen}");
+    for at in [1, 2] {
+        start_agent(&mut rig.cluster.lab, at).unwrap();
+    }
+    load.progress(100).await;
+
     let (seen, done) = adopt(first, &all);
     assert!(done && seen["adopted"] == true, "{seen}");
     let closed = Instant::now();
     let stopped = Duration::from_millis(seen["stopped_ms"].as_u64().expect("it ran"));
-    let (seen, done) = adopt(first, &all);
-    assert!(!done && lines(&seen["obstacles"]).contains("already"), "{seen}");
     let out = plain.run("postgres", &["-D", data]);
     assert!(!out.status.success(), "closed on disk");
-
-    std::fs::copy(first.passfile(), second.passfile()).unwrap();
-    give(&ground, &second.passfile());
-    let (seen, done) = adopt(second, &all);
-    assert!(done && seen["standby"] == true, "{seen}");
-
-    assert_eq!(rig.begin(&ground).await, 0, "who was primary stays it");
+    start_agent(&mut rig.cluster.lab, 0).unwrap();
     let resumed = load.resumed(closed, None).await;
     assert_eq!(resumed.host, 0);
-    eprintln!("no row was taken for {:?}", resumed.done - closed + stopped);
+    let interrupted = resumed.done - closed + stopped;
+    eprintln!("no row was taken for {interrupted:?}");
+    assert!(interrupted < Duration::from_secs(10), "{interrupted:?}");
+    let (seen, done) = adopt(first, &all);
+    assert!(!done && lines(&seen["obstacles"]).contains("already"), "{seen}");
+
+    assert_eq!(rig.redundant().await, 0, "who was primary stays it");
     assert!(!rig.log(1).contains("cloning") && !rig.log(1).contains("Clone("), "it was a copy");
     load.progress(100).await;
 

@@ -7,8 +7,8 @@ use regent_core::command::Expect;
 use regent_core::id::{InstanceName, ServiceName};
 use regent_core::spec::{Mode, Policy, ServiceSpec};
 use regent_lab::databases::{
-    DatabasesView, Front, Ground, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, begin,
-    lay_out, owned, view, wait_redundant,
+    DatabasesView, Front, Ground, InstanceView, LabInstance, REDUNDANT, SERVICE, Wanted, lay_out,
+    owned, view, wait_redundant,
 };
 use regent_lab::process::{Fault, Process};
 use regent_lab::writer::Access;
@@ -91,13 +91,6 @@ impl Rig {
         let laid = lay_out(&mut lab, &wanted, &ground, &|_| {}).await;
         laid.unwrap_or_else(|error| panic!("lay out: {error}"));
         (Self::of(lab, scratch, turn), ground)
-    }
-
-    /// Starts the agents of what was laid out, and waits as [`Rig::redundant`] does.
-    pub async fn begin(&mut self, ground: &Ground) -> usize {
-        let begun = begin(&mut self.cluster.lab, ground, &|_| {}).await;
-        begun.unwrap_or_else(|error| panic!("begin: {error}"));
-        self.redundant().await
     }
 
     fn of(lab: Lab, scratch: Scratch, turn: MutexGuard<'static, ()>) -> Self {
