@@ -57,6 +57,25 @@ fn a_grant_is_held_only_after_an_acknowledged_renewal_named_it() {
     assert!(clock.is_held(at(250), EPOCH));
 }
 
+/// Found by the simulator (databases, rogue, quorum, seed 11264): an instance was granted a role under its
+/// former session, heard of it, and named it in renewals of the present one, which the log does not watch.
+#[test]
+fn a_grant_of_another_session_is_not_held_by_naming_it() {
+    let mut clock = clock();
+    clock.granted(EPOCH);
+    for number in 1..4 {
+        let now = number * 1_000;
+        assert_eq!(clock.next(at(now)).known_grant, EPOCH.revision);
+        assert!(clock.answered(RenewalNumber(number), extended(number, 0), at(now + 10)));
+        assert_eq!(clock.standing(at(now + 20), EPOCH), Standing::Unconfirmed);
+    }
+    // Nor by an answer that says nothing of grants.
+    clock.next(at(4_000));
+    let stale = Answer::Outcome(RenewalOutcome::NumberStale { have: RenewalNumber(4) });
+    assert!(clock.answered(RenewalNumber(4), stale, at(4_010)));
+    assert_eq!(clock.standing(at(4_020), EPOCH), Standing::Unconfirmed);
+}
+
 #[test]
 fn it_counts_from_the_first_transmission_and_ends_early() {
     let mut clock = holding();
