@@ -100,6 +100,9 @@ pub struct HolderClock {
     acked: RenewalNumber,
     /// Highest grant heard of; what the next renewal names.
     known_grant: Revision,
+    /// Highest grant that the log has said it gave to this very session. Another one of the same client
+    /// may be the lease's: naming its grant here is taken, and confirms nothing.
+    given: Revision,
     /// Highest grant an acknowledged renewal has named: those up to here are confirmed.
     confirmed: Revision,
     /// Everything up to here is over (latch).
@@ -124,6 +127,7 @@ impl HolderClock {
             base: None,
             acked: RenewalNumber(0),
             known_grant: Revision(0),
+            given: Revision(0),
             confirmed: Revision(0),
             over_through: Revision(0),
             given_up: BTreeSet::new(),
@@ -180,10 +184,12 @@ impl HolderClock {
             }
             Answer::Outcome(RenewalOutcome::Extended { number, grant }) => {
                 self.granted_revision(grant);
+                self.given = self.given.max(grant);
                 self.extend(number, now)
             }
             // Not this number but `have` was applied: the very same entry of the log that its own
-            // answer would have reported, which may have been lost on the way.
+            // answer would have reported, which may have been lost on the way. Of what was given to
+            // this session by then nothing is known but by other answers.
             Answer::Outcome(RenewalOutcome::NumberStale { have }) => self.extend(have, now),
             Answer::Outcome(RenewalOutcome::SessionGone) => {
                 self.void(VoidReason::SessionGone);
@@ -214,8 +220,9 @@ impl HolderClock {
         if rises {
             self.base = Some(sent);
         }
-        // What was named counts even if the readings did not rise: `base` then ends sooner.
-        self.confirmed = self.confirmed.max(sent.named);
+        // What was named counts even if the readings did not rise: `base` then ends sooner. It counts as
+        // the log counts it: not beyond what this session was given (C8).
+        self.confirmed = self.confirmed.max(sent.named.min(self.given));
         rises
     }
 
