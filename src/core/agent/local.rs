@@ -416,6 +416,7 @@ impl Local {
             run,
             answers: self.fresh(now).is_some(),
             has_receiver: has_receiver && run != Run::Down,
+            streams: self.streams() && run != Run::Down,
             starved: told.upstream_answers
                 && self.streamless.is_some_and(|since| now.since(since) >= STARVED_AFTER),
             replayed: self.replayed.is_some(),

@@ -87,7 +87,7 @@ pub fn next(notebook: &Notebook, world: &World) -> Step {
             _ => Step::Rest,
         },
         Order::Lead { set } => lead(notebook, world, directive.epoch, set),
-        Order::Follow { upstream } => follow(world, upstream),
+        Order::Follow { upstream } => follow(world, directive.epoch, upstream),
         Order::Detach { fence } => detach(notebook, world, *fence),
         Order::Fetch { fence, from, upto } => fetch(notebook, world, *fence, from, upto),
         Order::Stop { fence } => stop(notebook, world, *fence, false),
@@ -174,7 +174,7 @@ fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
     Step::Rest
 }
 
-fn follow(world: &World, upstream: &InstanceName) -> Step {
+fn follow(world: &World, epoch: Epoch, upstream: &InstanceName) -> Step {
     if *upstream == world.me {
         return Step::Stuck("told to follow itself");
     }
@@ -213,8 +213,10 @@ fn follow(world: &World, upstream: &InstanceName) -> Step {
             if world.expected {
                 return if world.shut { Step::Rest } else { Step::ShutReaders };
             }
-            // Readers. They stay until it is to be promoted, also while it has nobody to follow.
-            if !world.open && world.has_receiver { Step::Open } else { Step::Rest }
+            // Readers. They stay until it is to be promoted, also while it has nobody to follow. They come
+            // in when it streams from a primary: before that its WAL may reach further than the epoch's.
+            let reads = world.streams && world.promoted >= epoch;
+            if !world.open && reads { Step::Open } else { Step::Rest }
         }
     }
 }

@@ -37,6 +37,7 @@ pub(crate) fn standby() -> World {
         run: Run::Standby,
         answers: true,
         has_receiver: true,
+        streams: true,
         starved: false,
         replayed: true,
         position: Some(at(2, 100)),
@@ -163,9 +164,11 @@ fn run(mut notebook: Notebook, mut world: World) -> Vec<String> {
 #[test]
 fn a_standby_that_streams_lets_readers_in_and_shuts_them_out_before_it_is_promoted() {
     let follow = told(2, 3, Order::Follow { upstream: name("p") });
-    let streams = standby();
+    let promoted = follow.directive.as_ref().unwrap().epoch;
+    let streams = World { promoted, ..standby() };
     assert_eq!(next(&follow, &streams), Step::Open);
-    assert_eq!(next(&follow, &World { has_receiver: false, ..streams.clone() }), Step::Rest);
+    assert_eq!(next(&follow, &World { streams: false, ..streams.clone() }), Step::Rest);
+    assert_eq!(next(&follow, &World { promoted: Epoch::NONE, ..streams.clone() }), Step::Rest);
     let reads = World { open: true, shut: false, ..streams };
     assert_eq!(next(&follow, &reads), Step::Rest);
 
@@ -356,8 +359,10 @@ fn an_old_primary_follows_after_a_rewind_if_it_diverged() {
     let notebook = told(9, 9, Order::Follow { upstream: name("b") });
     assert_eq!(
         run(notebook.clone(), primary()),
-        ["Kill", "CloseOnDisk", "Compare", "StartStandby", "Open"]
+        ["Kill", "CloseOnDisk", "Compare", "StartStandby"]
     );
+    let promoted = World { promoted: epoch(9), ..primary() };
+    assert_eq!(run(notebook.clone(), promoted).last().unwrap(), "Open");
     let diverged = World {
         run: Run::Down,
         data: Data::Present(OnDisk::Standby(None)),

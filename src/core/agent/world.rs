@@ -23,6 +23,8 @@ pub struct World {
     pub answers: bool,
     /// Whether a walreceiver is there.
     pub has_receiver: bool,
+    /// Standby: that receives from its upstream, as far as it is known.
+    pub streams: bool,
     /// Standby: it has had an upstream for long that answers, and does not stream.
     pub starved: bool,
     /// Standby: everything received is replayed, and the position stands.

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use regent_core::agent::Naming;
 use regent_core::id::{Epoch, RenewalNumber, SessionId};
 use regent_core::limits::PAUSE_MARGIN_MS;
 use regent_core::spec::Mode;
@@ -140,11 +141,13 @@ impl World {
         }
     }
 
-    /// E5: the last word of this holder in the log is that it goes by a pause, so that its lapse proves
-    /// nothing.
+    /// E5: it is named for as long as a pause stands, and its lapse would prove nothing: its last word in the
+    /// log is that it goes by one, or there is none of its present session.
     fn goes_by_pause(&self, i: usize, epoch: Epoch) -> bool {
+        let page = self.hosts[i].agent.as_ref().map(|agent| agent.page.0);
         let row = self.coord.state.holders().get(&service_name());
         let last = row.and_then(|row| row.renewal.as_ref()).filter(|last| last.epoch == epoch);
-        last.is_some_and(|it| it.instance == self.name_of(i) && it.report.pause.is_some())
+        let own = last.filter(|it| it.instance == self.name_of(i));
+        page == Some(Naming::Paused) && own.is_none_or(|it| it.report.pause.is_some())
     }
 }

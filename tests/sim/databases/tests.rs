@@ -168,7 +168,7 @@ fn readers_are_sent_away_before_their_standby_is_promoted() {
 fn whoever_is_named_the_primary_may_be_also_while_its_agent_waits_for_a_disk() {
     for mode in [Mode::Quorum, Mode::Lease] {
         let options = Options { profile: Profile::Clocks, mode: Some(mode), ..Options::default() };
-        let stats = sum(&options, 20);
+        let stats = sum(&options, 50);
         assert!(stats.named > 5_000 && stats.held_up > 100, "{stats:?}");
     }
 }
