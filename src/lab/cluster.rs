@@ -421,7 +421,10 @@ pub fn signal(node: &LabNode, fault: Fault) -> Result<bool, LabError> {
 pub async fn down(dir: &Path) -> Result<usize, LabError> {
     let lab = Lab::open(dir)?;
     // The databases first: an agent without coordinators would begin to act on that.
-    let ended = databases::end(&lab).await? + end_all(&lab).await?;
+    let databases = databases::end(&lab).await;
+    // Whatever failed with them: nodes that are left have nobody who knows of them.
+    let nodes = end_all(&lab).await?;
+    let ended = databases? + nodes;
     lab.network.as_ref().map_or(Ok(()), Network::remove)?;
     fs::remove_dir_all(&lab.dir).map_err(system(format!("remove {}", lab.dir.display())))?;
     Ok(ended)

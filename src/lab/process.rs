@@ -46,6 +46,8 @@ pub enum Fault {
     Freeze,
     /// SIGCONT: go on.
     Thaw,
+    /// SIGQUIT: an immediate shutdown of PostgreSQL, which cleans up behind itself.
+    Quit,
 }
 
 impl Process {
@@ -100,6 +102,7 @@ impl Process {
             Fault::Kill => Signal::KILL,
             Fault::Freeze => Signal::STOP,
             Fault::Thaw => Signal::CONT,
+            Fault::Quit => Signal::QUIT,
         };
         match pidfd_send_signal(&descriptor, signal) {
             Ok(()) => Ok(true),

@@ -8,6 +8,8 @@ use crate::process::{Fault, Process};
 
 /// How long an agent may take to end once it is told.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long an immediate shutdown may take.
+const QUIT: Duration = Duration::from_millis(1_500);
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
@@ -24,10 +26,20 @@ pub async fn end(lab: &Lab) -> Result<usize, DatabaseError> {
     for ended in futures::future::join_all(agents).await {
         count += usize::from(ended?);
     }
+    futures::future::join_all(databases.instances.iter().map(|it| quit(lab, it))).await;
     for instance in &databases.instances {
         sweep(lab, instance).await?;
     }
     Ok(count)
+}
+
+/// Waits for those that were told to quit; whoever does not in time is killed all the same.
+async fn quit(lab: &Lab, instance: &LabInstance) {
+    let servers = owned::quit(lab, instance);
+    let deadline = Instant::now() + QUIT;
+    while servers.iter().any(Process::is_alive) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn end_agent(instance: &LabInstance) -> Result<bool, DatabaseError> {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::LabInstance;
 use crate::layout::Lab;
-use crate::process::Process;
+use crate::process::{Fault, Process};
 
 /// All processes of an instance that live.
 pub fn by(lab: &Lab, instance: &LabInstance) -> Vec<Process> {
@@ -19,6 +19,28 @@ pub fn by(lab: &Lab, instance: &LabInstance) -> Vec<Process> {
     pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|pid| if_of(lab, instance, pid))
         .collect()
+}
+
+/// Tells its servers to shut down at once; which they are. One that is killed leaves its shared memory in
+/// the machine until the next start on its directory, and there may be none.
+pub fn quit(lab: &Lab, instance: &LabInstance) -> Vec<Process> {
+    let all = by(lab, instance);
+    let servers: Vec<_> = all.iter().filter(|it| is_postmaster(it)).cloned().collect();
+    for server in &servers {
+        drop(server.signal(Fault::Quit));
+    }
+    for process in all.iter().filter(|_| !servers.is_empty()) {
+        drop(process.signal(Fault::Thaw));
+    }
+    servers
+}
+
+fn is_postmaster(process: &Process) -> bool {
+    Seen::read(process.pid).is_some_and(|seen| {
+        let program = seen.program.as_deref().and_then(Path::file_name);
+        // Its children show what they do in the place of its arguments.
+        program.is_some_and(|name| name == "postgres") && seen.words.iter().any(|word| word == "-D")
+    })
 }
 
 /// The process with this pid, if it is the instance's.

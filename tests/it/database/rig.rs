@@ -277,6 +277,13 @@ impl Drop for Rig {
         for instance in self.instances() {
             let _ = regent_lab::databases::signal_agent(instance, Fault::Kill);
         }
+        // What a killed server leaves in the machine's memory would stay there for good.
+        let quit = |instance| owned::quit(&self.cluster.lab, instance);
+        let servers: Vec<_> = self.instances().iter().flat_map(quit).collect();
+        let soon = Instant::now() + Duration::from_millis(1_500);
+        while servers.iter().any(Process::is_alive) && Instant::now() < soon {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         for at in 0..self.instances().len() {
             loop {
                 let left = self.processes(at);
