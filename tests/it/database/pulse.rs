@@ -27,9 +27,16 @@ impl Longest {
     }
 }
 
+/// Processor time that other guests of the machine took since it was started, in hundredths of a second.
+fn stolen() -> u64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    text.split_whitespace().nth(8).and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
 /// Sleeps and syncs over and over.
 pub struct Pulse {
     longest: Arc<Mutex<[Longest; 2]>>,
+    stolen: u64,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -59,14 +66,18 @@ impl Pulse {
                 eprintln!("no pulse: {error}");
             }
         });
-        Self { longest, over, thread: Some(thread) }
+        Self { longest, stolen: stolen(), over, thread: Some(thread) }
     }
 
     /// What it found so far, for people.
     pub fn told(&self) -> String {
         let [slept, synced] = *self.longest.lock().unwrap();
         let of = |one: Longest| format!("{:?}, begun {:?} ago", one.took, one.begun.elapsed());
-        format!("longest sleep of {EVERY:?}: {}; longest sync: {}", of(slept), of(synced))
+        let stolen = Duration::from_millis(10 * stolen().saturating_sub(self.stolen));
+        let (slept, synced) = (of(slept), of(synced));
+        format!(
+            "longest sleep of {EVERY:?}: {slept}; longest sync: {synced}; taken by other guests: {stolen:?}"
+        )
     }
 }
 
