@@ -471,9 +471,11 @@ impl World {
             }
             let least = if set_aside { timeline } else { 0 };
             let wait = world.random.between(3 * MS, 60 * MS);
-            // The server does it, whatever becomes of who asked.
+            // The server does it, whatever becomes of who asked; who asks twice is too late for the second.
             world.later(wait, super::world::Place::Server(i, run), move |world| {
-                world.end_recovery(i, least)
+                if world.hosts[i].server.as_ref().is_some_and(|it| !it.primary) {
+                    world.end_recovery(i, least);
+                }
             });
             world.then(at, wait + MS, move |world| {
                 let host = &world.hosts[i];
