@@ -423,8 +423,8 @@ pub async fn down(dir: &Path) -> Result<usize, LabError> {
     // The databases first: an agent without coordinators would begin to act on that.
     let databases = databases::end(&lab).await;
     // Whatever failed with them: nodes that are left have nobody who knows of them.
-    let nodes = end_all(&lab).await?;
-    let ended = databases? + nodes;
+    let nodes = end_all(&lab).await;
+    let ended = databases? + nodes?;
     lab.network.as_ref().map_or(Ok(()), Network::remove)?;
     fs::remove_dir_all(&lab.dir).map_err(system(format!("remove {}", lab.dir.display())))?;
     Ok(ended)

@@ -29,7 +29,8 @@ pub fn quit(lab: &Lab, instance: &LabInstance) -> Vec<Process> {
     for server in &servers {
         drop(server.signal(Fault::Quit));
     }
-    for process in all.iter().filter(|_| !servers.is_empty()) {
+    // Who is frozen hears nothing else. Whatever cannot be told is killed next, and that tells why.
+    for process in &all {
         drop(process.signal(Fault::Thaw));
     }
     servers

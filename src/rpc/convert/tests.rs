@@ -251,6 +251,8 @@ fn quorum() -> v1::Policy {
 #[test]
 fn what_a_policy_does_not_say_takes_the_default_of_its_mode() {
     let quorum = topology::policy_in(&quorum()).unwrap();
+    // The same as who writes a file gets from the CLI.
+    assert_eq!(quorum, Policy { ttl_ms: 10_000, ..Policy::default_for(Mode::Quorum) });
     assert_eq!((quorum.sync_standbys, quorum.min_sync_standbys), (1, 1));
     assert_eq!(quorum.on_coordinator_loss, CoordinatorLoss::Hold);
     assert_eq!(quorum.on_too_few_sync, TooFewSync::Block);

@@ -162,8 +162,7 @@ fn preference<'s>(
     (near, one.priority, Reverse(&one.name))
 }
 
-/// The holder as declared.
-/// Where the primary is, or was.
+/// The holder as declared: where the primary is, or was.
 pub(super) fn home<'s>(spec: &'s ServiceSpec, role: &ServiceRole) -> Option<&'s InstanceSpec> {
     spec.instances.iter().find(|one| Some(&one.name) == role.holder.as_ref())
 }
