@@ -20,8 +20,13 @@ use crate::types::Types;
 /// A membership change takes two commits; this long is patience, not expectation.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A transfer that was not done within this many of the longest election timeouts has failed.
+/// A transfer that was not done within this many of the longest election timeouts, and not within
+/// [`TRANSFER_LEAST`], has failed.
 const TRANSFER_TIMEOUTS: u32 = 4;
+
+/// However short elections are: a handover takes several synced writes on each of two disks, one
+/// after the other, and a disk may take long for each.
+const TRANSFER_LEAST: Duration = Duration::from_secs(5);
 
 /// A voter that this many of the longest election timeouts did not bring an answer from is away.
 const HEARD_TIMEOUTS: u32 = 2;
@@ -156,10 +161,12 @@ impl Consensus {
     }
 
     /// Hands leadership to `to`, or to the most caught-up voter; returns the new leader once it is
-    /// known here.
+    /// known here. From the moment it is handed over nobody leads until somebody is elected, so `to`
+    /// has to answer and to have what is in the log here.
     ///
     /// # Errors
-    /// [`ConsensusError::Membership`] when there is nobody to hand it to.
+    /// [`ConsensusError::Membership`] when there is nobody to hand it to, or nobody was seen to
+    /// lead in time: who was handed it may still be elected.
     pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ConsensusError> {
         self.inner.must_lead()?;
         let me = self.inner.config.id;
@@ -168,7 +175,10 @@ impl Consensus {
             Some(to) if !self.inner.voters().contains(&to.0) => {
                 return refuse(format!("node {to} has no vote"));
             }
-            Some(to) => to,
+            Some(to) => {
+                self.inner.caught_up(to).await?;
+                to
+            }
             None => {
                 let others = self.inner.voters().into_iter().filter(|id| *id != me.0);
                 self.inner.live_of(&others.collect::<Vec<_>>(), 1).await;
@@ -178,23 +188,13 @@ impl Consensus {
                 }
             }
         };
-        let mut metrics = self.inner.raft.server_metrics();
-        self.inner.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
         let limit = self.inner.config.timing.election_max_ms * u64::from(TRANSFER_TIMEOUTS);
-        let changed = async {
-            loop {
-                let leader = metrics.borrow_watched().current_leader;
-                if let Some(leader) = leader.filter(|l| *l != me.0) {
-                    return Ok(NodeId(leader));
-                }
-                if metrics.changed().await.is_err() {
-                    return Err(ConsensusError::Stopped("shut down".into()));
-                }
-            }
-        };
-        match tokio::time::timeout(Duration::from_millis(limit), changed).await {
+        let limit = Duration::from_millis(limit).max(TRANSFER_LEAST);
+        match tokio::time::timeout(limit, self.inner.hand_over(to)).await {
             Ok(result) => result,
-            Err(_) => refuse(format!("node {to} did not take over within {limit} ms")),
+            Err(_) => {
+                refuse(format!("node {to} has not taken over within {limit:?}, it still may"))
+            }
         }
     }
 
@@ -272,6 +272,47 @@ impl Inner {
         let limit = self.config.timing.election_max_ms * u64::from(HEARD_TIMEOUTS);
         let _ = tokio::time::timeout(Duration::from_millis(limit), heard).await;
         live()
+    }
+
+    /// Hands over to `to` until somebody else leads. Whoever campaigns does so for less time than a
+    /// disk may take for one write; if this node is the one elected after that, it tries again.
+    async fn hand_over(&self, to: NodeId) -> Result<NodeId, ConsensusError> {
+        let me = self.config.id.0;
+        let mut metrics = self.raft.server_metrics();
+        let mut handed_in = None;
+        loop {
+            let (leader, term) = {
+                let now = metrics.borrow_watched();
+                (now.current_leader, now.vote.leader_id.term)
+            };
+            match leader {
+                Some(leader) if leader != me => return Ok(NodeId(leader)),
+                Some(_) if handed_in != Some(term) => {
+                    handed_in = Some(term);
+                    self.raft.trigger().transfer_leader(to.0).await.map_err(stopped)?;
+                }
+                _ => {}
+            }
+            if metrics.changed().await.is_err() {
+                return Err(ConsensusError::Stopped("shut down".into()));
+            }
+        }
+    }
+
+    /// Waits until voter `to` answers and has what is in the log here now. One that has not would
+    /// refuse to be elected, and nobody would lead for an election timeout.
+    async fn caught_up(&self, to: NodeId) -> Result<(), ConsensusError> {
+        if self.live_of(&[to.0], 1).await == 0 {
+            return refuse(format!("node {to} does not answer"));
+        }
+        let mut metrics = self.raft.metrics();
+        let last = metrics.borrow_watched().last_log_index.unwrap_or_default();
+        let matched = || self.peer(to).matched.unwrap_or_default();
+        let caught_up = async { while matched() < last && metrics.changed().await.is_ok() {} };
+        match tokio::time::timeout(TRANSFER_LEAST, caught_up).await {
+            Ok(()) => Ok(()),
+            Err(_) => refuse(format!("node {to} is {} entries behind", last - matched())),
+        }
     }
 
     fn must_lead(&self) -> Result<(), ConsensusError> {

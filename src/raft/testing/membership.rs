@@ -7,7 +7,7 @@ use regent_core::id::NodeId;
 
 use super::mesh::{Cluster, member, until};
 use crate::ConsensusConfig;
-use crate::api::ConsensusError;
+use crate::api::{ConsensusError, ConsensusStatus};
 
 fn plain(_: &mut ConsensusConfig) {}
 
@@ -33,6 +33,59 @@ async fn leadership_moves_to_the_node_that_was_named_and_back_to_any() {
     cluster.write("back").await;
     let refused = cluster.node(to).transfer_leader(None).await.unwrap_err();
     assert!(matches!(refused, ConsensusError::NotLeader { leader: Some(_) }), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leadership_goes_to_nobody_who_could_not_be_elected() {
+    let mut cluster = Cluster::of(3, plain).await;
+    let old = cluster.leader().await;
+    let [slow, dead] = [0, 1].map(|n| (old + n) % 3 + 1);
+    let node = cluster.node(old);
+    cluster.slow_down(slow, Duration::from_millis(20));
+    let last = futures::future::join_all((0..20).map(|i| cluster.write_on(old, format!("{i}"))));
+    let last = last.await.into_iter().max().unwrap();
+    let matched = |id: u64| {
+        cluster.status(old).matched.iter().any(|(node, at)| *node == NodeId(id) && *at >= last)
+    };
+    assert!(!matched(slow), "the third made the quorum");
+    let term = cluster.status(old).term;
+    assert_eq!(node.transfer_leader(Some(NodeId(slow))).await.unwrap(), NodeId(slow));
+    assert_eq!(cluster.status(slow).term, term + 1, "elected at the first attempt");
+
+    cluster.heal();
+    cluster.crash(dead, 1);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let node = cluster.node(slow);
+    let refused = why(node.transfer_leader(Some(NodeId(dead))).await.unwrap_err());
+    assert!(refused.contains("does not answer"), "{refused}");
+    assert_eq!(cluster.leader().await, slow, "it still leads");
+    assert_eq!(cluster.status(slow).term, term + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_elected_again_while_it_hands_over_tries_again() {
+    let mut again = 0;
+    for _ in 0..20 {
+        let mut cluster = Cluster::of(2, plain).await;
+        let old = cluster.leader().await;
+        let to = 3 - old;
+        let term = cluster.status(old).term;
+        // The votes for whom it is handed to come too late, as from a disk that takes long.
+        cluster.slow_down(to, Duration::from_millis(100));
+        let node = cluster.node(old);
+        let (handed, first) = tokio::join!(node.transfer_leader(Some(NodeId(to))), async {
+            until("another election", || cluster.status(old).term > term).await;
+            cluster.crash(to, 1);
+            cluster.heal();
+            cluster.start(to).await;
+            let mut status = node.status();
+            let led = |s: &ConsensusStatus| s.term > term && s.leader.is_some();
+            status.wait_for(led).await.unwrap().leader.unwrap()
+        });
+        assert_eq!(handed.unwrap(), NodeId(to));
+        again += u32::from(first == NodeId(old));
+    }
+    assert!(again > 0, "no old leader was elected again: nothing was tried");
 }
 
 #[tokio::test(start_paused = true)]
