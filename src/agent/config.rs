@@ -65,6 +65,20 @@ pub struct Watchdog {
 pub struct Http {
     /// `host:port`.
     pub address: String,
+    /// `host:port` as routers reach it, if that is not `address`.
+    #[serde(default)]
+    pub advertise: Option<String>,
+}
+
+impl Http {
+    /// What routers are told: without a host where it listens on every address of the host.
+    pub fn told(&self) -> String {
+        let told = self.advertise.as_ref().unwrap_or(&self.address);
+        match told.parse::<std::net::SocketAddr>() {
+            Ok(address) if address.ip().is_unspecified() => format!(":{}", address.port()),
+            _ => told.clone(),
+        }
+    }
 }
 
 /// A PostgreSQL data directory.
@@ -355,6 +369,19 @@ passfile = "regent.pgpass"
         let config = parse(str::to_owned).unwrap();
         assert!(config.postgres.data_dir.is_absolute() && config.tls.key.ends_with("a.key"));
         assert_eq!((config.report_interval_ms, config.fence_budget_ms), (200, 250));
+    }
+
+    #[test]
+    fn routers_are_told_an_address_that_is_one_elsewhere_too() {
+        let told = |address: &str, advertise: Option<&str>| {
+            Http { address: address.into(), advertise: advertise.map(Into::into) }.told()
+        };
+        assert_eq!(told("10.0.0.1:8008", None), "10.0.0.1:8008");
+        assert_eq!(
+            (told("0.0.0.0:8008", None), told("[::]:81", None)),
+            (":8008".into(), ":81".into())
+        );
+        assert_eq!(told("0.0.0.0:8008", Some("db1.lan:80")), "db1.lan:80");
     }
 
     #[test]

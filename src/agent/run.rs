@@ -73,6 +73,8 @@ pub struct Agent {
     pub(crate) page: Arc<Mutex<Page>>,
     pub(crate) status: Status,
     pub(crate) report_every: Duration,
+    /// Where routers are told to ask.
+    pub(crate) check: String,
     pub(crate) fence_budget_ms: u64,
     pub(crate) nonce: Nonce,
     /// Asks for a look at the database now.

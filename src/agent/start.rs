@@ -219,6 +219,7 @@ pub async fn run(
         naming: Naming::Never,
         status: Status { path: config.state_dir.join("status.json") },
         report_every: every,
+        check: config.http.told(),
         fence_budget_ms: config.fence_budget_ms,
         nonce,
         look,

@@ -109,6 +109,7 @@ impl Agent {
         let now = regent_fencer::clock::now();
         let mut seen = self.local.observation(&self.told, &self.notes.book, now);
         seen.sights = self.sights.now();
+        seen.check.clone_from(&self.check);
         seen.guard = Guarded {
             slowest_fence_ms: self.guard.fences().slowest_ms(),
             fence_budget_ms: self.guard.fences().budget_ms(),

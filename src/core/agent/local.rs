@@ -483,6 +483,7 @@ impl Local {
             works: self.works,
             disk_free_bytes: seen.map_or(0, |seen| seen.disk_free_bytes),
             guard: Guarded::default(),
+            check: String::new(),
         }
     }
 }

@@ -80,6 +80,9 @@ pub struct Observation {
     pub disk_free_bytes: u64,
     /// What guards it.
     pub guard: Guarded,
+    /// `host:port` where its agent answers health checks; without a host: that of the instance's
+    /// declared address. Empty: it does not say.
+    pub check: String,
 }
 
 /// A fencer, as its agent knows it; for people.

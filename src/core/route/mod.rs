@@ -3,6 +3,12 @@
 //! Nothing here is a proof. A router that errs meets an instance that refuses: what keeps one
 //! primary is the role change (`state/role`), never a proxy's configuration.
 //!
+//! - [`table`]: the one table that all answers to routers are made from.
+//! - [`fitness`]: which standbys take reads, with hysteresis, as the leader sees them.
+//! - [`near`]: the table as a client in some place sees it.
 //! - [`haproxy`]: a configuration of HAProxy.
 
+pub mod fitness;
 pub mod haproxy;
+pub mod near;
+pub mod table;

@@ -9,6 +9,7 @@ use regent_core::role::observe::{
 };
 
 use super::Invalid;
+use super::cluster::address;
 use super::common::{epoch_out, instance_name, text};
 use super::role::{bounded, epoch_or_none, number_in, number_out, position_in, position_out};
 use crate::pb::v1;
@@ -67,6 +68,7 @@ pub fn observation_out(seen: &Observation) -> v1::Observation {
         slowest_fence_ms: seen.guard.slowest_fence_ms,
         fence_budget_ms: seen.guard.fence_budget_ms,
         watchdog_ms: seen.guard.watchdog_ms,
+        check: seen.check.clone(),
     }
 }
 
@@ -146,7 +148,17 @@ pub fn observation_in(seen: v1::Observation) -> Result<Observation, Invalid> {
             fence_budget_ms: seen.fence_budget_ms,
             watchdog_ms: seen.watchdog_ms,
         },
+        check: check(seen.check)?,
     })
+}
+
+/// It goes into configurations of routers, so nothing but an address may stand in it.
+fn check(said: String) -> Result<String, Invalid> {
+    match said.strip_prefix(':') {
+        None if said.is_empty() => Ok(said),
+        Some(port) => address("check", &format!("localhost:{port}")).map(|_| said),
+        None => address("check", &said),
+    }
 }
 
 fn receiver_in(receiver: v1::Receiver) -> Result<Receiver, Invalid> {

@@ -182,6 +182,7 @@ fn observation() -> impl Strategy<Value = Observation> {
             fence_budget_ms: texts.3[3],
             watchdog_ms: texts.3[4],
         },
+        check: ["", ":8008", "db1.example.org:8008"][texts.1.len() % 3].into(),
     })
 }
 
@@ -334,6 +335,20 @@ fn the_largest_observation_fits_a_message_and_a_larger_one_is_cut_or_refused() {
     assert_eq!(observation_in(wire.clone()).unwrap().sights.len(), MAX_INSTANCES);
     wire.sights.push(wire.sights[0].clone());
     assert_eq!(observation_in(wire).unwrap_err().field, "sights");
+}
+
+#[test]
+fn where_health_checks_are_answered_is_an_address_and_nothing_else() {
+    let check = |said: &str| {
+        let seen = Observation { check: said.into(), ..Observation::default() };
+        observation_in(observation_out(&seen)).map(|seen| seen.check).map_err(|e| e.field)
+    };
+    for good in ["", ":8008", "10.0.0.1:8008", "[2001:db8::1]:80"] {
+        assert_eq!(check(good).unwrap(), good);
+    }
+    for bad in [":", ":0", "8008", "host", "a:b", "h:1\n    server evil", "h h:1", ":1 x"] {
+        assert_eq!(check(bad).unwrap_err(), "check", "{bad:?}");
+    }
 }
 
 #[test]

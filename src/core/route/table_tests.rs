@@ -1,0 +1,168 @@
+#![allow(clippy::unwrap_used)]
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::*;
+use crate::id::Nonce;
+use crate::role::{Armed, FenceKind, Lsn};
+use crate::spec::{Engine, Policy, ServiceSpec};
+use crate::state::role::row::{Fence, Promotion, RoleLease};
+use crate::state::service::Life;
+
+fn service(policy: Policy) -> Service {
+    let instance = |name: &str, zone: &str| InstanceSpec {
+        name: name.parse().unwrap(),
+        locality: Locality { region: "eu".into(), zone: zone.into(), host: String::new() },
+        address: format!("{name}.example.org:5432"),
+        priority: 100,
+    };
+    let spec = ServiceSpec {
+        name: "orders".parse().unwrap(),
+        description: String::new(),
+        engine: Engine::Postgres,
+        topology: TopologyKind::ActivePassive,
+        instances: vec![instance("pg1", "a"), instance("pg2", "b"), instance("pg3", "c")],
+        partitions: Vec::new(),
+        policy,
+    };
+    let (created, changed) = (Revision(1), Revision(1));
+    Service { spec, life: Life::Established, created, changed, quarantine: None }
+}
+
+/// pg1 serves under its first epoch.
+fn role() -> ServiceRole {
+    ServiceRole {
+        epoch: Epoch { incarnation: 1, revision: Revision(10) },
+        holder: Some("pg1".parse().unwrap()),
+        lease: Some(RoleLease {
+            session: SessionId(5),
+            mark: Revision(10),
+            fencer: Armed::Armed,
+            run: Nonce(1),
+        }),
+        lapsed: None,
+        confirmed: true,
+        set: None,
+        a: Vec::new(),
+        c: Vec::new(),
+        fence: None,
+        promoted: Some(Promotion { timeline: 2, switch: Lsn(1), revision: Revision(12) }),
+        timeline: 2,
+        routes_open: true,
+        paused: None,
+        instances: BTreeMap::new(),
+        operation: None,
+        failovers: Vec::new(),
+        changed: Revision(12),
+    }
+}
+
+fn fence(kind: FenceKind) -> Fence {
+    Fence {
+        fence: Revision(20),
+        operation: Revision(20),
+        kind,
+        uncut: true,
+        taken_over: None,
+        receipts: BTreeMap::new(),
+    }
+}
+
+fn fit() -> Fitnesses {
+    let one = |reads, lag_bytes, check: &str| Fitness { reads, lag_bytes, check: check.into() };
+    [
+        ("pg1", one(false, 0, ":8008")),
+        ("pg2", one(true, 4 << 20, ":8008")),
+        ("pg3", one(true, 0, "10.0.3.1:8008")),
+    ]
+    .map(|(name, fit)| (name.parse().unwrap(), fit))
+    .into()
+}
+
+fn shown(routes: &Routes) -> String {
+    let one = |it: &Endpoint| {
+        let check = if it.check.is_empty() { "nowhere" } else { &it.check };
+        format!(
+            "{} {} checked at {check}, {} behind, weight {}",
+            it.instance, it.address, it.lag_bytes, it.weight
+        )
+    };
+    let mut text = match &routes.write {
+        Write::To(it) => format!("  write {}\n", one(it)),
+        Write::Nobody(why) => format!("  write nobody: {why}\n"),
+    };
+    for it in &routes.reads {
+        writeln!(text, "  read {}", one(it)).unwrap();
+    }
+    text
+}
+
+#[test]
+fn the_table_follows_the_log_and_this_nodes_belief() {
+    let quorum = service(Policy::default_for(Mode::Quorum));
+    let lease = service(Policy::default_for(Mode::Lease));
+    let with = |change: &dyn Fn(&mut ServiceRole)| {
+        let mut role = role();
+        change(&mut role);
+        Some(role)
+    };
+    let closed = |kind: FenceKind| {
+        with(&move |role| {
+            role.fence = Some(fence(kind.clone()));
+            role.routes_open = false;
+        })
+    };
+    let switchover = FenceKind::Switchover { to: None };
+    let failover = FenceKind::Failover { verdict: "PrimaryHostSilent".into(), to: None };
+    let promoting = with(&|role| {
+        role.holder = Some("pg2".parse().unwrap());
+        (role.promoted, role.routes_open) = (None, false);
+    });
+    let lapsed = with(&|role| (role.lease, role.lapsed) = (None, Some(Armed::Armed)));
+    let stranger = with(&|role| role.holder = Some("pg9".parse().unwrap()));
+    let unheard = || Fitnesses::new();
+    let cases: [(&str, &Service, Option<ServiceRole>, Fitnesses, bool); 11] = [
+        ("nobody ever", &quorum, None, unheard(), true),
+        ("pg1 serves", &quorum, with(&|_| {}), fit(), true),
+        ("and nothing was ever said of anybody", &quorum, with(&|_| {}), unheard(), true),
+        ("a switchover is fenced", &quorum, closed(switchover), fit(), true),
+        ("a failover is fenced", &quorum, closed(failover), fit(), true),
+        ("pg2 is granted", &quorum, promoting, fit(), true),
+        ("the lease lapsed", &quorum, lapsed, fit(), true),
+        ("a primary that is declared no more", &quorum, stranger, fit(), true),
+        ("not believed, policy holds", &quorum, with(&|_| {}), fit(), false),
+        ("not believed, lease mode", &lease, with(&|_| {}), fit(), false),
+        ("lease mode", &lease, with(&|_| {}), fit(), true),
+    ];
+    let mut text = String::new();
+    for (what, service, role, fit, believed) in cases {
+        let asked = std::cell::Cell::new(None);
+        let routes =
+            Routes::of((Incarnation::default(), Revision(30)), service, role.as_ref(), &fit, |s| {
+                asked.set(Some(s));
+                believed
+            });
+        assert!(asked.get().is_none_or(|session| session == SessionId(5)), "{what}");
+        writeln!(text, "{what}\n{}", shown(&routes)).unwrap();
+        if let Write::Nobody(Closed::Unproven { holds }) = routes.write {
+            assert_eq!(holds, service.spec.policy.mode == Mode::Quorum, "{what}");
+        }
+    }
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/routes.txt");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(golden, &text).unwrap();
+    }
+    assert_eq!(text, std::fs::read_to_string(golden).unwrap());
+}
+
+#[test]
+fn a_table_that_only_has_another_revision_says_the_same() {
+    let service = service(Policy::default_for(Mode::Quorum));
+    let at = |revision| {
+        let at = (Incarnation::default(), Revision(revision));
+        Routes::of(at, &service, Some(&role()), &fit(), |_| true)
+    };
+    let masked = Routes::of(at(1).at, &service, Some(&role()), &fit(), |_| false);
+    assert!(at(1).says_the_same(&at(2)) && at(1) != at(2));
+    assert!(!at(1).says_the_same(&masked));
+}
