@@ -93,6 +93,8 @@ pub enum Command {
     Operations(command::operations::Verb),
     /// Say what the leader knows of a service, what it would do, and why not
     Explain(command::explain::Args),
+    /// Show where clients are sent, print configurations of load balancers
+    Routes(command::routes::Args),
     /// See what people are asked
     #[command(subcommand)]
     Approvals(command::approvals::Verb),

@@ -32,6 +32,7 @@ pub mod refuse;
 pub mod renewals;
 pub mod restore;
 pub mod roles;
+pub mod routes;
 pub mod rpc;
 pub mod run;
 pub mod server;

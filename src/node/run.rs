@@ -46,6 +46,7 @@ use crate::propose::Proposer;
 use crate::reads::Reads;
 use crate::refusals::Refusals;
 use crate::renewals::{RenewalEntries, RenewalRoute};
+use crate::routes::RouteHub;
 use crate::rpc::guard::Inflight;
 use crate::sessions::{Keeper, KeeperConfig, KeeperParts, Merger, half_tick};
 use crate::shell::Shell;
@@ -274,6 +275,7 @@ impl Node {
         shell.health.set("stopping", Some("the node is stopping"));
         shell.hub.close();
         shell.board.close();
+        shell.routes.close();
         let until = Instant::now() + FINISH_TIMEOUT;
         while shell.inflight.count() > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -357,7 +359,9 @@ async fn assemble(
     let peers = Arc::new(Peers::new(tls.clone(), start));
     let admission = Arc::new(Admission::new(node, start));
     let (board, desk) = (Arc::new(Board::default()), Arc::new(Desk::default()));
+    let routes = Arc::new(RouteHub::new(belief.clone()));
     let sink = FanOut {
+        routes: routes.clone(),
         board: board.clone(),
         desk: desk.clone(),
         clock: clock.clone(),
@@ -457,6 +461,8 @@ async fn assemble(
         board,
         relay: Arc::new(Relay::default()),
         desk,
+        routes,
+        routers: Arc::default(),
         reports: Reports::default(),
         history,
         exports: Exports::default(),
@@ -479,6 +485,8 @@ fn begin(shell: &Arc<Shell>) {
     duties.spawn("leader's slow work", shell.clone().lead_slowly_forever());
     duties.spawn("leader's work on roles", shell.clone().lead_roles_forever());
     duties.spawn("facts", shell.clone().relay_forever());
+    duties.spawn("routes", shell.routes.clone().sweep_forever());
+    duties.spawn("fitness", shell.clone().hear_fitness_forever());
     duties.spawn("promises", shell.clone().remember_promises());
     duties.spawn("belief", shell.clone().believe_forever());
     duties.spawn("refusals", shell.clone().flush_refusals_forever());

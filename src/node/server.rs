@@ -16,6 +16,7 @@ use regent_rpc::pb::v1::call_service_server::{self, CallServiceServer};
 use regent_rpc::pb::v1::cluster_service_server::{self, ClusterServiceServer};
 use regent_rpc::pb::v1::election_service_server::{self, ElectionServiceServer};
 use regent_rpc::pb::v1::operation_service_server::{self, OperationServiceServer};
+use regent_rpc::pb::v1::routing_service_server::{self, RoutingServiceServer};
 use regent_rpc::pb::v1::topology_service_server::{self, TopologyServiceServer};
 use regent_rpc::tls::AcceptLimits;
 use tokio::net::TcpListener;
@@ -33,6 +34,7 @@ use crate::rpc::election::ElectionHandler;
 use crate::rpc::operation::OperationHandler;
 use crate::rpc::peer::PeerHandler;
 use crate::rpc::raft::RaftHandler;
+use crate::rpc::routing::RoutingHandler;
 use crate::rpc::topology::TopologyHandler;
 use crate::rpc::watches::{ObserveCall, WatchServicesCall};
 use crate::shell::Shell;
@@ -45,7 +47,7 @@ const MAX_HANDSHAKES: usize = 32;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What clients ask the health of: everything public, and the node as a whole.
-pub const SERVICES: [&str; 8] = [
+pub const SERVICES: [&str; 9] = [
     "",
     call_service_server::SERVICE_NAME,
     election_service_server::SERVICE_NAME,
@@ -54,6 +56,7 @@ pub const SERVICES: [&str; 8] = [
     audit_service_server::SERVICE_NAME,
     agent_service_server::SERVICE_NAME,
     operation_service_server::SERVICE_NAME,
+    routing_service_server::SERVICE_NAME,
 ];
 
 /// Serves until `stop` says true or its sender is gone; then lets calls under way finish.
@@ -106,6 +109,9 @@ pub async fn serve(
     let operation = OperationServiceServer::new(OperationHandler(shell.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let routing = RoutingServiceServer::new(RoutingHandler(shell.clone()))
+        .max_decoding_message_size(most)
+        .max_encoding_message_size(MAX_ANSWER_BYTES);
     // Anybody may connect to these two, so their requests are bounded in the handler as well: what
     // comes from a certificate that is no node's is refused before its body is looked at.
     let raft = RaftServiceServer::new(RaftHandler(shell.clone()))
@@ -130,6 +136,7 @@ pub async fn serve(
         .add_service(Calls::of(audit, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(agent, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(operation, Pace::Rare, shell.metrics.clone()))
+        .add_service(Calls::of(routing, Pace::Rare, shell.metrics.clone()))
         .add_service(health)
         .add_service(reflection)
         .serve_with_incoming_shutdown(incoming, async move {

@@ -30,6 +30,7 @@ use crate::peers::Peers;
 use crate::propose::Proposer;
 use crate::reads::Reads;
 use crate::refusals::Refusals;
+use crate::routes::{RouteHub, Routers};
 use crate::rpc::guard::Inflight;
 use crate::sessions::{Keeper, Merger};
 use crate::watch::Hub;
@@ -84,6 +85,10 @@ pub struct Shell {
     pub relay: Arc<Relay>,
     /// What all agents see, while this node leads.
     pub desk: Arc<Desk>,
+    /// Routes of services.
+    pub routes: Arc<RouteHub>,
+    /// Who follows them on this node.
+    pub routers: Arc<Routers>,
     /// What the decider of roles said last, while this node leads.
     pub reports: Reports,
     /// Audit records beyond the replicated window.

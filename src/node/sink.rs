@@ -17,6 +17,7 @@ use crate::clocks::NodeClocks;
 use crate::compare::Comparison;
 use crate::history::History;
 use crate::peers::Peers;
+use crate::routes::RouteHub;
 use crate::watch::Hub;
 
 /// Hands on what was applied.
@@ -33,6 +34,8 @@ pub struct FanOut {
     pub hub: Hub,
     /// Rows of services for agents.
     pub board: Arc<Board>,
+    /// Routes.
+    pub routes: Arc<RouteHub>,
     /// The leader's hot facts.
     pub desk: Arc<Desk>,
     /// Audit records.
@@ -50,6 +53,7 @@ impl Sink for FanOut {
         self.expiry.lock().observe(applied, self.clock.now());
         self.comparison.applied(state);
         self.hub.publish(state, applied);
+        self.routes.applied(state, applied);
         self.board.applied(state, applied);
         for change in &applied.changes {
             if let Change::Service(name, _) = change {
@@ -67,6 +71,7 @@ impl Sink for FanOut {
         self.clocks.installed(state);
         self.comparison.installed(state);
         self.hub.installed(state);
+        self.routes.installed(state);
         self.board.installed(state);
         self.history.set_head(state.audit().head().number);
         self.peers.set_life(state.incarnation());

@@ -17,6 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "regent/v1/audit.proto",
         "regent/v1/agent.proto",
         "regent/v1/operation.proto",
+        "regent/v1/routing.proto",
         "regent/raft/v1/raft.proto",
     ];
     let descriptors = protox::compile(files, [&root])?;

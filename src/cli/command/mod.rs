@@ -16,6 +16,7 @@ pub mod operations;
 pub mod pki;
 pub mod recover;
 pub mod restore;
+pub mod routes;
 pub mod server;
 pub mod services;
 pub mod status;
@@ -64,6 +65,7 @@ pub fn dispatch(context: &Context, command: Command) -> BoxFuture<'_, Outcome> {
             Command::Failover(args) => operations::failover(context, args).await,
             Command::Operations(verb) => operations::run(context, verb).await,
             Command::Explain(args) => explain::run(context, args).await,
+            Command::Routes(args) => routes::run(context, args).await,
             Command::Approvals(verb) => approvals::run(context, verb).await,
             Command::Approve(args) => approvals::answer(context, args, true).await,
             Command::Deny(args) => approvals::answer(context, args, false).await,

@@ -18,7 +18,7 @@ pub mod relay;
 pub mod report;
 pub mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use board::Board;
 pub use desk::Desk;

@@ -260,11 +260,29 @@ impl Shell {
         }
     }
 
+    /// Takes what agents said, as the leader; `false`: this node does not lead.
+    pub fn take_facts(&self, from: NodeId, batch: Vec<Told>) -> bool {
+        let (now, state) = (self.clock.now(), self.state.read());
+        let of: Vec<Key> =
+            batch.iter().map(|one| (one.service.clone(), one.instance.clone())).collect();
+        if !self.desk.take(&state, from, batch, now) {
+            return false;
+        }
+        drop(state);
+        for (service, instance) in of {
+            // The desk holds what is declared only.
+            let fact = self.desk.facts().of(&service, &instance).cloned();
+            if fact.is_some() {
+                self.routes.judge((&service, &instance), fact.as_ref(), now);
+            }
+        }
+        true
+    }
+
     /// Whether the leader has them.
     async fn hand_facts_over(&self, batch: Vec<Told>) -> bool {
         if self.leadership.is_here() {
-            let state = self.state.read();
-            return self.desk.take(&state, self.node, batch, self.clock.now());
+            return self.take_facts(self.node, batch);
         }
         let Some(leader) = self.leadership.now() else { return false };
         let Ok(mut client) = self.peers.peer(leader.node, &leader.address) else { return false };

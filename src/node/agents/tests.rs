@@ -164,7 +164,7 @@ impl Rig {
     }
 }
 
-fn put(spec: ServiceSpec) -> Change {
+pub(crate) fn put(spec: ServiceSpec) -> Change {
     let row = Service {
         life: Life::Declared,
         created: Revision(1),
@@ -386,7 +386,7 @@ fn told(instance: &str, stream: u64, age_ms: u64, run: Option<Run>, lost: bool) 
 }
 
 /// A state in which [`declared`] is declared.
-fn state() -> State {
+pub(crate) fn state() -> State {
     use regent_core::command::{Entry, Expect};
     use regent_core::id::Incarnation;
     use regent_core::timing::Timing;

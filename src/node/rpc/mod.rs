@@ -14,5 +14,6 @@ pub mod operation;
 pub mod page;
 pub mod peer;
 pub mod raft;
+pub mod routing;
 pub mod topology;
 pub mod watches;

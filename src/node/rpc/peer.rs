@@ -15,8 +15,9 @@ use regent_rpc::convert::observe::observation_in;
 use regent_rpc::convert::status::{self, rule};
 use regent_rpc::pb::raft::peer_service_server::PeerService;
 use regent_rpc::pb::raft::{
-    AgentFact, CompareRequest, CompareResponse, HelloRequest, HelloResponse, ObserveFactsRequest,
-    ObserveFactsResponse, ReadIndexRequest, ReadIndexResponse, RenewRequest, RenewResponse,
+    AgentFact, CompareRequest, CompareResponse, FitnessRequest, FitnessResponse, HelloRequest,
+    HelloResponse, ObserveFactsRequest, ObserveFactsResponse, ReadIndexRequest, ReadIndexResponse,
+    RenewRequest, RenewResponse, RoutersRequest, RoutersResponse,
 };
 use regent_rpc::pb::v1::{AnswerBatch, CallBatch};
 use tonic::{Request, Response, Status, Streaming};
@@ -28,6 +29,7 @@ use crate::agents::desk::Told;
 use crate::agents::relay::MAX_FACTS;
 use crate::announced;
 use crate::refuse;
+use crate::routes::spread;
 use crate::sessions::RenewError;
 use crate::shell::Shell;
 use crate::start::{Start, held_from_metadata};
@@ -165,12 +167,31 @@ impl PeerService for PeerHandler {
                 None
             }
         });
-        let (told, state) = (told.collect(), self.0.state.read());
-        if self.0.desk.take(&state, from, told, self.0.clock.now()) {
+        if self.0.take_facts(from, told.collect()) {
             Ok(Response::new(ObserveFactsResponse {}))
         } else {
             Err(status::not_leader(self.0.leadership.now(), refuse::RETRY_AFTER))
         }
+    }
+
+    type FitnessStream = BoxStream<'static, Result<FitnessResponse, Status>>;
+
+    async fn fitness(
+        &self,
+        request: Request<FitnessRequest>,
+    ) -> Result<Response<Self::FitnessStream>, Status> {
+        self.0.authorize_node(&request)?;
+        spread::serve(&self.0).map(Response::new)
+    }
+
+    async fn routers(
+        &self,
+        request: Request<RoutersRequest>,
+    ) -> Result<Response<RoutersResponse>, Status> {
+        self.0.authorize_node(&request)?;
+        let service = service_name("service", &request.get_ref().service)?;
+        let routers = self.0.routers.of(&service, self.0.node.0);
+        Ok(Response::new(RoutersResponse { routers }))
     }
 
     async fn compare(

@@ -9,5 +9,6 @@ mod lives;
 mod members;
 mod poison;
 pub(crate) mod rig;
+mod routes;
 mod services;
 mod timing;

@@ -15,6 +15,7 @@ pub mod page;
 pub mod role;
 #[cfg(test)]
 mod role_tests;
+pub mod routing;
 pub mod status;
 #[cfg(test)]
 mod tests;

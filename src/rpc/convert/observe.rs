@@ -152,8 +152,12 @@ pub fn observation_in(seen: v1::Observation) -> Result<Observation, Invalid> {
     })
 }
 
-/// It goes into configurations of routers, so nothing but an address may stand in it.
-fn check(said: String) -> Result<String, Invalid> {
+/// Where health checks are answered, as an agent says it. It goes into configurations of routers, so
+/// nothing but an address may stand in it.
+///
+/// # Errors
+/// [`Invalid`] names `check`.
+pub fn check(said: String) -> Result<String, Invalid> {
     match said.strip_prefix(':') {
         None if said.is_empty() => Ok(said),
         Some(port) => address("check", &format!("localhost:{port}")).map(|_| said),

@@ -182,7 +182,7 @@ fn observation() -> impl Strategy<Value = Observation> {
             fence_budget_ms: texts.3[3],
             watchdog_ms: texts.3[4],
         },
-        check: ["", ":8008", "db1.example.org:8008"][texts.1.len() % 3].into(),
+        check: ["", ":8008", "db1.example.org:8008"][(texts.3[0] % 3) as usize].into(),
     })
 }
 

@@ -1,0 +1,100 @@
+//! `regent routes export`: a configuration of a load balancer, or a client's connection string.
+
+use regent_core::route::{haproxy, libpq};
+use regent_rpc::convert::common::{instance_name, service_name};
+use regent_rpc::pb::v1;
+use serde_json::json;
+
+use super::{Context, resolve};
+use crate::connect::Cluster;
+use crate::error::{CliError, Context as _, Outcome};
+
+/// Options of `routes export`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  regent routes export orders --format haproxy --write 127.0.0.1:6432 --read 127.0.0.1:6433
+  regent routes export orders --format libpq
+  psql \"$(regent routes export orders --format libpq) dbname=app\"
+")]
+pub struct Args {
+    /// The service
+    pub service: String,
+    /// What it is for
+    #[arg(long, value_enum)]
+    pub format: Format,
+    /// Where clients write (haproxy)
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:6432")]
+    pub write: String,
+    /// Where clients read (haproxy)
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:6433")]
+    pub read: String,
+    /// How often an agent is asked (haproxy), in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    pub check_interval_ms: u64,
+    /// Most sessions at once, over both ports (haproxy)
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_sessions: u32,
+    /// Port of an agent that has not said where it answers
+    #[arg(long, value_name = "PORT")]
+    pub check_port: Option<u16>,
+    /// For sessions that read (libpq)
+    #[arg(long)]
+    pub reads: bool,
+}
+
+/// What can be printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// A whole configuration of HAProxy
+    Haproxy,
+    /// A connection string of libpq that names every instance
+    Libpq,
+}
+
+/// Runs it.
+pub async fn run(context: &Context, args: Args) -> Outcome {
+    let cluster = Cluster::open(&context.globals)?;
+    let answer = resolve(&cluster, &args.service, None).await?;
+    let instances = answer.routes.unwrap_or_default().instances;
+    let text = match args.format {
+        Format::Haproxy => {
+            let servers = instances.iter().map(|one| server(one, args.check_port));
+            haproxy::render(&haproxy::Plan {
+                service: service_name("service", &args.service).or_internal(odd)?,
+                write: args.write,
+                read: args.read,
+                check_interval_ms: args.check_interval_ms,
+                max_sessions: args.max_sessions,
+                servers: servers.collect::<Outcome<_>>()?,
+            })
+        }
+        Format::Libpq => {
+            // Nobody but its clients asks an instance here.
+            let servers = instances.iter().map(|one| server(one, Some(1)));
+            let want = if args.reads { libpq::Want::Read } else { libpq::Want::Write };
+            libpq::render(&servers.collect::<Outcome<Vec<_>>>()?, want)
+        }
+    };
+    context.out.value(|| json!({ "text": text }), || text.clone());
+    Ok(())
+}
+
+fn odd() -> String {
+    "the node answered with what is no name".to_owned()
+}
+
+fn server(one: &v1::RouteEndpoint, check_port: Option<u16>) -> Outcome<haproxy::Server> {
+    let host = one.address.rsplit_once(':').map_or(one.address.as_str(), |(host, _)| host);
+    let health = match (one.check.is_empty(), check_port) {
+        (false, _) => one.check.clone(),
+        (true, Some(port)) => format!("{host}:{port}"),
+        (true, None) => {
+            let what = format!("the agent of {} has never said where it answers", one.instance);
+            let hint = "start it, or give the port that all agents answer at with --check-port";
+            return Err(CliError::refused(what).hint(hint));
+        }
+    };
+    let name = instance_name("instance", &one.instance).or_internal(odd)?;
+    Ok(haproxy::Server { name, address: one.address.clone(), health })
+}

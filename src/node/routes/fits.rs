@@ -1,0 +1,84 @@
+//! What the leader said last of each instance as a target of routes, in the order of its changes.
+
+use std::collections::{BTreeMap, HashMap};
+
+use regent_core::id::{InstanceName, ServiceName};
+use regent_core::route::fitness::Fitness;
+use regent_core::route::table::Fitnesses;
+
+/// One instance's.
+pub type Row = (ServiceName, InstanceName, Fitness);
+
+/// The rows of all services.
+#[derive(Debug, Default)]
+pub struct Fits {
+    rows: HashMap<ServiceName, Fitnesses>,
+    /// Which change each row was last touched by, both ways.
+    order: BTreeMap<u64, (ServiceName, InstanceName)>,
+    places: HashMap<(ServiceName, InstanceName), u64>,
+    last: u64,
+}
+
+impl Fits {
+    /// Of one service.
+    pub fn of(&self, service: &ServiceName) -> Option<&Fitnesses> {
+        self.rows.get(service)
+    }
+
+    /// Of one instance.
+    pub fn one(&self, service: &ServiceName, instance: &InstanceName) -> Option<&Fitness> {
+        self.rows.get(service)?.get(instance)
+    }
+
+    /// Number of the newest change.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Whether that is news.
+    pub fn set(&mut self, (service, instance, fitness): Row) -> bool {
+        let rows = self.rows.entry(service.clone()).or_default();
+        if rows.get(&instance) == Some(&fitness) {
+            return false;
+        }
+        rows.insert(instance.clone(), fitness);
+        self.last += 1;
+        let key = (service, instance);
+        if let Some(place) = self.places.insert(key.clone(), self.last) {
+            self.order.remove(&place);
+        }
+        self.order.insert(self.last, key);
+        true
+    }
+
+    /// Keeps only what `wanted` wants of a service.
+    pub fn keep(&mut self, service: &ServiceName, wanted: impl Fn(&InstanceName) -> bool) {
+        let Some(rows) = self.rows.get_mut(service) else { return };
+        let gone: Vec<InstanceName> = rows.keys().filter(|name| !wanted(name)).cloned().collect();
+        for instance in gone {
+            rows.remove(&instance);
+            if let Some(place) = self.places.remove(&(service.clone(), instance)) {
+                self.order.remove(&place);
+            }
+        }
+        if rows.is_empty() {
+            self.rows.remove(service);
+        }
+    }
+
+    /// Up to `most` rows that changed after change `after`, and the number to go on from.
+    pub fn since(&self, after: u64, most: usize) -> (Vec<Row>, u64) {
+        let mut at = after;
+        let changed = self.order.range(after + 1..).take(most).filter_map(|(number, key)| {
+            at = *number;
+            let fitness = self.one(&key.0, &key.1)?.clone();
+            Some((key.0.clone(), key.1.clone(), fitness))
+        });
+        (changed.collect(), at)
+    }
+
+    /// Services of which something is known.
+    pub fn services(&self) -> Vec<ServiceName> {
+        self.rows.keys().cloned().collect()
+    }
+}

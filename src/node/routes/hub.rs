@@ -1,0 +1,280 @@
+//! The tables of the services that somebody follows on this node.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use regent_core::decide::facts::Fact;
+use regent_core::effect::{Applied, Change};
+use regent_core::id::{Incarnation, InstanceName, Revision, ServiceName, SessionId};
+use regent_core::route::fitness::Judge;
+use regent_core::route::table::{Fitnesses, Routes};
+use regent_core::state::State;
+use regent_core::state::role::row::ServiceRole;
+use regent_core::state::service::Service;
+use regent_core::time::Reading;
+use regent_rpc::convert::status::{quota, rule, unavailable};
+use tokio::sync::{Notify, watch};
+use tonic::Status;
+
+use super::fits::{Fits, Row};
+use crate::watch::Believes;
+
+/// How often belief is looked at: a table names nobody for longer than belief lasts and this.
+const SWEEP_EVERY: Duration = Duration::from_millis(10);
+/// Followers of all services on one node at most.
+const MAX_FOLLOWERS: usize = 65_536;
+
+/// The newest table; `None`: there is no such service.
+pub type Told = Option<Arc<Routes>>;
+
+/// Tables of followed services.
+pub struct RouteHub {
+    believes: Arc<dyn Believes>,
+    inner: Mutex<Inner>,
+    /// Somebody follows something.
+    followed: Notify,
+    /// Number of the newest change of what the leader says.
+    said: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Inner {
+    followed: HashMap<ServiceName, Followed>,
+    fits: Fits,
+    /// While this node leads.
+    judges: HashMap<ServiceName, HashMap<InstanceName, Judge>>,
+    closed: bool,
+}
+
+struct Followed {
+    at: (Incarnation, Revision),
+    service: Option<Arc<Service>>,
+    role: Option<Arc<ServiceRole>>,
+    /// Whether the session of the role's lease was believed live when the table was made.
+    believed: Option<(SessionId, bool)>,
+    sender: watch::Sender<Told>,
+}
+
+impl RouteHub {
+    /// Nobody follows anything yet.
+    pub fn new(believes: Arc<dyn Believes>) -> Self {
+        let (inner, followed) = (Mutex::default(), Notify::new());
+        Self { believes, inner, followed, said: watch::Sender::new(0) }
+    }
+
+    /// Follows the routes of `service`, from those of `state` on.
+    ///
+    /// # Errors
+    /// UNAVAILABLE while the node stops, RESOURCE_EXHAUSTED for too many followers.
+    pub fn follow(
+        &self,
+        state: &State,
+        service: &ServiceName,
+    ) -> Result<watch::Receiver<Told>, Status> {
+        let mut inner = self.inner.lock();
+        if inner.closed {
+            let why = "this node is stopping";
+            return Err(unavailable(rule::NOT_READY, why, crate::refuse::RETRY_AFTER));
+        }
+        let followers: usize = inner.followed.values().map(|it| it.sender.receiver_count()).sum();
+        if followers >= MAX_FOLLOWERS {
+            let text = format!("this node has {MAX_FOLLOWERS} followers of routes already");
+            return Err(quota("max_followers", text));
+        }
+        let Inner { followed, fits, .. } = &mut *inner;
+        // A table that is here is as new as the state, even if its last follower has gone.
+        let it = followed.entry(service.clone()).or_insert_with(|| {
+            let mut it = Followed::of(state, service);
+            it.make(service, fits, self.believes.as_ref());
+            it
+        });
+        let receiver = it.sender.subscribe();
+        drop(inner);
+        self.followed.notify_one();
+        Ok(receiver)
+    }
+
+    /// The routes of `service` as of `state`.
+    pub fn resolve(&self, state: &State, service: &ServiceName) -> Told {
+        let inner = self.inner.lock();
+        let mut it = Followed::of(state, service);
+        it.make(service, &inner.fits, self.believes.as_ref());
+        it.sender.borrow().clone()
+    }
+
+    /// An entry was applied; `state` is the state after it, and the clocks have heard of it.
+    pub fn applied(&self, state: &State, applied: &Applied) {
+        if applied.changes.contains(&Change::Incarnation) {
+            return self.installed(state);
+        }
+        let mut inner = self.inner.lock();
+        for change in &applied.changes {
+            let (Change::Service(name, _) | Change::Role(name, _)) = change else { continue };
+            if let Change::Service(_, row) = change {
+                inner.declared(name, row.as_deref());
+            }
+            let Inner { followed, fits, .. } = &mut *inner;
+            let Some(it) = followed.get_mut(name) else { continue };
+            it.at = (state.incarnation(), applied.revision);
+            match change {
+                Change::Service(_, row) => it.service.clone_from(row),
+                Change::Role(_, row) => it.role.clone_from(row),
+                _ => {}
+            }
+            it.make(name, fits, self.believes.as_ref());
+        }
+    }
+
+    /// The whole state was replaced.
+    pub fn installed(&self, state: &State) {
+        let mut inner = self.inner.lock();
+        for name in inner.fits.services() {
+            inner.declared(&name, state.services().get(&name).map(AsRef::as_ref));
+        }
+        let Inner { followed, fits, .. } = &mut *inner;
+        for (name, it) in followed {
+            it.take(state, name);
+            it.make(name, fits, self.believes.as_ref());
+        }
+    }
+
+    /// This node leads, and an agent has said something: what it means for routes.
+    pub fn judge(
+        &self,
+        (service, instance): (&ServiceName, &InstanceName),
+        fact: Option<&Fact>,
+        now: Reading,
+    ) {
+        let mut inner = self.inner.lock();
+        let Inner { fits, judges, .. } = &mut *inner;
+        let judges = judges.entry(service.clone()).or_default();
+        let known = || fits.one(service, instance).cloned().unwrap_or_default();
+        let judge = judges.entry(instance.clone()).or_insert_with(|| Judge::resume(known()));
+        if judge.look(fact, now) {
+            let row = (service.clone(), instance.clone(), judge.fitness().clone());
+            self.set(&mut inner, row);
+        }
+    }
+
+    /// Another node leads, and says this.
+    pub fn told(&self, state: &State, rows: Vec<Row>) {
+        let mut inner = self.inner.lock();
+        inner.judges.clear();
+        for row in rows {
+            let declared = state.services().get(&row.0).is_some_and(|service| {
+                service.spec.instances.iter().any(|instance| instance.name == row.1)
+            });
+            if declared {
+                self.set(&mut inner, row);
+            }
+        }
+    }
+
+    fn set(&self, inner: &mut Inner, row: Row) {
+        let service = row.0.clone();
+        if !inner.fits.set(row) {
+            return;
+        }
+        self.said.send_replace(inner.fits.last());
+        let Inner { followed, fits, .. } = inner;
+        if let Some(it) = followed.get_mut(&service) {
+            it.make(&service, fits, self.believes.as_ref());
+        }
+    }
+
+    /// Up to `most` rows of what was said after change `after`, and the number to go on from.
+    pub fn since(&self, after: u64, most: usize) -> (Vec<Row>, u64) {
+        self.inner.lock().fits.since(after, most)
+    }
+
+    /// Number of the newest change of what is said.
+    pub fn said(&self) -> watch::Receiver<u64> {
+        self.said.subscribe()
+    }
+
+    /// Looks at belief for as long as the node runs: it begins and ends by the clock alone.
+    pub async fn sweep_forever(self: Arc<Self>) {
+        loop {
+            if self.sweep() {
+                tokio::time::sleep(SWEEP_EVERY).await;
+            } else {
+                self.followed.notified().await;
+            }
+        }
+    }
+
+    /// Whether anything is followed.
+    pub(super) fn sweep(&self) -> bool {
+        let mut inner = self.inner.lock();
+        let Inner { followed, fits, .. } = &mut *inner;
+        followed.retain(|_, it| it.sender.receiver_count() > 0);
+        for (name, it) in followed.iter_mut() {
+            let Some((session, told)) = it.believed else { continue };
+            if self.believes.believed_live(session) != told {
+                it.make(name, fits, self.believes.as_ref());
+            }
+        }
+        !followed.is_empty()
+    }
+
+    /// The node stops: every follower is told by the end of its table.
+    pub fn close(&self) {
+        let mut inner = self.inner.lock();
+        inner.closed = true;
+        inner.followed.clear();
+    }
+}
+
+impl Inner {
+    /// A service is declared so, or no more.
+    fn declared(&mut self, name: &ServiceName, service: Option<&Service>) {
+        let is_declared = |instance: &InstanceName| {
+            service.is_some_and(|row| row.spec.instances.iter().any(|one| one.name == *instance))
+        };
+        self.fits.keep(name, is_declared);
+        if let Some(judges) = self.judges.get_mut(name) {
+            judges.retain(|instance, _| is_declared(instance));
+        }
+    }
+}
+
+impl Followed {
+    fn of(state: &State, name: &ServiceName) -> Self {
+        let at = (state.incarnation(), state.revision());
+        let sender = watch::Sender::new(None);
+        let mut it = Self { at, service: None, role: None, believed: None, sender };
+        it.take(state, name);
+        it
+    }
+
+    fn take(&mut self, state: &State, name: &ServiceName) {
+        self.at = (state.incarnation(), state.revision());
+        self.service = state.services().get(name).cloned();
+        self.role = state.roles().get(name).cloned();
+    }
+
+    /// Makes the table anew, and tells followers if it says something else.
+    fn make(&mut self, name: &ServiceName, fits: &Fits, believes: &dyn Believes) {
+        let lease = self.role.as_ref().and_then(|role| role.lease.as_ref());
+        self.believed = lease.map(|lease| (lease.session, believes.believed_live(lease.session)));
+        let believed = self.believed.is_some_and(|(_, believed)| believed);
+        let none = Fitnesses::new();
+        let fit = fits.of(name).unwrap_or(&none);
+        let table = self.service.as_ref().map(|service| {
+            Arc::new(Routes::of(self.at, service, self.role.as_deref(), fit, |_| believed))
+        });
+        self.sender.send_if_modified(|told| {
+            let same = match (told.as_ref(), table.as_ref()) {
+                (Some(told), Some(table)) => table.says_the_same(told),
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                *told = table;
+            }
+            !same
+        });
+    }
+}

@@ -1,0 +1,214 @@
+#![allow(clippy::unwrap_used)]
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use regent_core::decide::facts::Fact;
+use regent_core::effect::{Applied, Change};
+use regent_core::id::{Epoch, InstanceName, Nonce, Revision, ServiceName, SessionId};
+use regent_core::reply::Reply;
+use regent_core::role::observe::{Observation, Probe, Receiver, Run};
+use regent_core::role::{Armed, Lsn};
+use regent_core::route::fitness::Fitness;
+use regent_core::state::State;
+use regent_core::state::role::row::{Promotion, RoleLease, ServiceRole};
+use regent_core::time::Reading;
+use tonic::Code;
+
+use super::*;
+use crate::agents::tests::{put, state};
+use crate::tests::figures::service as declared;
+use crate::watch::Believes;
+
+/// Sessions that are believed live.
+#[derive(Default)]
+struct Belief(Mutex<HashSet<SessionId>>);
+
+impl Believes for Belief {
+    fn believed_live(&self, session: SessionId) -> bool {
+        self.0.lock().contains(&session)
+    }
+    fn age_ms(&self) -> u64 {
+        0
+    }
+}
+
+fn orders() -> ServiceName {
+    "orders".parse().unwrap()
+}
+
+fn name(name: &str) -> InstanceName {
+    name.parse().unwrap()
+}
+
+fn hub() -> (Arc<RouteHub>, Arc<Belief>) {
+    let belief = Arc::new(Belief::default());
+    (Arc::new(RouteHub::new(belief.clone())), belief)
+}
+
+/// `holder` serves under the epoch of `revision`, by session 5.
+fn serves(holder: &str, revision: u64) -> Change {
+    let at = Revision(revision);
+    let fencer = Armed::Armed;
+    let role = ServiceRole {
+        epoch: Epoch { incarnation: 1, revision: at },
+        holder: Some(name(holder)),
+        lease: Some(RoleLease { session: SessionId(5), mark: at, fencer, run: Nonce(0) }),
+        lapsed: None,
+        confirmed: true,
+        set: None,
+        a: Vec::new(),
+        c: Vec::new(),
+        fence: None,
+        promoted: Some(Promotion { timeline: 2, switch: Lsn(0), revision: at }),
+        routes_open: true,
+        timeline: 2,
+        paused: None,
+        instances: BTreeMap::new(),
+        operation: None,
+        failovers: Vec::new(),
+        changed: at,
+    };
+    Change::Role(orders(), Some(Arc::new(role)))
+}
+
+fn apply(hub: &RouteHub, state: &State, revision: u64, changes: Vec<Change>) {
+    let revision = Revision(revision);
+    let (reply, clocks, audit) = (Reply::Done { revision }, Vec::new(), Vec::new());
+    hub.applied(state, &Applied { revision, reply, changes, clocks, audit });
+}
+
+fn primary(told: &Told) -> Option<String> {
+    Some(told.as_ref()?.write.primary()?.instance.to_string())
+}
+
+fn fact(run: Run) -> Fact {
+    let receiver = Some(Receiver { from: None, streams: true, silent_ms: 0 });
+    let probe = Probe::Answered(1);
+    let observation = Observation { run, receiver, probe, ..Observation::default() };
+    Fact { observation, heard: Reading::at_us(0), lost: None }
+}
+
+/// Standby b is well for long enough to take reads.
+fn judge_b(hub: &RouteHub) {
+    for ms in [0, 1_000] {
+        let now = Reading::at_us(ms * 1_000);
+        let fact = Fact { heard: now, ..fact(Run::Standby) };
+        hub.judge((&orders(), &name("b")), Some(&fact), now);
+    }
+}
+
+#[test]
+fn a_change_makes_a_table_for_those_who_follow_that_service_and_for_nobody_else() {
+    let ((hub, belief), state) = (hub(), state());
+    belief.0.lock().insert(SessionId(5));
+    let mut mine = hub.follow(&state, &orders()).unwrap();
+    let other = hub.follow(&state, &"other".parse().unwrap()).unwrap();
+    assert!(other.borrow().is_none(), "there is no such service");
+    assert_eq!(primary(&mine.borrow_and_update()), None);
+    apply(&hub, &state, 10, vec![serves("a", 10)]);
+    assert!(mine.has_changed().unwrap() && !other.has_changed().unwrap());
+    assert_eq!(primary(&mine.borrow_and_update()).as_deref(), Some("a"));
+    assert_eq!(mine.borrow().as_ref().unwrap().at.1, Revision(10));
+    // What is no news to routers is not told.
+    apply(&hub, &state, 11, vec![serves("a", 10)]);
+    assert!(!mine.has_changed().unwrap());
+    apply(&hub, &state, 12, vec![Change::Service(orders(), None)]);
+    assert!(mine.borrow_and_update().is_none());
+}
+
+#[test]
+fn nobody_is_named_before_this_node_believes_and_not_after() {
+    let ((hub, belief), state) = (hub(), state());
+    let mut told = hub.follow(&state, &orders()).unwrap();
+    apply(&hub, &state, 10, vec![serves("a", 10)]);
+    assert_eq!(primary(&told.borrow_and_update()), None);
+    for believed in [true, false, true] {
+        match believed {
+            true => assert!(belief.0.lock().insert(SessionId(5))),
+            false => assert!(belief.0.lock().remove(&SessionId(5))),
+        }
+        assert!(!told.has_changed().unwrap());
+        assert!(hub.sweep() && told.has_changed().unwrap());
+        assert_eq!(primary(&told.borrow_and_update()).is_some(), believed);
+    }
+}
+
+#[test]
+fn what_the_leader_says_of_a_standby_reaches_followers_here_and_there() {
+    let ((leader, _), (there, _), state) = (hub(), hub(), state());
+    let mut told = [&leader, &there].map(|hub| hub.follow(&state, &orders()).unwrap());
+    judge_b(&leader);
+    let (rows, at) = leader.since(0, 10);
+    assert_eq!((rows.len(), at), (1, *leader.said().borrow()));
+    there.told(&state, rows);
+    for told in &mut told {
+        let reads = told.borrow_and_update().as_ref().unwrap().reads.clone();
+        assert_eq!(reads.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
+    assert_eq!(leader.since(at, 10), (Vec::new(), at));
+    // The next leader goes on from there: one look that is well takes nothing away.
+    let down = Fact { heard: Reading::at_us(9), ..fact(Run::Standby) };
+    there.judge((&orders(), &name("b")), Some(&down), Reading::at_us(9));
+    assert!(!told[1].has_changed().unwrap());
+    there.judge((&orders(), &name("b")), Some(&fact(Run::Down)), Reading::at_us(9));
+    assert!(told[1].borrow_and_update().as_ref().unwrap().reads.is_empty());
+}
+
+#[test]
+fn what_is_said_of_instances_that_are_not_declared_is_forgotten() {
+    let ((hub, _), state) = (hub(), state());
+    judge_b(&hub);
+    let fit = |reads| Fitness { reads, ..Fitness::default() };
+    hub.told(&state, vec![(orders(), name("x"), fit(true))]);
+    hub.told(&state, vec![("nothing".parse().unwrap(), name("b"), fit(true))]);
+    assert_eq!(hub.since(0, 10).0.len(), 1);
+    let mut spec = declared();
+    spec.instances.retain(|one| one.name != name("b"));
+    apply(&hub, &state, 20, vec![put(spec)]);
+    assert!(hub.since(0, 10).0.is_empty());
+}
+
+#[test]
+fn rows_are_told_once_in_the_order_of_their_last_change_and_in_parts() {
+    let mut fits = fits::Fits::default();
+    let row =
+        |at: &str, lag_bytes| (orders(), name(at), Fitness { lag_bytes, ..Fitness::default() });
+    assert!(fits.set(row("a", 1)) && fits.set(row("b", 1)) && fits.set(row("c", 1)));
+    assert!(!fits.set(row("b", 1)), "no news");
+    assert!(fits.set(row("a", 2)));
+    let (first, at) = fits.since(0, 2);
+    assert_eq!(first, [row("b", 1), row("c", 1)]);
+    let (rest, end) = fits.since(at, 2);
+    assert_eq!((rest, end), (vec![row("a", 2)], fits.last()));
+}
+
+#[test]
+fn a_node_that_stops_ends_every_table_and_takes_no_follower() {
+    let ((hub, _), state) = (hub(), state());
+    let told = hub.follow(&state, &orders()).unwrap();
+    hub.close();
+    assert!(told.has_changed().is_err());
+    assert_eq!(hub.follow(&state, &orders()).unwrap_err().code(), Code::Unavailable);
+}
+
+#[test]
+fn what_a_router_applied_is_kept_for_as_long_as_it_follows_and_never_goes_back() {
+    let routers = Arc::new(Routers::default());
+    let epoch = |revision| Epoch { incarnation: 1, revision: Revision(revision) };
+    let lb = || ("router/lb", "a");
+    let first = routers.follow(&orders(), "router/lb".into(), "a".into(), "watch");
+    let other = routers.follow(&orders(), "router/lb".into(), "b".into(), "ads");
+    assert!(routers.applied(&orders(), lb(), (epoch(10), Revision(12))));
+    assert!(routers.applied(&orders(), lb(), (epoch(7), Revision(9))), "late, and no harm");
+    assert!(!routers.applied(&orders(), ("router/eve", "a"), (epoch(99), Revision(99))));
+    assert!(!routers.applied(&"other".parse().unwrap(), lb(), (epoch(10), Revision(12))));
+    other.refused("a cluster without a name".into());
+    let rows = routers.of(&orders(), 3);
+    assert_eq!(rows.len(), 2);
+    let of = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+    assert_eq!((of("a").epoch.unwrap().revision, of("a").revision, of("a").node), (10, 12, 3));
+    assert_eq!((of("b").epoch, of("b").refused.as_str()), (None, "a cluster without a name"));
+    drop((first, other));
+    assert!(routers.of(&orders(), 3).is_empty());
+}
