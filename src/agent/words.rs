@@ -100,6 +100,12 @@ impl Agent {
         self.asked.insert(what, (ask, Instant::now()));
     }
 
+    /// Whether commits wait for this instance, among others.
+    fn is_counted(&self) -> bool {
+        let set = self.instruction.as_ref().and_then(|told| told.set.as_ref());
+        set.is_some_and(|set| set.members.contains(&self.tools.me))
+    }
+
     /// An observation, when it is time or something happened.
     pub(crate) fn say(&mut self) {
         let Some(sender) = &self.sender else { return };
@@ -139,7 +145,7 @@ impl Agent {
             problem: self.local.problem.clone(),
             attached: self.sender.is_some(),
             armed: self.guard.is_armed(),
-            is_sync: false,
+            is_sync: run == Run::Standby && self.is_counted(),
             slowest_fence_ms: self.guard.fences().slowest_ms(),
             fence_budget_ms: self.guard.fences().budget_ms(),
             watchdog_ms: self.guard.watchdog().map_or(0, |watchdog| watchdog.timeout_ms),

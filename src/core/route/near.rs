@@ -29,10 +29,11 @@ pub enum Distance {
 }
 
 impl Distance {
-    /// From `client` to `there`. A client that names no zone is as near to all of its region.
+    /// From `client` to `there`. A client that names no zone is as near to all of its region, and one
+    /// that names no region is in the only one that there is.
     pub fn between(client: &Locality, there: &Locality) -> Self {
         let same = |a: &str, b: &str| !a.is_empty() && a == b;
-        if client.region != there.region {
+        if !client.region.is_empty() && client.region != there.region {
             return Self::Remote;
         }
         match (same(&client.zone, &there.zone), same(&client.region, &there.region)) {
@@ -110,6 +111,7 @@ mod tests {
             (at("us", "b"), "Region[far] Remote[a1 a2 b] Primary[p]"),
             (at("us", ""), "Region[far] Remote[a1 a2 b] Primary[p]"),
             (at("", ""), "Remote[a1 a2 b far] Primary[p]"),
+            (at("", "b"), "Zone[b] Remote[a1 a2 far] Primary[p]"),
         ];
         for (client, wanted) in cases {
             assert_eq!(told(&table, &client), wanted, "{client:?}");

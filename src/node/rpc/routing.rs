@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::{self, BoxStream};
-use regent_core::authz::Verb;
+use regent_core::authz::{Role, Verb};
 use regent_core::id::{Epoch, Locality, NodeId, Revision, ServiceName};
 use regent_rpc::convert::common::{epoch_in, epoch_out, locality, service_name, text};
 use regent_rpc::convert::routing::routes_out;
@@ -37,8 +37,8 @@ struct Watching {
     service: ServiceName,
     client: Locality,
     told: watch::Receiver<Told>,
-    /// It follows for as long as this is here.
-    _following: Following,
+    /// A router follows for as long as this is here.
+    _following: Option<Following>,
 }
 
 fn client_in(client: Option<v1::Locality>) -> Result<Locality, Invalid> {
@@ -112,8 +112,11 @@ impl RoutingService for RoutingHandler {
             return Err(no_service(&service));
         }
         told.mark_changed();
-        let principal = caller.principal.to_string();
-        let following = self.0.routers.follow(&service, principal, router, "watch");
+        // A person who looks on applies nothing.
+        let is_router = caller.principal.role == Role::Router;
+        let following = is_router.then(|| {
+            self.0.routers.follow(&service, caller.principal.to_string(), router, "watch")
+        });
         let shell = self.0.clone();
         let watching = Watching { shell, service, client, told, _following: following };
         let messages = stream::unfold(Some(watching), |watching| async move {

@@ -1,78 +1,9 @@
-//! The port for health checks of load balancers, with the paths that Patroni's users know, and for
-//! metrics of this one instance.
+//! The page of metrics of one instance.
 
-use std::sync::Arc;
-
-use axum::extract::{Query, State};
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
-use parking_lot::Mutex;
-use serde::Deserialize;
-use tokio::net::TcpListener;
-
-use crate::status::{Page, Published};
-
-type Shared = Arc<Mutex<Page>>;
-
-#[derive(Deserialize)]
-struct Lag {
-    /// Most bytes that may be received and not replayed.
-    lag: Option<u64>,
-}
-
-/// Serves until the agent ends.
-///
-/// # Errors
-/// The listener's.
-pub async fn serve(listener: TcpListener, shared: Shared) -> std::io::Result<()> {
-    let app = Router::new()
-        .route("/primary", get(primary))
-        .route("/replica", get(replica))
-        .route("/health", get(health))
-        .route("/liveness", get(|| async { StatusCode::OK }))
-        .route("/metrics", get(metrics))
-        .with_state(shared);
-    axum::serve(listener, app).await
-}
-
-fn told(page: &Shared) -> Published {
-    page.lock().at(regent_fencer::clock::now())
-}
-
-fn answer(yes: bool, published: Published) -> (StatusCode, Json<Published>) {
-    let code = if yes { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(published))
-}
-
-async fn primary(State(page): State<Shared>) -> (StatusCode, Json<Published>) {
-    let now = told(&page);
-    answer(now.open && now.run == "primary", now)
-}
-
-async fn replica(
-    State(page): State<Shared>,
-    Query(wanted): Query<Lag>,
-) -> (StatusCode, Json<Published>) {
-    let now = told(&page);
-    let near = wanted.lag.is_none_or(|most| now.lag_bytes <= most);
-    answer(now.reads && now.streams && near, now)
-}
-
-async fn health(State(page): State<Shared>) -> (StatusCode, Json<Published>) {
-    let now = told(&page);
-    answer(now.answers, now)
-}
-
-async fn metrics(State(page): State<Shared>) -> impl IntoResponse {
-    let now = told(&page);
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], text(&now))
-}
+use crate::status::Published;
 
 /// In the text format that every scraper reads.
-fn text(now: &Published) -> String {
+pub fn text(now: &Published) -> String {
     let mut text = String::new();
     let mut say = |name: &str, help: &str, labels: String, value: u64| {
         text += &format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name}{labels} {value}\n");
