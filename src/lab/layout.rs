@@ -119,10 +119,12 @@ pub struct Certificates {
     pub client: Pair,
     /// Reads everything.
     pub auditor: Pair,
+    /// Follows routes.
+    pub router: Pair,
 }
 
 /// People and programs of a lab: role and name, in the order of [`Certificates`].
-pub const IDENTITIES: [&str; 4] = ["admin", "operator", "client", "auditor"];
+pub const IDENTITIES: [&str; 5] = ["admin", "operator", "client", "auditor", "router"];
 
 /// Why a lab cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -218,6 +220,7 @@ impl Lab {
             operator: pair("operator"),
             client: pair("client"),
             auditor: pair("auditor"),
+            router: pair("router"),
         }
     }
 

@@ -80,7 +80,8 @@ impl Cluster {
         Self { lab, connections, scratch }
     }
 
-    /// A client with one of the lab's identities: "admin", "operator", "client", "auditor".
+    /// A client with one of the lab's identities: "admin", "operator", "client", "auditor",
+    /// "router".
     pub fn client(&self, identity: &str) -> Client {
         self.client_of(identity, &self.lab.endpoints())
     }
@@ -102,6 +103,7 @@ impl Cluster {
             "admin" => all.admin,
             "operator" => all.operator,
             "client" => all.client,
+            "router" => all.router,
             _ => all.auditor,
         };
         Tls::load(TlsFiles {

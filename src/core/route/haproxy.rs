@@ -13,6 +13,7 @@
 
 use std::fmt::Write as _;
 
+use super::fitness::MAX_READ_LAG_BYTES;
 use crate::id::{InstanceName, ServiceName};
 
 /// How long an agent may take to answer a check: its host may be busy, and a false "down" cuts
@@ -24,6 +25,8 @@ const CONNECT_TIMEOUT_MS: u64 = 1_000;
 const IDLE_HOURS: u64 = 24;
 /// Reads bear a missed answer: they are not moved by one.
 const READ_FALL: u32 = 2;
+/// How many times slower it asks by HTTP beside agent-check.
+const BESIDE_SLOWER: u64 = 5;
 /// How many times slower the read port asks; a standby that is late to leave costs one error.
 const READ_SLOWER: u64 = 5;
 
@@ -39,10 +42,22 @@ pub struct Plan {
     /// How often an instance is asked whether it is primary, in milliseconds. A flip costs half of
     /// it on average, all of it at worst.
     pub check_interval_ms: u64,
+    /// How an instance is asked.
+    pub ask: Ask,
     /// Most sessions at once, over both ports.
     pub max_sessions: u32,
     /// The instances, in the order of the declaration.
     pub servers: Vec<Server>,
+}
+
+/// How HAProxy asks an agent what its instance is. Both cut sessions when the answer changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// By a request of HTTP.
+    Http,
+    /// By agent-check, whose answers carry a weight and a reason that its statistics show; a request
+    /// of HTTP beside it notices an agent that answers nothing, which agent-check does not.
+    AgentCheck,
 }
 
 /// An instance, as a router reaches it.
@@ -90,32 +105,47 @@ pub fn render(plan: &Plan) -> String {
     );
     line(format!("    tcp-request connection reject unless {{ nbsrv({service}-write) eq 1 }}"));
     line("    http-check send meth GET uri /primary".to_owned());
-    line(default_server(every, 1));
-    plan.servers.iter().for_each(|one| line(server(one)));
+    line(default_server(plan.ask, every, 1));
+    plan.servers.iter().for_each(|one| line(server(one, plan.ask, "write", every)));
     line(String::new());
     line(format!("listen {service}-read"));
     line(format!("    bind {}", plan.read));
     line("    balance leastconn".to_owned());
-    line("    http-check send meth GET uri /replica".to_owned());
-    line(default_server(every.saturating_mul(READ_SLOWER), READ_FALL));
-    plan.servers.iter().for_each(|one| line(server(one)));
+    line(format!("    http-check send meth GET uri /replica?lag={MAX_READ_LAG_BYTES}"));
+    let slower = every.saturating_mul(READ_SLOWER);
+    line(default_server(plan.ask, slower, READ_FALL));
+    plan.servers.iter().for_each(|one| line(server(one, plan.ask, "read", slower)));
     text
 }
 
-fn default_server(every: u64, fall: u32) -> String {
+fn default_server(ask: Ask, every: u64, fall: u32) -> String {
+    // An agent that does not answer at all is as urgent to neither.
+    let every = match ask {
+        Ask::Http => every,
+        Ask::AgentCheck => every.saturating_mul(BESIDE_SLOWER),
+    };
     format!(
         "    default-server inter {every}ms fastinter {every}ms downinter {every}ms rise 1 \
          fall {fall} on-marked-down shutdown-sessions"
     )
 }
 
-fn server(server: &Server) -> String {
+fn server(server: &Server, ask: Ask, side: &str, every: u64) -> String {
     let host_of = |address: &str| address.rsplit_once(':').map(|(host, _)| host.to_owned());
     let port = server.health.rsplit_once(':').map_or("", |(_, port)| port);
     let elsewhere =
         host_of(&server.health).filter(|host| host_of(&server.address).as_ref() != Some(host));
-    let addr = elsewhere.map(|host| format!(" addr {host}")).unwrap_or_default();
-    format!("    server {} {} check{addr} port {port}", server.name, server.address)
+    let addr = elsewhere.as_ref().map(|host| format!(" addr {host}")).unwrap_or_default();
+    let agent = match ask {
+        Ask::Http => String::new(),
+        Ask::AgentCheck => {
+            let host = elsewhere.map(|host| format!(" agent-addr {host}")).unwrap_or_default();
+            format!(
+                " agent-check{host} agent-port {port} agent-inter {every}ms agent-send \"{side}\\n\""
+            )
+        }
+    };
+    format!("    server {} {} check{addr} port {port}{agent}", server.name, server.address)
 }
 
 #[cfg(test)]
@@ -127,9 +157,18 @@ mod tests {
         Server { name, address: address.into(), health: health.into() }
     }
 
+    fn kept(plan: &Plan, file: &str) {
+        let golden = format!("{}/testdata/{file}", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&golden, render(plan)).expect("it can be written");
+        }
+        assert_eq!(render(plan), std::fs::read_to_string(golden).expect("it is kept"));
+    }
+
     #[test]
-    fn the_configuration_is_as_kept() {
+    fn the_configurations_are_as_kept() {
         let plan = Plan {
+            ask: Ask::Http,
             service: ServiceName::parse("orders").expect("a name"),
             write: "127.0.0.1:6432".into(),
             read: "127.0.0.1:6433".into(),
@@ -140,7 +179,7 @@ mod tests {
                 server("pg2", "db-2.example.org:5432", "10.0.2.1:8008"),
             ],
         };
-        let golden = include_str!("../testdata/haproxy.cfg");
-        assert_eq!(render(&plan), golden);
+        kept(&plan, "haproxy.cfg");
+        kept(&Plan { ask: Ask::AgentCheck, ..plan }, "haproxy_agent.cfg");
     }
 }

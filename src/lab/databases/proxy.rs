@@ -140,6 +140,7 @@ fn text(databases: &Databases, proxy: &Proxy) -> Result<String, DatabaseError> {
         write: proxy.write.to_string(),
         read: proxy.read.to_string(),
         check_interval_ms: CHECK_MS,
+        ask: haproxy::Ask::Http,
         max_sessions: SESSIONS,
         servers: servers.collect::<Result<_, DatabaseError>>()?,
     }))

@@ -34,5 +34,6 @@ mod reads;
 mod rebuilt;
 mod release;
 mod rig;
+mod routes;
 mod strange;
 mod tamper;

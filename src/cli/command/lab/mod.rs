@@ -194,6 +194,8 @@ pub enum Identity {
     Client,
     /// Reads everything
     Auditor,
+    /// Follows routes
+    Router,
 }
 
 /// Runs one of them.
@@ -307,6 +309,7 @@ impl Identity {
             Self::Operator => certificates.operator,
             Self::Client => certificates.client,
             Self::Auditor => certificates.auditor,
+            Self::Router => certificates.router,
         }
     }
 }

@@ -32,6 +32,9 @@ pub struct Args {
     /// How often an agent is asked (haproxy), in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub check_interval_ms: u64,
+    /// Ask by agent-check, which carries weights and reasons, with HTTP beside it (haproxy)
+    #[arg(long)]
+    pub agent_check: bool,
     /// Most sessions at once, over both ports (haproxy)
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sessions: u32,
@@ -65,6 +68,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
                 write: args.write,
                 read: args.read,
                 check_interval_ms: args.check_interval_ms,
+                ask: if args.agent_check { haproxy::Ask::AgentCheck } else { haproxy::Ask::Http },
                 max_sessions: args.max_sessions,
                 servers: servers.collect::<Outcome<_>>()?,
             })
