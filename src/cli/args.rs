@@ -95,6 +95,8 @@ pub enum Command {
     Explain(command::explain::Args),
     /// Show where clients are sent, print configurations of load balancers
     Routes(command::routes::Args),
+    /// Tell a HAProxy of each flip at once, beside its own checks
+    HaproxySync(command::haproxy_sync::Args),
     /// See what people are asked
     #[command(subcommand)]
     Approvals(command::approvals::Verb),

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod demo;
 pub mod election;
 pub mod explain;
+pub mod haproxy_sync;
 pub mod internal;
 pub mod lab;
 pub mod members;
@@ -66,6 +67,7 @@ pub fn dispatch(context: &Context, command: Command) -> BoxFuture<'_, Outcome> {
             Command::Operations(verb) => operations::run(context, verb).await,
             Command::Explain(args) => explain::run(context, args).await,
             Command::Routes(args) => routes::run(context, args).await,
+            Command::HaproxySync(args) => haproxy_sync::run(context, args).await,
             Command::Approvals(verb) => approvals::run(context, verb).await,
             Command::Approve(args) => approvals::answer(context, args, true).await,
             Command::Deny(args) => approvals::answer(context, args, false).await,

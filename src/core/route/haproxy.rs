@@ -44,6 +44,8 @@ pub struct Plan {
     pub check_interval_ms: u64,
     /// How an instance is asked.
     pub ask: Ask,
+    /// A Unix socket for whoever tells HAProxy of flips; whoever may write to it may do anything.
+    pub socket: Option<String>,
     /// Most sessions at once, over both ports.
     pub max_sessions: u32,
     /// The instances, in the order of the declaration.
@@ -83,6 +85,9 @@ pub fn render(plan: &Plan) -> String {
     line(format!("# Service {service}, as Regent wrote it. It is replaced, not edited."));
     line("global".to_owned());
     line(format!("    maxconn {}", plan.max_sessions));
+    if let Some(socket) = &plan.socket {
+        line(format!("    stats socket {socket} mode 600 level admin"));
+    }
     line(String::new());
     line("defaults".to_owned());
     line("    mode tcp".to_owned());
@@ -169,6 +174,7 @@ mod tests {
     fn the_configurations_are_as_kept() {
         let plan = Plan {
             ask: Ask::Http,
+            socket: None,
             service: ServiceName::parse("orders").expect("a name"),
             write: "127.0.0.1:6432".into(),
             read: "127.0.0.1:6433".into(),
@@ -180,6 +186,7 @@ mod tests {
             ],
         };
         kept(&plan, "haproxy.cfg");
-        kept(&Plan { ask: Ask::AgentCheck, ..plan }, "haproxy_agent.cfg");
+        let socket = Some("/run/haproxy/admin.sock".to_owned());
+        kept(&Plan { ask: Ask::AgentCheck, socket, ..plan }, "haproxy_agent.cfg");
     }
 }

@@ -11,7 +11,7 @@ use std::fmt;
 use super::fitness::Fitness;
 use crate::id::{Epoch, Incarnation, InstanceName, Locality, Revision, ServiceName, SessionId};
 use crate::spec::{CoordinatorLoss, InstanceSpec, Mode, TopologyKind};
-use crate::state::role::row::ServiceRole;
+use crate::state::role::row::{Operation, ServiceRole};
 use crate::state::service::Service;
 
 /// What was last said of the instances of one service.
@@ -28,6 +28,9 @@ pub struct Routes {
     pub at: (Incarnation, Revision),
     /// Where writes go.
     pub write: Write,
+    /// Who took writes before, while a role change is under way or just over: nobody is sent there,
+    /// but routers that know it yet can see for themselves that it is gone, and cut its sessions.
+    pub former: Option<Endpoint>,
     /// Who takes reads, in the order of the declaration; the primary is none of them.
     pub reads: Vec<Endpoint>,
     /// All declared instances, for those who ask every one of them by itself.
@@ -111,11 +114,12 @@ impl Write {
 
 impl Routes {
     /// The routes of `service` as of revision `at`. `fit`: what the leader said last of its
-    /// instances; `believes`: whether this node may name the holder of a session (C3).
+    /// instances; `newest`: the newest operation; `believes`: whether this node may name the holder of a session (C3).
     pub fn of(
         at: (Incarnation, Revision),
         service: &Service,
         role: Option<&ServiceRole>,
+        newest: Option<&Operation>,
         fit: &Fitnesses,
         believes: impl FnOnce(SessionId) -> bool,
     ) -> Self {
@@ -127,8 +131,10 @@ impl Routes {
             Some(&one.instance) != holder && fit.get(&one.instance).is_some_and(|fit| fit.reads)
         };
         let reads = all.iter().filter(takes_reads).cloned().collect();
+        let former = role.and_then(|role| former(role, newest));
+        let former = all.iter().find(|one| Some(&one.instance) == former).cloned();
         let epoch = role.map_or(Epoch::NONE, |role| role.epoch);
-        Self { service: service.spec.name.clone(), epoch, at, write, reads, all }
+        Self { service: service.spec.name.clone(), epoch, at, write, former, reads, all }
     }
 
     /// Whether a router that has applied `other` need not be told of this.
@@ -148,6 +154,16 @@ fn endpoint(spec: &InstanceSpec, fit: &Fitnesses) -> Endpoint {
         lag_bytes: fit.map_or(0, |fit| fit.lag_bytes),
         weight: fit.map_or(100, Fitness::weight),
     }
+}
+
+/// The holder, once it is being fenced; the one before, until its change is over.
+fn former<'a>(role: &'a ServiceRole, newest: Option<&'a Operation>) -> Option<&'a InstanceName> {
+    let holder = role.holder.as_ref();
+    if role.fence.is_some() {
+        return holder;
+    }
+    let before = newest.filter(|row| !row.phase.is_over()).and_then(|row| row.from.as_ref());
+    before.filter(|before| Some(*before) != holder)
 }
 
 /// S8, for nodes: the only place that names who takes writes.

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::*;
 use crate::id::Nonce;
-use crate::role::{Armed, FenceKind, Lsn};
+use crate::role::{Armed, FenceKind, Loss, Lsn, Phase};
 use crate::spec::{Engine, Policy, ServiceSpec};
 use crate::state::role::row::{Fence, Promotion, RoleLease};
 use crate::state::service::Life;
@@ -68,6 +68,24 @@ fn fence(kind: FenceKind) -> Fence {
     }
 }
 
+/// pg2 has taken over from pg1, which is not back yet.
+fn repair() -> Operation {
+    Operation {
+        kind: FenceKind::Switchover { to: None },
+        by: "operator/a".into(),
+        reason: "a test".into(),
+        from: Some("pg1".parse().unwrap()),
+        to: Some("pg2".parse().unwrap()),
+        epoch: None,
+        out: None,
+        complete: None,
+        loss: Loss::default(),
+        phase: Phase::Repair,
+        history: Vec::new(),
+        approval: None,
+    }
+}
+
 fn fit() -> Fitnesses {
     let one = |reads, lag_bytes, check: &str| Fitness { reads, lag_bytes, check: check.into() };
     [
@@ -91,6 +109,9 @@ fn shown(routes: &Routes) -> String {
         Write::To(it) => format!("  write {}\n", one(it)),
         Write::Nobody(why) => format!("  write nobody: {why}\n"),
     };
+    if let Some(it) = &routes.former {
+        writeln!(text, "  former {}", it.instance).unwrap();
+    }
     for it in &routes.reads {
         writeln!(text, "  read {}", one(it)).unwrap();
     }
@@ -118,16 +139,18 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
         role.holder = Some("pg2".parse().unwrap());
         (role.promoted, role.routes_open) = (None, false);
     });
+    let second = with(&|role| role.holder = Some("pg2".parse().unwrap()));
     let lapsed = with(&|role| (role.lease, role.lapsed) = (None, Some(Armed::Armed)));
     let stranger = with(&|role| role.holder = Some("pg9".parse().unwrap()));
     let unheard = || Fitnesses::new();
-    let cases: [(&str, &Service, Option<ServiceRole>, Fitnesses, bool); 11] = [
+    let cases: [(&str, &Service, Option<ServiceRole>, Fitnesses, bool); 12] = [
         ("nobody ever", &quorum, None, unheard(), true),
         ("pg1 serves", &quorum, with(&|_| {}), fit(), true),
         ("and nothing was ever said of anybody", &quorum, with(&|_| {}), unheard(), true),
         ("a switchover is fenced", &quorum, closed(switchover), fit(), true),
         ("a failover is fenced", &quorum, closed(failover), fit(), true),
         ("pg2 is granted", &quorum, promoting, fit(), true),
+        ("pg2 serves", &quorum, second, fit(), true),
         ("the lease lapsed", &quorum, lapsed, fit(), true),
         ("a primary that is declared no more", &quorum, stranger, fit(), true),
         ("not believed, policy holds", &quorum, with(&|_| {}), fit(), false),
@@ -136,12 +159,19 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
     ];
     let mut text = String::new();
     for (what, service, role, fit, believed) in cases {
+        let operation = (what == "pg2 serves").then(repair);
         let asked = std::cell::Cell::new(None);
-        let routes =
-            Routes::of((Incarnation::default(), Revision(30)), service, role.as_ref(), &fit, |s| {
+        let routes = Routes::of(
+            (Incarnation::default(), Revision(30)),
+            service,
+            role.as_ref(),
+            operation.as_ref(),
+            &fit,
+            |s| {
                 asked.set(Some(s));
                 believed
-            });
+            },
+        );
         assert!(asked.get().is_none_or(|session| session == SessionId(5)), "{what}");
         writeln!(text, "{what}\n{}", shown(&routes)).unwrap();
         if let Write::Nobody(Closed::Unproven { holds }) = routes.write {
@@ -160,9 +190,9 @@ fn a_table_that_only_has_another_revision_says_the_same() {
     let service = service(Policy::default_for(Mode::Quorum));
     let at = |revision| {
         let at = (Incarnation::default(), Revision(revision));
-        Routes::of(at, &service, Some(&role()), &fit(), |_| true)
+        Routes::of(at, &service, Some(&role()), None, &fit(), |_| true)
     };
-    let masked = Routes::of(at(1).at, &service, Some(&role()), &fit(), |_| false);
+    let masked = Routes::of(at(1).at, &service, Some(&role()), None, &fit(), |_| false);
     assert!(at(1).says_the_same(&at(2)) && at(1) != at(2));
     assert!(!at(1).says_the_same(&masked));
 }

@@ -141,6 +141,7 @@ fn text(databases: &Databases, proxy: &Proxy) -> Result<String, DatabaseError> {
         read: proxy.read.to_string(),
         check_interval_ms: CHECK_MS,
         ask: haproxy::Ask::Http,
+        socket: None,
         max_sessions: SESSIONS,
         servers: servers.collect::<Result<_, DatabaseError>>()?,
     }))

@@ -11,7 +11,7 @@ use regent_core::id::{Incarnation, InstanceName, Revision, ServiceName, SessionI
 use regent_core::route::fitness::Judge;
 use regent_core::route::table::{Fitnesses, Routes};
 use regent_core::state::State;
-use regent_core::state::role::row::ServiceRole;
+use regent_core::state::role::row::{Operation, ServiceRole};
 use regent_core::state::service::Service;
 use regent_core::time::Reading;
 use regent_rpc::convert::status::{quota, rule, unavailable};
@@ -52,9 +52,21 @@ struct Followed {
     at: (Incarnation, Revision),
     service: Option<Arc<Service>>,
     role: Option<Arc<ServiceRole>>,
+    /// The newest operation.
+    newest: Option<(Revision, Arc<Operation>)>,
     /// Whether the session of the role's lease was believed live when the table was made.
     believed: Option<(SessionId, bool)>,
     sender: watch::Sender<Told>,
+}
+
+/// The service whose routes a change may change.
+fn of_routes(change: &Change) -> Option<&ServiceName> {
+    match change {
+        Change::Service(name, _) | Change::Role(name, _) | Change::Operation(name, _, _) => {
+            Some(name)
+        }
+        _ => None,
+    }
 }
 
 impl RouteHub {
@@ -111,7 +123,7 @@ impl RouteHub {
         }
         let mut inner = self.inner.lock();
         for change in &applied.changes {
-            let (Change::Service(name, _) | Change::Role(name, _)) = change else { continue };
+            let Some(name) = of_routes(change) else { continue };
             if let Change::Service(_, row) = change {
                 inner.declared(name, row.as_deref());
             }
@@ -121,9 +133,14 @@ impl RouteHub {
             match change {
                 Change::Service(_, row) => it.service.clone_from(row),
                 Change::Role(_, row) => it.role.clone_from(row),
+                Change::Operation(_, id, row) => it.operation(*id, row.as_ref()),
                 _ => {}
             }
-            it.make(name, fits, self.believes.as_ref());
+            // Made once, when all of the entry is in: nobody must see half of it.
+            let last = applied.changes.iter().rfind(|it| of_routes(it) == Some(name));
+            if last.is_some_and(|last| std::ptr::eq(last, change)) {
+                it.make(name, fits, self.believes.as_ref());
+            }
         }
     }
 
@@ -244,7 +261,8 @@ impl Followed {
     fn of(state: &State, name: &ServiceName) -> Self {
         let at = (state.incarnation(), state.revision());
         let sender = watch::Sender::new(None);
-        let mut it = Self { at, service: None, role: None, believed: None, sender };
+        let (service, role, newest, believed) = (None, None, None, None);
+        let mut it = Self { at, service, role, newest, believed, sender };
         it.take(state, name);
         it
     }
@@ -253,6 +271,20 @@ impl Followed {
         self.at = (state.incarnation(), state.revision());
         self.service = state.services().get(name).cloned();
         self.role = state.roles().get(name).cloned();
+        self.newest = self
+            .role
+            .as_ref()
+            .and_then(|role| role.operation)
+            .and_then(|id| Some((id, state.operations().get(&(name.clone(), id))?.clone())));
+    }
+
+    fn operation(&mut self, id: Revision, row: Option<&Arc<Operation>>) {
+        let newest = self.newest.as_ref().map(|(newest, _)| *newest);
+        match row {
+            Some(row) if newest <= Some(id) => self.newest = Some((id, row.clone())),
+            None if newest == Some(id) => self.newest = None,
+            Some(_) | None => {}
+        }
     }
 
     /// Makes the table anew, and tells followers if it says something else.
@@ -263,7 +295,8 @@ impl Followed {
         let none = Fitnesses::new();
         let fit = fits.of(name).unwrap_or(&none);
         let table = self.service.as_ref().map(|service| {
-            Arc::new(Routes::of(self.at, service, self.role.as_deref(), fit, |_| believed))
+            let newest = self.newest.as_ref().map(|(_, row)| row.as_ref());
+            Arc::new(Routes::of(self.at, service, self.role.as_deref(), newest, fit, |_| believed))
         });
         self.sender.send_if_modified(|told| {
             let same = match (told.as_ref(), table.as_ref()) {

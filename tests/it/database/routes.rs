@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::load::Load;
 use super::rig::Rig;
-use crate::cluster::until;
+use crate::cluster::{REGENT, until};
 
 /// What one node told a router, in its order.
 #[derive(Clone, Default)]
@@ -188,6 +188,7 @@ async fn exported_configurations_of_haproxy_follow_a_switchover_and_cut_old_sess
         primary = rig.redundant().await;
         assert_eq!(primary, next);
     }
+    told_at_once(&rig, primary).await;
     for (more, is_standby) in [(&[][..], "f"), (&["--reads"][..], "t")] {
         let mut args = vec!["routes", "export", SERVICE, "--format", "libpq"];
         args.extend(more);
@@ -201,5 +202,49 @@ async fn exported_configurations_of_haproxy_follow_a_switchover_and_cut_old_sess
             .unwrap();
         let said = String::from_utf8_lossy(&psql.stdout).trim().to_owned();
         assert_eq!(said, is_standby, "{}", String::from_utf8_lossy(&psql.stderr));
+    }
+}
+
+/// HAProxy that would look once in ten seconds is told in far less.
+async fn told_at_once(rig: &Rig, primary: usize) {
+    let socket = rig.cluster.scratch.path().join("haproxy.sock");
+    let socket = socket.to_str().unwrap();
+    let haproxy = Exported::start(rig, &["--check-interval-ms", "10000", "--socket", socket]);
+    let access = haproxy.access(rig);
+    let _sync = Synced(
+        Command::new(REGENT)
+            .args(["lab", "exec", "--as", "router", "--dir"])
+            .arg(rig.dir())
+            .args(["--", "haproxy-sync", SERVICE, "--socket", socket])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let (old, at) = access.writable_within(Pace::STEADY, 0, Duration::from_secs(10)).await.unwrap();
+    assert_eq!(at, primary);
+    until("it is told of", async || {
+        let shown = output(rig, &["routes", SERVICE, "-o", "json"]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        let routers = shown["routers"].as_array().unwrap();
+        routers.iter().any(|one| one["name"] == "haproxy-sync" && one["revision"] != 0)
+    })
+    .await;
+    let next = (primary + 1) % 3;
+    let (name, asked) = (rig.name(next).to_string(), Instant::now());
+    output(rig, &["switchover", SERVICE, "--to", &name, "--reason", "a test"]);
+    until("the old session is cut", async || old.client().is_closed()).await;
+    let open = access.writable_within(Pace::STEADY, 0, Duration::from_secs(8)).await;
+    assert_eq!(open.unwrap().1, next);
+    assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+    until("the switchover is done", async || rig.role().await.holder == name).await;
+    rig.redundant().await;
+}
+
+struct Synced(Child);
+
+impl Drop for Synced {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

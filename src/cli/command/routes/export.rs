@@ -35,6 +35,9 @@ pub struct Args {
     /// Ask by agent-check, which carries weights and reasons, with HTTP beside it (haproxy)
     #[arg(long)]
     pub agent_check: bool,
+    /// Unix socket through which it can be told of flips, see `haproxy-sync` (haproxy)
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<String>,
     /// Most sessions at once, over both ports (haproxy)
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sessions: u32,
@@ -69,6 +72,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
                 read: args.read,
                 check_interval_ms: args.check_interval_ms,
                 ask: if args.agent_check { haproxy::Ask::AgentCheck } else { haproxy::Ask::Http },
+                socket: args.socket,
                 max_sessions: args.max_sessions,
                 servers: servers.collect::<Outcome<_>>()?,
             })

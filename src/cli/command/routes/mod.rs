@@ -2,21 +2,18 @@
 //! for those who route.
 
 mod export;
-
-use std::time::Duration;
+pub mod follow;
 
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::routing_service_client::RoutingServiceClient;
 use serde_json::{Value, json};
 
+use self::follow::{Follower, Wanted};
 use super::Context;
 use crate::connect::Cluster;
 use crate::error::Outcome;
 use crate::render::table::Table;
 use crate::render::{json, text};
-
-/// A node that ends each watch at once must not be asked in a hot loop.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Options of `routes`.
 #[derive(Debug, clap::Args)]
@@ -67,7 +64,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     let client = v1::Locality { region: args.region, zone: args.zone, host };
     if args.watch {
         return tokio::select! {
-            result = watch(context, &cluster, &service, &client) => result,
+            result = watch(context, &cluster, service, client) => result,
             _ = tokio::signal::ctrl_c() => Ok(()),
         };
     }
@@ -108,35 +105,21 @@ async fn resolve(
         .await
 }
 
-/// Each message is the whole of it, so after a break the watch just begins anew elsewhere.
 async fn watch(
     context: &Context,
     cluster: &Cluster,
-    service: &str,
-    client: &v1::Locality,
+    service: String,
+    client: v1::Locality,
 ) -> Outcome {
-    let mut last = None;
+    let wanted = Wanted { service, client: Some(client), router: None };
+    let mut follower = Follower::new(cluster, wanted);
     loop {
-        let mut stream = cluster
-            .ask(&format!("watch the routes of {service:?}"), |channel| {
-                let (service, client) = (service.to_owned(), Some(client.clone()));
-                let request = v1::WatchRoutesRequest { service, client, router: String::new() };
-                async move { RoutingServiceClient::new(channel).watch(request).await }
-            })
-            .await?;
-        while let Ok(Some(message)) = stream.message().await {
-            let Some(routes) = message.routes else { continue };
-            if last.as_ref() != Some(&routes) {
-                let stamp = message.stamp;
-                context.out.value(
-                    || json!({ "stamp": json::stamp(&stamp), "routes": as_json(&routes) }),
-                    || one_line(&routes),
-                );
-                last = Some(routes);
-            }
-        }
-        cluster.prefer_next();
-        tokio::time::sleep(AGAIN_AFTER).await;
+        let (stamp, routes) = follower.next().await?;
+        let stamp = Some(stamp);
+        context.out.value(
+            || json!({ "stamp": json::stamp(&stamp), "routes": as_json(&routes) }),
+            || one_line(&routes),
+        );
     }
 }
 
