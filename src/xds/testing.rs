@@ -1,5 +1,9 @@
 //! What tests are made of: routes, endpoints and clients.
 
+use std::collections::HashMap;
+
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::google::protobuf::{Struct, Value, value::Kind as Is};
 use regent_core::id::{Epoch, Incarnation, Locality, Revision};
 use regent_core::route::table::{Endpoint, Routes, Write};
 
@@ -50,4 +54,27 @@ pub fn envoy(names: &[&str]) -> Client {
     let listens = names.iter().enumerate();
     let listens = listens.map(|(at, text)| (name(text), ([127, 0, 0, 1], port(at)).into()));
     Client { flavour: Flavour::Envoy, listens: listens.collect(), ..Client::default() }
+}
+
+/// What that Envoy says of itself.
+pub fn envoy_node(names: &[&str]) -> Node {
+    let mut services: HashMap<String, Value> = HashMap::new();
+    for (name, address) in envoy(names).listens {
+        let service = services.entry(name.service.to_string()).or_insert_with(|| map([]));
+        if let Some(Is::StructValue(sides)) = &mut service.kind {
+            let address = Value { kind: Some(Is::StringValue(address.to_string())) };
+            sides.fields.insert(name.side.as_str().into(), address);
+        }
+    }
+    let services = map(services);
+    let regent = map([("services".to_owned(), services)]);
+    Node {
+        user_agent_name: "envoy".into(),
+        metadata: Some(Struct { fields: [("regent".to_owned(), regent)].into() }),
+        ..Node::default()
+    }
+}
+
+fn map(fields: impl IntoIterator<Item = (String, Value)>) -> Value {
+    Value { kind: Some(Is::StructValue(Struct { fields: fields.into_iter().collect() })) }
 }

@@ -43,11 +43,11 @@ impl Protocol for StateOfTheWorld {
         ask: Self::Ask,
     ) -> Result<(), Refusal> {
         bounded(ask.resource_names.iter())?;
+        feed.nameless &= ask.resource_names.is_empty();
         if turn == Turn::Stale {
             // The answer to the last response is still to come, and names all that is wanted then.
             return Ok(());
         }
-        feed.nameless &= ask.resource_names.is_empty();
         let mut names: BTreeSet<String> = ask.resource_names.into_iter().collect();
         let wildcard = names.remove("*") || feed.nameless;
         if names != feed.explicit {
