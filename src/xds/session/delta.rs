@@ -71,6 +71,10 @@ impl Protocol for Incremental {
         }
         feed.set_wildcard((feed.wildcard || all) && !none && feed.kind.is_whole(), client);
         feed.forget_uncovered(client);
+        if !first && feed.owed {
+            // What was on its way while it was not subscribed to is taken back by name.
+            feed.forced.extend(feed.touched.iter().cloned());
+        }
         if first {
             for (name, version) in ask.initial_resource_versions {
                 // With everything subscribed to, what is not there any more is to be taken back.
