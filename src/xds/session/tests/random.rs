@@ -179,6 +179,7 @@ impl Form for super::super::delta::Incremental {
     fn again(kind: Kind, kept: &mut Kept) -> Self::Ask {
         let (names, all) = (std::mem::take(&mut kept.names), std::mem::take(&mut kept.all));
         kept.nonce.clear();
+        kept.asked = false;
         let had = kept.cache.iter().map(|(name, (version, _))| (name.clone(), version.clone()));
         let initial_resource_versions = had.collect();
         ads::DeltaDiscoveryRequest {
