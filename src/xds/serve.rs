@@ -86,13 +86,14 @@ impl<S: Source> AggregatedDiscoveryService for Ads<S> {
     }
 }
 
-fn open<S: Source, P: Protocol>(
+fn open<S, P>(
     source: &S,
     session: Session<P>,
     request: Request<Streaming<P::Ask>>,
 ) -> Result<Response<Answers<P::Answer>>, Status>
 where
-    P: 'static,
+    S: Source,
+    P: Protocol + 'static,
     P::Ask: Send + 'static,
     P::Answer: Send + 'static,
 {

@@ -14,10 +14,12 @@ use tonic::transport::{Channel, Server};
 const EDS: Kind = Kind::Endpoints;
 const PATIENCE: Duration = Duration::from_secs(20);
 
+type Sender = watch::Sender<Option<Arc<Routes>>>;
+
 /// A node with the services `s` and `t`.
 #[derive(Clone)]
 struct Here {
-    senders: Arc<Mutex<BTreeMap<ServiceName, watch::Sender<Option<Arc<Routes>>>>>>,
+    senders: Arc<Mutex<BTreeMap<ServiceName, Sender>>>,
     notes: mpsc::UnboundedSender<(String, Note)>,
 }
 

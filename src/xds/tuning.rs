@@ -24,7 +24,7 @@ impl Check {
     /// Of the cluster of a side.
     pub const fn of(side: Side) -> Self {
         match side {
-            // Sessions to an old primary are cut after one interval: a fenced agent says so at once.
+            // Sessions to an old primary are cut after one interval: its agent says no at once.
             Side::Write => Self {
                 path: "/primary",
                 interval: Duration::from_millis(100),

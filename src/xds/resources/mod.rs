@@ -51,7 +51,7 @@ impl Resource {
     }
 }
 
-/// A resource that stands as long as its service does: all but endpoints, which [`endpoints`] gives.
+/// A resource that stands as long as its service does; endpoints are made by [`endpoints`].
 /// `None`: this client has none of this name.
 pub fn lasting(kind: Kind, name: &Name, client: &Client) -> Option<Resource> {
     match kind {

@@ -2,7 +2,7 @@
 //!
 //! The generated ones keep metadata in hash maps: their order, so their bytes and the version that
 //! is a hash of them, would differ from node to node. On the wire a map is a list of entries, and
-//! here it is one. Only the fields that are used; `tests` reads them back as the generated messages.
+//! here it is one. Only the fields that are used; tests read them back as the generated messages.
 
 use envoy_types::pb::envoy::config::core::v3::Locality;
 use envoy_types::pb::envoy::config::endpoint::v3::Endpoint;

@@ -19,8 +19,8 @@ pub(super) enum Content {
     Absent,
     /// It is this one.
     Is(Arc<Resource>),
-    /// It was this one, and this node cannot say whether it still is: right for whom it was said to,
-    /// nothing to begin with.
+    /// It was this one, and this node cannot say whether it still is: right for whom it was said
+    /// to, nothing to begin with.
     Was(Arc<Resource>),
 }
 

@@ -44,8 +44,9 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         (0_u8..3, any::<bool>()).prop_map(|(who, new)| Fate::Primary(who, new)),
     ];
     let wants = prop::collection::vec(any::<bool>(), NAMES.len());
+    let want = (kind, wants, prop::bool::weighted(0.3));
     let op = prop_oneof![
-        4 => (kind, wants, prop::bool::weighted(0.3)).prop_map(|(kind, names, all)| Op::Want(kind, names, all)),
+        4 => want.prop_map(|(kind, names, all)| Op::Want(kind, names, all)),
         4 => (0..SERVICES.len(), fate).prop_map(|(service, fate)| Op::Change(service, fate)),
         6 => prop::bool::weighted(0.2).prop_map(Op::Read),
         1 => Just(Op::Reconnect),
