@@ -56,6 +56,9 @@ pub const fn panic_threshold(side: Side) -> f64 {
 
 /// Envoy gives up connecting to an instance after this.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Envoy gathers what its checks find for so long before it acts on it; not at all. Its default of
+/// a second would keep every new primary without sessions for that second.
+pub const UPDATE_MERGE_WINDOW: Duration = Duration::ZERO;
 /// Envoy closes a session without traffic after this: pools keep theirs over a quiet night.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Sessions to a host that failed its checks are closed; drained they would never end.

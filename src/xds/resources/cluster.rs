@@ -8,7 +8,8 @@ use super::{Resource, here, lasts, number};
 use crate::client::{Client, Flavour};
 use crate::names::{Kind, Name, Side};
 use crate::tuning::{
-    CLOSE_ON_FAILED_CHECK, CONNECT_TIMEOUT, Check, IGNORE_HEALTH_ON_REMOVAL, panic_threshold,
+    CLOSE_ON_FAILED_CHECK, CONNECT_TIMEOUT, Check, IGNORE_HEALTH_ON_REMOVAL, UPDATE_MERGE_WINDOW,
+    panic_threshold,
 };
 
 /// The cluster; its endpoints come on the same stream.
@@ -31,6 +32,7 @@ pub(super) fn cluster(name: &Name, client: &Client) -> Resource {
             connect_timeout: Some(lasts(CONNECT_TIMEOUT)),
             common_lb_config: Some(cds::cluster::CommonLbConfig {
                 healthy_panic_threshold: Some(Percent { value: panic_threshold(name.side) }),
+                update_merge_window: Some(lasts(UPDATE_MERGE_WINDOW)),
                 ..Default::default()
             }),
             health_checks: vec![check(name.side)],

@@ -133,7 +133,9 @@ fn an_envoy_checks_writes_hard_and_reads_softly() {
     for (name, panic, path, interval_ms, unhealthy) in cases {
         let cluster: Cluster = sent(Kind::Cluster, name, &client);
         assert_eq!(cluster.connect_timeout, Some(lasts(Duration::from_secs(1))));
-        let threshold = cluster.common_lb_config.and_then(|lb| lb.healthy_panic_threshold);
+        let lb = cluster.common_lb_config.expect("it has one");
+        assert_eq!(lb.update_merge_window, Some(lasts(Duration::ZERO)), "a new primary at once");
+        let threshold = lb.healthy_panic_threshold;
         assert_eq!(threshold.map(|percent| percent.value), Some(panic));
         assert!(cluster.close_connections_on_host_health_failure);
         assert!(cluster.ignore_health_on_host_removal);
