@@ -10,11 +10,13 @@ use crate::names::Side;
 pub struct Check {
     /// Asked of the agent.
     pub path: &'static str,
-    /// Between two checks, in whatever state the host is.
+    /// Between two checks of a host that is healthy, or changes its state.
     pub interval: Duration,
+    /// Between two checks of a host that is not.
+    pub unhealthy_interval: Duration,
     /// A check without an answer failed.
     pub timeout: Duration,
-    /// So many failed checks in a row take a host out.
+    /// So many checks without an answer take a host out; an answer that says no does at once.
     pub unhealthy_threshold: u32,
     /// So many good ones bring it back.
     pub healthy_threshold: u32,
@@ -28,15 +30,17 @@ impl Check {
             Side::Write => Self {
                 path: "/primary",
                 interval: Duration::from_millis(100),
+                unhealthy_interval: Duration::from_millis(100),
                 timeout: Duration::from_millis(300),
                 unhealthy_threshold: 1,
                 healthy_threshold: 1,
             },
-            // A read that goes astray does no harm: two failed checks, so that one lost packet does
+            // A read that goes astray does no harm: two checks in a row, so that a lost packet does
             // not cut a report that ran for an hour.
             Side::Read => Self {
                 path: "/replica",
                 interval: Duration::from_millis(500),
+                unhealthy_interval: Duration::from_millis(500),
                 timeout: Duration::from_millis(300),
                 unhealthy_threshold: 2,
                 healthy_threshold: 1,
@@ -63,6 +67,9 @@ pub const UPDATE_MERGE_WINDOW: Duration = Duration::ZERO;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Sessions to a host that failed its checks are closed; drained they would never end.
 pub const CLOSE_ON_FAILED_CHECK: bool = true;
+/// An Envoy is told of all instances for writes, all but the primary as unhealthy: it goes on asking
+/// an old primary's agent, and cuts the sessions there when that says no. Without this they stay.
+pub const LIST_CLOSED: bool = true;
 /// A host that EDS leaves out is gone at once, not when its checks fail.
 pub const IGNORE_HEALTH_ON_REMOVAL: bool = true;
 

@@ -54,7 +54,7 @@ fn check(side: Side) -> base::HealthCheck {
         // Envoy's default without traffic is a minute, in which a fence would not be noticed.
         interval,
         no_traffic_interval: interval,
-        unhealthy_interval: interval,
+        unhealthy_interval: Some(lasts(check.unhealthy_interval)),
         unhealthy_edge_interval: interval,
         healthy_edge_interval: interval,
         unhealthy_threshold: Some(number(check.unhealthy_threshold)),

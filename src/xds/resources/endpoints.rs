@@ -18,7 +18,7 @@ use super::wire::{Assignment, Group, Host, metadata};
 use super::{Resource, number, socket};
 use crate::client::{Client, Flavour};
 use crate::names::{Kind, Name, Side};
-use crate::tuning::MAX_WEIGHT;
+use crate::tuning::{LIST_CLOSED, MAX_WEIGHT};
 
 /// The endpoints of one side of a service.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,17 +44,16 @@ pub struct Unroutable {
 
 /// The endpoints of `side`, as `client` should see them.
 pub fn endpoints(routes: &Routes, side: Side, client: &Client) -> Assigned {
-    let tiers: Vec<Vec<&Endpoint>> = match side {
+    let tiers = match side {
         Side::Read => {
-            near::reads(routes, &client.locality).into_iter().map(|tier| tier.endpoints).collect()
+            let tiers = near::reads(routes, &client.locality).into_iter();
+            let takes_reads = |one| Listed { one, open: true };
+            tiers.map(|tier| tier.endpoints.into_iter().map(takes_reads).collect()).collect()
         }
-        Side::Write => match &routes.write {
-            Write::To(primary) => vec![vec![primary]],
-            Write::Nobody(Closed::Unproven { holds: true }) => {
-                return Assigned { resource: None, unroutable: Vec::new() };
-            }
-            Write::Nobody(_) => Vec::new(),
-        },
+        Side::Write if routes.write == Write::Nobody(Closed::Unproven { holds: true }) => {
+            return Assigned { resource: None, unroutable: Vec::new() };
+        }
+        Side::Write => vec![writes(routes, client.flavour)],
     };
     let mut addresses = Addresses::default();
     let mut groups = Vec::new();
@@ -71,19 +70,39 @@ pub fn endpoints(routes: &Routes, side: Side, client: &Client) -> Assigned {
     Assigned { resource: Some(resource), unroutable: addresses.unroutable }
 }
 
+/// An endpoint that is said to a client.
+struct Listed<'a> {
+    one: &'a Endpoint,
+    /// Whether it takes sessions.
+    open: bool,
+}
+
+/// The primary, if there is one. To an Envoy also all others, closed: with a host that is left out
+/// Envoy keeps its open sessions, but one that it knows and checks it cuts off once its agent says
+/// that it is no primary.
+fn writes(routes: &Routes, flavour: Flavour) -> Vec<Listed<'_>> {
+    let primary = routes.write.primary();
+    let closed = routes.all.iter().filter(|_| flavour == Flavour::Envoy && LIST_CLOSED);
+    let closed = closed.filter(|one| primary.is_none_or(|it| it.instance != one.instance));
+    // It comes first: if two have one address, it is the primary's.
+    let primary = primary.into_iter().map(|one| Listed { one, open: true });
+    primary.chain(closed.map(|one| Listed { one, open: false })).collect()
+}
+
 /// The endpoints of one priority, by locality. The weight of a locality is that of its endpoints
 /// together, so that each gets the same share wherever it is.
 fn in_groups(
-    tier: Vec<&Endpoint>,
+    tier: Vec<Listed<'_>>,
     priority: u32,
     epoch: Epoch,
     flavour: Flavour,
     addresses: &mut Addresses,
 ) -> Vec<Group> {
     let mut by_place: BTreeMap<Locality, Vec<Host>> = BTreeMap::new();
-    for one in tier {
-        let Some(address) = addresses.take(one) else { continue };
-        by_place.entry(place(&one.locality)).or_default().push(host(one, address, epoch, flavour));
+    for listed in tier {
+        let Some(address) = addresses.take(listed.one) else { continue };
+        let place = by_place.entry(place(&listed.one.locality)).or_default();
+        place.push(host(&listed, address, epoch, flavour));
     }
     let group = |(locality, lb_endpoints): (Locality, Vec<Host>)| {
         let weights = lb_endpoints.iter().filter_map(|host| host.load_balancing_weight);
@@ -99,7 +118,8 @@ fn in_groups(
     by_place.into_iter().map(group).collect()
 }
 
-fn host(one: &Endpoint, address: SocketAddr, epoch: Epoch, flavour: Flavour) -> Host {
+fn host(listed: &Listed<'_>, address: SocketAddr, epoch: Epoch, flavour: Flavour) -> Host {
+    let Listed { one, open } = listed;
     let health_check_config = match flavour {
         Flavour::Envoy => Some(check(&one.check)),
         Flavour::Grpc => None,
@@ -107,10 +127,16 @@ fn host(one: &Endpoint, address: SocketAddr, epoch: Epoch, flavour: Flavour) -> 
     let endpoint =
         eds::Endpoint { address: Some(socket(address)), health_check_config, ..Default::default() };
     let said = [("epoch", epoch.to_string()), ("instance", one.instance.to_string())];
+    let (health, weight) = match open {
+        true => (base::HealthStatus::Unknown, one.weight.clamp(1, MAX_WEIGHT)),
+        // Its weight follows its lag, which is nobody's business here.
+        false => (base::HealthStatus::Unhealthy, MAX_WEIGHT),
+    };
     Host {
         endpoint: Some(endpoint),
+        health_status: health as i32,
         metadata: Some(metadata("regent", said)),
-        load_balancing_weight: Some(number(one.weight.clamp(1, MAX_WEIGHT))),
+        load_balancing_weight: Some(number(weight)),
     }
 }
 

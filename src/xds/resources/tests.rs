@@ -64,6 +64,8 @@ fn told(assignment: &eds::ClusterLoadAssignment) -> String {
                 Some(Is::StringValue(text)) => text.clone(),
                 other => panic!("{other:?}"),
             };
+            let closed = host.health_status == base::HealthStatus::Unhealthy as i32;
+            line += if closed { " closed" } else { "" };
             line += &format!(
                 " {}={}@{} w{weight}",
                 field("instance"),
@@ -171,6 +173,24 @@ fn writes_go_to_one_endpoint_at_the_first_priority_or_to_none() {
         let table = routes("s", 173, Write::Nobody(closed));
         assert_eq!(assigned(&table, Side::Write, &client()).endpoints, [], "{closed:?}");
     }
+}
+
+#[test]
+fn an_envoy_is_told_who_takes_no_writes_so_that_it_cuts_who_is_still_there() {
+    let client = envoy(&["s.write"]);
+    let mut table = routes("s", 173, to("b", 2));
+    let mut lagging = one("a", 1, at("eu", "a"));
+    (lagging.weight, lagging.lag_bytes) = (10, 1 << 22);
+    table.all = vec![lagging, one("b", 2, at("eu", "a")), one("twin", 2, at("us", "a"))];
+    let wanted = "0 eu/a/ w200: b=10.0.0.2:5432@1.173 w100 unchecked \
+        closed a=10.0.0.1:5432@1.173 w100 unchecked";
+    assert_eq!(told(&assigned(&table, Side::Write, &client)), wanted);
+    assert_eq!(endpoints(&table, Side::Write, &client).unroutable.len(), 1, "the twin");
+    table.write = Write::Nobody(Closed::Lapsed);
+    let closed = told(&assigned(&table, Side::Write, &client));
+    assert_eq!(closed.matches("closed").count(), 2, "{closed}");
+    let plain = Client { flavour: Flavour::Grpc, ..client };
+    assert_eq!(told(&assigned(&table, Side::Write, &plain)), "");
 }
 
 #[test]

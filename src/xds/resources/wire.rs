@@ -36,6 +36,8 @@ pub(super) struct Group {
 pub(super) struct Host {
     #[prost(message, optional, tag = "1")]
     pub endpoint: Option<Endpoint>,
+    #[prost(int32, tag = "2")]
+    pub health_status: i32,
     #[prost(message, optional, tag = "3")]
     pub metadata: Option<Map>,
     #[prost(message, optional, tag = "4")]

@@ -4,7 +4,7 @@
 use super::*;
 use crate::names::Name;
 use crate::resources::{endpoints, lasting};
-use crate::testing::envoy_node;
+use crate::testing::{envoy_node, one};
 use envoy_types::pb::envoy::service::discovery::v3 as ads;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -269,7 +269,10 @@ impl<P: Form> World<P> {
             Fate::Fenced => Some(Write::Nobody(Closed::Fenced { kind: "failover" })),
             Fate::Held => Some(Write::Nobody(HOLDS)),
         };
-        let routes = write.map(|write| Arc::new(routes(name, self.epoch, write)));
+        let all = (0..3).map(|who| one(&format!("i{who}"), who, Default::default()));
+        let all: Vec<_> = all.collect();
+        let routes = write.map(|write| Routes { all, ..routes(name, self.epoch, write) });
+        let routes = routes.map(Arc::new);
         self.truth.insert(service(name), routes.clone());
         let output = self.session.told([(service(name), routes)]);
         if !self.followed.contains(&service(name)) {
