@@ -25,6 +25,7 @@ use tonic::transport::Server;
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::peers::{MAX_MESSAGE_BYTES, WINDOW_BYTES};
+use crate::rpc::ads::AdsSource;
 use crate::rpc::agent::AgentHandler;
 use crate::rpc::audit::AuditHandler;
 use crate::rpc::calls::Calls;
@@ -112,6 +113,7 @@ pub async fn serve(
     let routing = RoutingServiceServer::new(RoutingHandler(shell.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let ads = regent_xds::serve::service(AdsSource(shell.clone()));
     // Anybody may connect to these two, so their requests are bounded in the handler as well: what
     // comes from a certificate that is no node's is refused before its body is looked at.
     let raft = RaftServiceServer::new(RaftHandler(shell.clone()))
@@ -137,6 +139,7 @@ pub async fn serve(
         .add_service(Calls::of(agent, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(operation, Pace::Rare, shell.metrics.clone()))
         .add_service(Calls::of(routing, Pace::Rare, shell.metrics.clone()))
+        .add_service(Calls::of(ads, Pace::Rare, shell.metrics.clone()))
         .add_service(health)
         .add_service(reflection)
         .serve_with_incoming_shutdown(incoming, async move {

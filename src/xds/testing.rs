@@ -37,6 +37,7 @@ pub fn routes(service: &str, epoch: u64, write: Write) -> Routes {
         epoch: Epoch { incarnation: 1, revision: Revision(epoch) },
         at: (Incarnation::default(), Revision(epoch)),
         write,
+        former: None,
         reads: Vec::new(),
         all: Vec::new(),
     }

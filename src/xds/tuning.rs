@@ -26,19 +26,21 @@ impl Check {
     /// Of the cluster of a side.
     pub const fn of(side: Side) -> Self {
         match side {
-            // Sessions to an old primary are cut after one interval: its agent says no at once.
+            // Sessions to an old primary are cut after one interval: its agent says no at once. An
+            // agent that is restarted within two looks cuts nothing.
             Side::Write => Self {
                 path: "/primary",
                 interval: Duration::from_millis(100),
-                unhealthy_interval: Duration::from_millis(100),
+                unhealthy_interval: Duration::from_millis(50),
                 timeout: Duration::from_millis(300),
-                unhealthy_threshold: 1,
+                unhealthy_threshold: 3,
                 healthy_threshold: 1,
             },
             // A read that goes astray does no harm: two checks in a row, so that a lost packet does
             // not cut a report that ran for an hour.
             Side::Read => Self {
-                path: "/replica",
+                // The primary is the last tier.
+                path: "/read-only",
                 interval: Duration::from_millis(500),
                 unhealthy_interval: Duration::from_millis(500),
                 timeout: Duration::from_millis(300),
@@ -67,10 +69,8 @@ pub const UPDATE_MERGE_WINDOW: Duration = Duration::ZERO;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Sessions to a host that failed its checks are closed; drained they would never end.
 pub const CLOSE_ON_FAILED_CHECK: bool = true;
-/// An Envoy is told of all instances for writes, all but the primary as unhealthy: it goes on asking
-/// an old primary's agent, and cuts the sessions there when that says no. Without this they stay.
-pub const LIST_CLOSED: bool = true;
-/// A host that EDS leaves out is gone at once, not when its checks fail.
+/// A host that EDS leaves out is gone at once, not when its checks fail: one whose agent errs would
+/// go on being sent sessions.
 pub const IGNORE_HEALTH_ON_REMOVAL: bool = true;
 
 /// The greatest weight of an endpoint, in percent of one that is up to date.

@@ -107,6 +107,13 @@ impl Following {
         }
     }
 
+    /// It calls itself so.
+    pub fn named(&self, name: &str) {
+        if let Some(row) = self.routers.inner.lock().rows.get_mut(&self.key) {
+            name.clone_into(&mut row.name);
+        }
+    }
+
     /// It refused what it was sent.
     pub fn refused(&self, why: String) {
         if let Some(row) = self.routers.inner.lock().rows.get_mut(&self.key) {

@@ -1,6 +1,7 @@
 //! The gRPC services of a node, one file each. A handler authorizes, converts, proposes or reads,
 //! and answers; it decides nothing.
 
+pub mod ads;
 pub mod agent;
 pub mod audit;
 pub mod calls;

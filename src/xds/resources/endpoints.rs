@@ -18,7 +18,7 @@ use super::wire::{Assignment, Group, Host, metadata};
 use super::{Resource, number, socket};
 use crate::client::{Client, Flavour};
 use crate::names::{Kind, Name, Side};
-use crate::tuning::{LIST_CLOSED, MAX_WEIGHT};
+use crate::tuning::MAX_WEIGHT;
 
 /// The endpoints of one side of a service.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,13 +77,13 @@ struct Listed<'a> {
     open: bool,
 }
 
-/// The primary, if there is one. To an Envoy also all others, closed: with a host that is left out
-/// Envoy keeps its open sessions, but one that it knows and checks it cuts off once its agent says
-/// that it is no primary.
+/// The primary, if there is one. To an Envoy also the one before, closed, until its change is over:
+/// with a host that is left out Envoy keeps its open sessions, but one that it knows and checks it
+/// cuts off once its agent says that it is no primary. Not all others: a host that is new is checked
+/// at once, one that was known only at its next turn.
 fn writes(routes: &Routes, flavour: Flavour) -> Vec<Listed<'_>> {
     let primary = routes.write.primary();
-    let closed = routes.all.iter().filter(|_| flavour == Flavour::Envoy && LIST_CLOSED);
-    let closed = closed.filter(|one| primary.is_none_or(|it| it.instance != one.instance));
+    let closed = routes.former.iter().filter(|_| flavour == Flavour::Envoy);
     // It comes first: if two have one address, it is the primary's.
     let primary = primary.into_iter().map(|one| Listed { one, open: true });
     primary.chain(closed.map(|one| Listed { one, open: false })).collect()
