@@ -299,6 +299,11 @@ impl Dialer {
         Ok(Self { tls, options: ChannelOptions::default() })
     }
 
+    /// Trust domain of the cluster.
+    pub fn trust(&self) -> String {
+        self.tls.trust()
+    }
+
     /// A new connection to one node, dialled when it is first used.
     ///
     /// # Errors

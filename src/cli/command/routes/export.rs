@@ -5,6 +5,7 @@ use regent_rpc::convert::common::{instance_name, service_name};
 use regent_rpc::pb::v1;
 use serde_json::json;
 
+use super::bootstrap::{Listens, envoy};
 use super::{Context, resolve};
 use crate::connect::Cluster;
 use crate::error::{CliError, Context as _, Outcome};
@@ -14,6 +15,7 @@ use crate::error::{CliError, Context as _, Outcome};
 #[command(after_help = "\
 Examples:
   regent routes export orders --format haproxy --write 127.0.0.1:6432 --read 127.0.0.1:6433
+  regent routes export orders --format envoy --write 0.0.0.0:6432 > envoy.json
   regent routes export orders --format libpq
   psql \"$(regent routes export orders --format libpq) dbname=app\"
 ")]
@@ -23,10 +25,10 @@ pub struct Args {
     /// What it is for
     #[arg(long, value_enum)]
     pub format: Format,
-    /// Where clients write (haproxy)
+    /// Where clients write (haproxy, envoy)
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:6432")]
     pub write: String,
-    /// Where clients read (haproxy)
+    /// Where clients read (haproxy, envoy)
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:6433")]
     pub read: String,
     /// How often an agent is asked (haproxy), in milliseconds
@@ -44,6 +46,9 @@ pub struct Args {
     /// Port of an agent that has not said where it answers
     #[arg(long, value_name = "PORT")]
     pub check_port: Option<u16>,
+    /// What it calls itself in `regent routes` (envoy)
+    #[arg(long, value_name = "NAME", default_value = "envoy")]
+    pub id: String,
     /// For sessions that read (libpq)
     #[arg(long)]
     pub reads: bool,
@@ -54,6 +59,9 @@ pub struct Args {
 pub enum Format {
     /// A whole configuration of HAProxy
     Haproxy,
+    /// What Envoy is started with, with the certificate that this verb is run with: it should be a
+    /// router's
+    Envoy,
     /// A connection string of libpq that names every instance
     Libpq,
 }
@@ -61,6 +69,12 @@ pub enum Format {
 /// Runs it.
 pub async fn run(context: &Context, args: Args) -> Outcome {
     let cluster = Cluster::open(&context.globals)?;
+    if args.format == Format::Envoy {
+        let Args { service, write, read, .. } = &args;
+        let bootstrap = envoy(cluster.settings(), &args.id, &Listens { service, write, read })?;
+        context.out.value(|| bootstrap.clone(), || format!("{bootstrap:#}"));
+        return Ok(());
+    }
     let answer = resolve(&cluster, &args.service, None).await?;
     let instances = answer.routes.unwrap_or_default().instances;
     let text = match args.format {
@@ -77,7 +91,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
                 servers: servers.collect::<Outcome<_>>()?,
             })
         }
-        Format::Libpq => {
+        Format::Envoy | Format::Libpq => {
             // Nobody but its clients asks an instance here.
             let servers = instances.iter().map(|one| server(one, Some(1)));
             let want = if args.reads { libpq::Want::Read } else { libpq::Want::Write };

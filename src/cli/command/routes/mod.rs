@@ -1,6 +1,7 @@
 //! `regent routes`: where clients of a service are sent, who has applied that, and configurations
 //! for those who route.
 
+mod bootstrap;
 mod export;
 pub mod follow;
 
