@@ -3,6 +3,9 @@
 //! Everything that a client would refuse the whole answer for is ruled out here: gRPC's clients
 //! demand a locality on every group, each one once per priority, no weight of zero, no address
 //! twice and no gap between priorities; Envoy demands IP addresses.
+//!
+//! Who takes writes is one endpoint or none. Nothing is ever below it in priority, for a router would
+//! fall back to that.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

@@ -77,7 +77,7 @@ impl Protocol for StateOfTheWorld {
 /// All that is subscribed to, if any of it changed.
 fn whole(stream: &mut Stream, kind: Kind) -> Option<ads::DiscoveryResponse> {
     let names = stream.feeds[kind as usize].wanted(&stream.client);
-    let (mut said, mut resources) = (BTreeMap::new(), Vec::new());
+    let (mut said, mut resources, mut errors) = (BTreeMap::new(), Vec::new(), Vec::new());
     for name in names {
         let word = match stream.table.content(kind, &name, &stream.client) {
             // An answer without it would delete it.
@@ -89,6 +89,10 @@ fn whole(stream: &mut Stream, kind: Kind) -> Option<ads::DiscoveryResponse> {
                 word
             }
         };
+        // Of what it never had, a client does not see that it is left out.
+        if word == Said::Absent && stream.feed(kind).explicit.contains(&name) {
+            errors.push(not_found(name.clone()));
+        }
         said.insert(name, word);
     }
     let feed = stream.feed(kind);
@@ -102,7 +106,7 @@ fn whole(stream: &mut Stream, kind: Kind) -> Option<ads::DiscoveryResponse> {
     if kind == Kind::Cluster {
         stream.say_endpoints_again(resources.iter().map(|one| one.name.to_string()));
     }
-    Some(respond(stream, kind, &resources, Vec::new()))
+    Some(respond(stream, kind, &resources, errors))
 }
 
 /// What changed. That a resource does not exist can only be said as an error.

@@ -197,13 +197,13 @@ fn endpoints_are_said_again_after_each_answer_with_their_cluster() {
 fn what_does_not_exist_is_answered_at_once_and_sent_when_it_does() {
     let mut peer = Peer::default();
     assert_eq!(peer.ask(LDS, &["s.write", "nonsense"]), "follow s");
-    assert_eq!(peer.tell(None), "lds:");
+    assert_eq!(peer.tell(None), "lds: -nonsense -s.write");
     assert_eq!(peer.ask(LDS, &["s.write", "nonsense"]), "applied lds");
     assert_eq!(peer.ask(EDS, &["s.write", "nonsense"]), "eds: -nonsense -s.write");
     assert_eq!(peer.ask(EDS, &["s.write", "nonsense"]), "applied eds");
-    assert_eq!(peer.tell(primary("a", 7)), "eds: s.write=a\nlds: s.write");
+    assert_eq!(peer.tell(primary("a", 7)), "eds: s.write=a\nlds: s.write -nonsense");
     peer.ask(LDS, &["s.write", "nonsense"]);
-    assert_eq!(peer.tell(None), "lds:\neds: -s.write");
+    assert_eq!(peer.tell(None), "lds: -nonsense -s.write\neds: -s.write");
 }
 
 #[test]
@@ -217,7 +217,7 @@ fn new_things_come_before_what_refers_to_them_and_old_things_go_after() {
     for kind in Kind::MAKE {
         peer.ask(kind, &["s.write"]);
     }
-    assert_eq!(peer.tell(None), "lds:\nrds: -s.write\ncds:\neds: -s.write");
+    assert_eq!(peer.tell(None), "lds: -s.write\nrds: -s.write\ncds: -s.write\neds: -s.write");
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn newer_content_of_a_kind_waits_for_the_ack_and_replaces_what_waits() {
     assert_eq!(peer.tell(None), "");
     assert_eq!(peer.tell(primary("a", 7)), "");
     assert_eq!(peer.tell(None), "");
-    assert_eq!(peer.ask(CDS, &["s.write"]), "cds:\napplied cds");
+    assert_eq!(peer.ask(CDS, &["s.write"]), "cds: -s.write\napplied cds");
     assert_eq!(peer.tell(primary("a", 7)), "");
     assert_eq!(
         peer.nack(CDS, &["s.write"]),
