@@ -153,8 +153,14 @@ impl Cluster {
 
     /// Runs a verb as a user would, with the lab's admin identity.
     pub fn verb(&self, args: &[&str]) -> Output {
+        self.verb_as("admin", args)
+    }
+
+    /// The same with another of the lab's identities.
+    pub fn verb_as(&self, identity: &str, args: &[&str]) -> Output {
         let dir = self.lab.dir.to_str().unwrap();
-        Command::new(REGENT).args(["lab", "exec", "--dir", dir, "--"]).args(args).output().unwrap()
+        let as_whom = ["lab", "exec", "--as", identity, "--dir", dir, "--"];
+        Command::new(REGENT).args(as_whom).args(args).output().unwrap()
     }
 
     /// The same, which must succeed; returns what it printed as JSON.

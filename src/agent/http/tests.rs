@@ -1,3 +1,4 @@
+//! The port for health checks over real connections.
 #![allow(clippy::unwrap_used)]
 use regent_core::agent::Naming;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

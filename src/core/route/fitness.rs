@@ -141,5 +141,5 @@ fn rounded(bytes: u64) -> u64 {
 }
 
 #[cfg(test)]
-#[path = "fitness_tests.rs"]
+#[path = "tests/fitness.rs"]
 mod tests;

@@ -113,8 +113,9 @@ impl Write {
 }
 
 impl Routes {
-    /// The routes of `service` as of revision `at`. `fit`: what the leader said last of its
-    /// instances; `newest`: the newest operation; `believes`: whether this node may name the holder of a session (C3).
+    /// The routes of `service` as of revision `at`. `newest`: the newest operation; `fit`: what the
+    /// leader said last of its instances; `believes`: whether this node may name the holder of a
+    /// session (C3).
     pub fn of(
         at: (Incarnation, Revision),
         service: &Service,
@@ -198,5 +199,5 @@ fn write(
 }
 
 #[cfg(test)]
-#[path = "table_tests.rs"]
+#[path = "tests/table.rs"]
 mod tests;

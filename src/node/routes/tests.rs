@@ -1,3 +1,4 @@
+//! Tables as followers see them, and what the leader says on its way.
 #![allow(clippy::unwrap_used)]
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

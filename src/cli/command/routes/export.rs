@@ -32,7 +32,8 @@ pub struct Args {
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:6433")]
     pub read: String,
     /// How often an agent is asked (haproxy), in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(10..=60_000))]
+    #[arg(long, value_name = "MS", default_value_t = 100,
+          value_parser = clap::value_parser!(u64).range(10..=60_000))]
     pub check_interval_ms: u64,
     /// Ask by agent-check, which carries weights and reasons, with HTTP beside it (haproxy)
     #[arg(long)]
@@ -41,7 +42,8 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
     /// Most sessions at once, over both ports (haproxy)
-    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 2_000,
+          value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sessions: u32,
     /// Port of an agent that has not said where it answers
     #[arg(long, value_name = "PORT")]

@@ -1,3 +1,4 @@
+//! Which standbys take reads, over time.
 #![allow(clippy::unwrap_used)]
 use super::*;
 use crate::role::observe::{Probe, Receiver};

@@ -1,3 +1,4 @@
+//! The table in each state of a role, as kept in `testdata/routes.txt`.
 #![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

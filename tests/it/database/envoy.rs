@@ -1,0 +1,142 @@
+//! Envoy in front of the databases, as `routes export` has it started: it gets everything from the
+//! nodes, over xDS.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use regent_core::spec::Mode;
+use regent_lab::databases::SERVICE;
+use regent_lab::ports;
+use regent_lab::process::Fault;
+use regent_lab::writer::{Access, Pace};
+
+use super::load::Load;
+use super::rig::Rig;
+use crate::cluster::until;
+
+/// Where `scripts/setup` puts it.
+fn program() -> PathBuf {
+    let lib = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/venv/lib");
+    let places = std::fs::read_dir(lib).expect("scripts/setup was run");
+    let envoy = |dir: std::fs::DirEntry| dir.path().join("site-packages/envoy/_bin/envoy");
+    let found = places.flatten().map(envoy).find(|path| path.is_file());
+    found.expect("scripts/setup installs Envoy")
+}
+
+/// An Envoy with a certificate of a router.
+struct Envoy {
+    child: Child,
+    write: u16,
+    read: u16,
+}
+
+impl Envoy {
+    fn start(rig: &Rig) -> Self {
+        let [write, read] = ports::free(2).unwrap()[..] else { panic!("two ports") };
+        let (write_at, read_at) = (format!("127.0.0.1:{write}"), format!("127.0.0.1:{read}"));
+        let mut args = vec!["routes", "export", SERVICE, "--format", "envoy", "--id", "envoy-1"];
+        args.extend(["--write", &write_at, "--read", &read_at]);
+        let out = rig.cluster.verb_as("router", &args);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let config = rig.cluster.scratch.path().join("envoy.json");
+        std::fs::write(&config, out.stdout).unwrap();
+        let log = std::fs::File::create(rig.cluster.scratch.path().join("envoy.log")).unwrap();
+        let child = Command::new(program())
+            .arg("-c")
+            .arg(config)
+            .args(["--concurrency", "1", "-l", "warning", "--disable-hot-restart"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Self { child, write, read }
+    }
+
+    fn access(&self, rig: &Rig) -> Access {
+        Access { via: Some(("127.0.0.1".into(), self.write)), ..rig.access.clone() }
+    }
+
+    /// Whether a session through the read port is one of a standby.
+    fn reads_of_a_standby(&self, rig: &Rig) -> bool {
+        let Access { user, password, dbname, .. } = &rig.access;
+        let read = self.read;
+        let whole =
+            format!("host=127.0.0.1 port={read} user={user} password={password} dbname={dbname}");
+        let ask = ["-XAtc", "SELECT pg_is_in_recovery()"];
+        let psql = Command::new("psql").args(ask).arg(whole).output().unwrap();
+        String::from_utf8_lossy(&psql.stdout).trim() == "t"
+    }
+}
+
+impl Drop for Envoy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What `regent routes` says of it.
+fn router(rig: &Rig) -> Option<serde_json::Value> {
+    let out = rig.cluster.verb(&["routes", SERVICE, "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&out.stdout).ok()?;
+    let current = shown["routes"]["epoch"]["text"].clone();
+    let routers = shown["routers"].as_array()?;
+    let it = routers.iter().find(|one| one["name"] == "envoy-1")?;
+    assert_eq!(it["refused"], serde_json::Value::Null, "{shown:#}");
+    (it["epoch"]["text"] == current).then(|| it.clone())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn envoy_follows_a_switchover_and_a_failover_and_cuts_old_sessions() {
+    let mut rig = Rig::up("envoy", Mode::Quorum).await;
+    let first = rig.redundant().await;
+    let envoy = Envoy::start(&rig);
+    rig.access = envoy.access(&rig);
+    let ready = rig.access.writable_within(Pace::STEADY, 0, Duration::from_secs(20)).await;
+    assert_eq!(ready.unwrap().1, first);
+    let load = Load::start(&rig).await;
+    until("it acknowledges the epoch", async || router(&rig).is_some()).await;
+    until("reads reach a standby", async || envoy.reads_of_a_standby(&rig)).await;
+
+    // A frozen host ends no session by itself: that is Envoy's part, and its agent says nothing.
+    let (idle, at) = rig.access.writable(Pace::STEADY, 0).await.unwrap();
+    assert_eq!(at, first);
+    let second = (first + 1) % 3;
+    let name = rig.name(second).to_string();
+    let asked = Instant::now();
+    let out = rig.cluster.verb(&["switchover", SERVICE, "--to", &name, "--reason", "a test"]);
+    assert!(out.status.success());
+    assert_eq!(load.resumed(asked, Some(first)).await.host, second);
+    until("the end of the old session", async || idle.client().is_closed()).await;
+    until("it acknowledges the next epoch", async || {
+        rig.role().await.holder == name && router(&rig).is_some()
+    })
+    .await;
+    assert_eq!(rig.redundant().await, second);
+    until("reads reach a standby", async || envoy.reads_of_a_standby(&rig)).await;
+
+    let (idle, at) = rig.access.writable(Pace::STEADY, 0).await.unwrap();
+    assert_eq!(at, second);
+    let fault = Instant::now();
+    regent_lab::databases::signal_host(&rig.cluster.lab, &rig.instances()[second], Fault::Freeze)
+        .unwrap();
+    let third = load.resumed(fault, Some(second)).await.host;
+    until("the end of the old session", async || idle.client().is_closed()).await;
+    assert_eq!(rig.heal().await, third);
+
+    // With the coordinators gone it goes on with what it knows, and the primary holds.
+    for node in &rig.cluster.lab.nodes {
+        node.process.as_ref().unwrap().signal(Fault::Kill).unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    load.progress(100).await;
+    let (_, at) = rig.access.writable(Pace::STEADY, 0).await.unwrap();
+    assert_eq!(at, third);
+    assert!(envoy.reads_of_a_standby(&rig));
+    assert_eq!(rig.heal().await, third);
+    until("it is back at a node", async || router(&rig).is_some()).await;
+    load.progress(100).await;
+    load.all_kept(&rig).await;
+}
