@@ -85,6 +85,11 @@ fn tls(settings: &Settings, trust: &str) -> Value {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "common_tls_context": {
             "alpn_protocols": ["h2"],
+            // As a client Envoy speaks up to 1.2 unless told otherwise, and nodes nothing below 1.3.
+            "tls_params": {
+                "tls_minimum_protocol_version": "TLSv1_3",
+                "tls_maximum_protocol_version": "TLSv1_3",
+            },
             "tls_certificates": [{
                 "certificate_chain": file(&settings.cert),
                 "private_key": file(&settings.key),
