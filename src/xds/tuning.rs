@@ -39,8 +39,10 @@ impl Check {
             // A read that goes astray does no harm: two checks in a row, so that a lost packet does
             // not cut a report that ran for an hour.
             Side::Read => Self {
-                // The primary is the last tier.
-                path: "/read-only",
+                // Only whether it answers: whether it should take reads is what EDS says, with
+                // hysteresis. In a failover no standby streams for a moment, and an answer that says
+                // no would cut every report at once.
+                path: "/health",
                 interval: Duration::from_millis(500),
                 unhealthy_interval: Duration::from_millis(500),
                 timeout: Duration::from_millis(300),

@@ -39,6 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/rpc", &["openraft::", "sled::"]),
     ("src/raft", &["tonic::", "sled::", "regent_rpc"]),
     ("src/node", &["openraft::"]),
+    ("src/xds", &["regent_rpc", "regent_node", "Instant", "SystemTime", "std::fs", "std::env"]),
     ("src/fencer", &["tokio::", "SystemTime"]),
     // Its clocks are the lease's, which count a suspend.
     ("src/fencer/init", &["Instant"]),

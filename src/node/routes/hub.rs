@@ -22,7 +22,7 @@ use super::fits::{Fits, Row};
 use crate::watch::Believes;
 
 /// How often belief is looked at: a table names nobody for longer than belief lasts and this.
-const SWEEP_EVERY: Duration = Duration::from_millis(10);
+const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// Followers of all services on one node at most.
 const MAX_FOLLOWERS: usize = 65_536;
 

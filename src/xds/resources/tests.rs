@@ -131,7 +131,7 @@ fn an_envoy_listens_where_its_metadata_says_and_proxies_tcp() {
 #[test]
 fn an_envoy_checks_writes_hard_and_reads_softly() {
     let client = envoy(&["s.write", "s.read"]);
-    let cases = [("s.write", 0.0, "/primary", 100, 3), ("s.read", 50.0, "/read-only", 500, 2)];
+    let cases = [("s.write", 0.0, "/primary", 100, 3), ("s.read", 50.0, "/health", 500, 2)];
     for (name, panic, path, interval_ms, unhealthy) in cases {
         let cluster: Cluster = sent(Kind::Cluster, name, &client);
         assert_eq!(cluster.connect_timeout, Some(lasts(Duration::from_secs(1))));

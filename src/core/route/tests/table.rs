@@ -1,4 +1,4 @@
-//! The table in each state of a role, as kept in `testdata/routes.txt`.
+//! The table in each state of a role, as kept in `testdata/routes.golden`.
 #![allow(clippy::unwrap_used)]
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -179,7 +179,7 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
             assert_eq!(holds, service.spec.policy.mode == Mode::Quorum, "{what}");
         }
     }
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/routes.txt");
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/routes.golden");
     if std::env::var_os("UPDATE").is_some() {
         std::fs::write(golden, &text).unwrap();
     }
