@@ -40,7 +40,7 @@ pub struct Args {
     /// HAProxy's stats socket, with level admin
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
-    /// Section of HAProxy that takes writes; <SERVICE>-write unless given
+    /// Section of HAProxy that takes writes; the name of the service and `-write` unless given
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
     /// What it calls itself in `regent routes`

@@ -190,7 +190,7 @@ fn an_envoy_is_told_who_takes_no_writes_so_that_it_cuts_who_is_still_there() {
     assert_eq!(told(&assigned(&table, Side::Write, &client)), wanted);
     table.write = Write::Nobody(Closed::Lapsed);
     let closed = told(&assigned(&table, Side::Write, &client));
-    assert_eq!(closed, "0 eu/a/ w100: a=10.0.0.1:5432@1.173 w100 unchecked closed");
+    assert_eq!(closed, "0 eu/a/ w100: closed a=10.0.0.1:5432@1.173 w100 unchecked");
     let plain = Client { flavour: Flavour::Grpc, ..client };
     assert_eq!(told(&assigned(&table, Side::Write, &plain)), "");
 }
