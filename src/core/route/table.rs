@@ -62,12 +62,25 @@ pub enum Closed {
     Lapsed,
     /// The primary is declared no more.
     Undeclared,
-    /// This node cannot prove that the primary's lease still runs. `holds`: by its policy the
-    /// primary serves on without the coordinators, so what was said before need not be taken back.
+    /// This node cannot prove that the primary's lease still runs. `holds`: what was said before need
+    /// not be taken back.
     Unproven {
-        /// Whether the policy is to hold (PROTOCOL.md F).
+        /// By the policy the primary serves on without the coordinators (PROTOCOL.md F), or this node
+        /// has only begun to look.
         holds: bool,
     },
+}
+
+/// Whether a node may name the holder of a session (C3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Belief {
+    /// It may.
+    Live,
+    /// It has only begun to look: a node that was just started knows nothing for as long as a renewal
+    /// takes. It names nobody, and takes nothing back that another one said.
+    NotYet,
+    /// It must not.
+    Over,
 }
 
 /// An instance, as a router needs it.
@@ -122,7 +135,7 @@ impl Routes {
         role: Option<&ServiceRole>,
         newest: Option<&Operation>,
         fit: &Fitnesses,
-        believes: impl FnOnce(SessionId) -> bool,
+        believes: impl FnOnce(SessionId) -> Belief,
     ) -> Self {
         let all: Vec<Endpoint> =
             service.spec.instances.iter().map(|one| endpoint(one, fit)).collect();
@@ -172,7 +185,7 @@ fn write(
     service: &Service,
     role: Option<&ServiceRole>,
     all: &[Endpoint],
-    believes: impl FnOnce(SessionId) -> bool,
+    believes: impl FnOnce(SessionId) -> Belief,
 ) -> Write {
     let held = role.and_then(|role| Some((role, role.holder.as_ref()?)));
     let Some((role, holder)) = held else { return Write::Nobody(Closed::NoPrimary) };
@@ -189,11 +202,12 @@ fn write(
     let Some(primary) = all.iter().find(|one| one.instance == *holder) else {
         return Write::Nobody(Closed::Undeclared);
     };
-    if !believes(lease.session) {
-        let policy = &service.spec.policy;
-        let holds =
-            policy.mode == Mode::Quorum && policy.on_coordinator_loss == CoordinatorLoss::Hold;
-        return Write::Nobody(Closed::Unproven { holds });
+    let policy = &service.spec.policy;
+    let holds = policy.mode == Mode::Quorum && policy.on_coordinator_loss == CoordinatorLoss::Hold;
+    match believes(lease.session) {
+        Belief::Live => {}
+        Belief::NotYet => return Write::Nobody(Closed::Unproven { holds: true }),
+        Belief::Over => return Write::Nobody(Closed::Unproven { holds }),
     }
     Write::To(Endpoint { lag_bytes: 0, weight: 100, ..primary.clone() })
 }

@@ -9,13 +9,14 @@ use regent_core::decide::facts::Fact;
 use regent_core::effect::{Applied, Change};
 use regent_core::id::{Incarnation, InstanceName, Revision, ServiceName, SessionId};
 use regent_core::route::fitness::Judge;
-use regent_core::route::table::{Fitnesses, Routes};
+use regent_core::route::table::{Belief, Fitnesses, Routes};
 use regent_core::state::State;
 use regent_core::state::role::row::{Operation, ServiceRole};
 use regent_core::state::service::Service;
 use regent_core::time::Reading;
 use regent_rpc::convert::status::{quota, rule, unavailable};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::fits::{Fits, Row};
@@ -23,6 +24,8 @@ use crate::watch::Believes;
 
 /// How often belief is looked at: a table names nobody for longer than belief lasts and this.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
+/// How long a lease that was never believed live here may take to be: two renewal intervals at most.
+const LOOK_FIRST: Duration = Duration::from_secs(1);
 /// Followers of all services on one node at most.
 const MAX_FOLLOWERS: usize = 65_536;
 
@@ -32,6 +35,7 @@ pub type Told = Option<Arc<Routes>>;
 /// Tables of followed services.
 pub struct RouteHub {
     believes: Arc<dyn Believes>,
+    pub(super) look_first: Duration,
     inner: Mutex<Inner>,
     /// Somebody follows something.
     followed: Notify,
@@ -54,8 +58,10 @@ struct Followed {
     role: Option<Arc<ServiceRole>>,
     /// The newest operation.
     newest: Option<(Revision, Arc<Operation>)>,
-    /// Whether the session of the role's lease was believed live when the table was made.
-    believed: Option<(SessionId, bool)>,
+    /// What was believed of the session of the role's lease when the table was made.
+    believed: Option<(SessionId, Belief)>,
+    /// Until when a lease that was never believed live here may yet be.
+    looks_until: Option<Instant>,
     sender: watch::Sender<Told>,
 }
 
@@ -73,7 +79,8 @@ impl RouteHub {
     /// Nobody follows anything yet.
     pub fn new(believes: Arc<dyn Believes>) -> Self {
         let (inner, followed) = (Mutex::default(), Notify::new());
-        Self { believes, inner, followed, said: watch::Sender::new(0) }
+        let said = watch::Sender::new(0);
+        Self { believes, look_first: LOOK_FIRST, inner, followed, said }
     }
 
     /// Follows the routes of `service`, from those of `state` on.
@@ -99,6 +106,7 @@ impl RouteHub {
         // A table that is here is as new as the state, even if its last follower has gone.
         let it = followed.entry(service.clone()).or_insert_with(|| {
             let mut it = Followed::of(state, service);
+            it.looks_until = Some(Instant::now() + self.look_first);
             it.make(service, fits, self.believes.as_ref());
             it
         });
@@ -229,7 +237,7 @@ impl RouteHub {
         followed.retain(|_, it| it.sender.receiver_count() > 0);
         for (name, it) in followed.iter_mut() {
             let Some((session, told)) = it.believed else { continue };
-            if self.believes.believed_live(session) != told {
+            if it.belief(session, self.believes.as_ref()) != told {
                 it.make(name, fits, self.believes.as_ref());
             }
         }
@@ -262,7 +270,7 @@ impl Followed {
         let at = (state.incarnation(), state.revision());
         let sender = watch::Sender::new(None);
         let (service, role, newest, believed) = (None, None, None, None);
-        let mut it = Self { at, service, role, newest, believed, sender };
+        let mut it = Self { at, service, role, newest, believed, looks_until: None, sender };
         it.take(state, name);
         it
     }
@@ -278,6 +286,14 @@ impl Followed {
             .and_then(|id| Some((id, state.operations().get(&(name.clone(), id))?.clone())));
     }
 
+    fn belief(&self, session: SessionId, believes: &dyn Believes) -> Belief {
+        match self.looks_until {
+            _ if believes.believed_live(session) => Belief::Live,
+            Some(until) if Instant::now() < until => Belief::NotYet,
+            _ => Belief::Over,
+        }
+    }
+
     fn operation(&mut self, id: Revision, row: Option<&Arc<Operation>>) {
         let newest = self.newest.as_ref().map(|(newest, _)| *newest);
         match row {
@@ -290,8 +306,11 @@ impl Followed {
     /// Makes the table anew, and tells followers if it says something else.
     fn make(&mut self, name: &ServiceName, fits: &Fits, believes: &dyn Believes) {
         let lease = self.role.as_ref().and_then(|role| role.lease.as_ref());
-        self.believed = lease.map(|lease| (lease.session, believes.believed_live(lease.session)));
-        let believed = self.believed.is_some_and(|(_, believed)| believed);
+        self.believed = lease.map(|lease| (lease.session, self.belief(lease.session, believes)));
+        let believed = self.believed.map_or(Belief::Over, |(_, believed)| believed);
+        if believed == Belief::Live {
+            self.looks_until = None;
+        }
         let none = Fitnesses::new();
         let fit = fits.of(name).unwrap_or(&none);
         let table = self.service.as_ref().map(|service| {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use regent_core::decide::facts::Fact;
@@ -11,6 +12,8 @@ use regent_core::reply::Reply;
 use regent_core::role::observe::{Observation, Probe, Receiver, Run};
 use regent_core::role::{Armed, Lsn};
 use regent_core::route::fitness::Fitness;
+use regent_core::route::table::{Closed, Write};
+use regent_core::spec::{Mode, Policy};
 use regent_core::state::State;
 use regent_core::state::role::row::{Promotion, RoleLease, ServiceRole};
 use regent_core::time::Reading;
@@ -116,6 +119,33 @@ fn a_change_makes_a_table_for_those_who_follow_that_service_and_for_nobody_else(
     assert!(!mine.has_changed().unwrap());
     apply(&hub, &state, 12, vec![Change::Service(orders(), None)]);
     assert!(mine.borrow_and_update().is_none());
+}
+
+/// Whether what was said before is to stand.
+fn holds(told: &Told) -> bool {
+    let table = told.as_ref().unwrap();
+    matches!(table.write, Write::Nobody(Closed::Unproven { holds: true }))
+}
+
+#[test]
+fn a_node_that_has_only_begun_to_look_takes_nothing_back_for_a_while() {
+    let (belief, state) = (Arc::new(Belief::default()), state());
+    let mut hub = RouteHub::new(belief.clone());
+    hub.look_first = Duration::from_millis(50);
+    let begun = Instant::now();
+    let mut spec = declared();
+    spec.policy = Policy::default_for(Mode::Lease);
+    let mut told = hub.follow(&state, &orders()).unwrap();
+    apply(&hub, &state, 10, vec![put(spec), serves("a", 10)]);
+    while holds(&told.borrow_and_update()) {
+        assert!(hub.sweep());
+    }
+    assert!(begun.elapsed() >= hub.look_first, "{:?}", begun.elapsed());
+    // Once it believed, the end of belief is the end.
+    belief.0.lock().insert(SessionId(5));
+    assert!(hub.sweep() && primary(&told.borrow_and_update()).is_some());
+    belief.0.lock().clear();
+    assert!(hub.sweep() && !holds(&told.borrow_and_update()));
 }
 
 #[test]

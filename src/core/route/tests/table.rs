@@ -144,19 +144,20 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
     let lapsed = with(&|role| (role.lease, role.lapsed) = (None, Some(Armed::Armed)));
     let stranger = with(&|role| role.holder = Some("pg9".parse().unwrap()));
     let unheard = || Fitnesses::new();
-    let cases: [(&str, &Service, Option<ServiceRole>, Fitnesses, bool); 12] = [
-        ("nobody ever", &quorum, None, unheard(), true),
-        ("pg1 serves", &quorum, with(&|_| {}), fit(), true),
-        ("and nothing was ever said of anybody", &quorum, with(&|_| {}), unheard(), true),
-        ("a switchover is fenced", &quorum, closed(switchover), fit(), true),
-        ("a failover is fenced", &quorum, closed(failover), fit(), true),
-        ("pg2 is granted", &quorum, promoting, fit(), true),
-        ("pg2 serves", &quorum, second, fit(), true),
-        ("the lease lapsed", &quorum, lapsed, fit(), true),
-        ("a primary that is declared no more", &quorum, stranger, fit(), true),
-        ("not believed, policy holds", &quorum, with(&|_| {}), fit(), false),
-        ("not believed, lease mode", &lease, with(&|_| {}), fit(), false),
-        ("lease mode", &lease, with(&|_| {}), fit(), true),
+    let cases: [(&str, &Service, Option<ServiceRole>, Fitnesses, Belief); 13] = [
+        ("nobody ever", &quorum, None, unheard(), Belief::Live),
+        ("pg1 serves", &quorum, with(&|_| {}), fit(), Belief::Live),
+        ("and nothing was ever said of anybody", &quorum, with(&|_| {}), unheard(), Belief::Live),
+        ("a switchover is fenced", &quorum, closed(switchover), fit(), Belief::Live),
+        ("a failover is fenced", &quorum, closed(failover), fit(), Belief::Live),
+        ("pg2 is granted", &quorum, promoting, fit(), Belief::Live),
+        ("pg2 serves", &quorum, second, fit(), Belief::Live),
+        ("the lease lapsed", &quorum, lapsed, fit(), Belief::Live),
+        ("a primary that is declared no more", &quorum, stranger, fit(), Belief::Live),
+        ("not believed, policy holds", &quorum, with(&|_| {}), fit(), Belief::Over),
+        ("not believed, lease mode", &lease, with(&|_| {}), fit(), Belief::Over),
+        ("not believed yet, lease mode", &lease, with(&|_| {}), fit(), Belief::NotYet),
+        ("lease mode", &lease, with(&|_| {}), fit(), Belief::Live),
     ];
     let mut text = String::new();
     for (what, service, role, fit, believed) in cases {
@@ -176,7 +177,8 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
         assert!(asked.get().is_none_or(|session| session == SessionId(5)), "{what}");
         writeln!(text, "{what}\n{}", shown(&routes)).unwrap();
         if let Write::Nobody(Closed::Unproven { holds }) = routes.write {
-            assert_eq!(holds, service.spec.policy.mode == Mode::Quorum, "{what}");
+            let quorum = service.spec.policy.mode == Mode::Quorum;
+            assert_eq!(holds, quorum || believed == Belief::NotYet, "{what}");
         }
     }
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/routes.golden");
@@ -191,9 +193,9 @@ fn a_table_that_only_has_another_revision_says_the_same() {
     let service = service(Policy::default_for(Mode::Quorum));
     let at = |revision| {
         let at = (Incarnation::default(), Revision(revision));
-        Routes::of(at, &service, Some(&role()), None, &fit(), |_| true)
+        Routes::of(at, &service, Some(&role()), None, &fit(), |_| Belief::Live)
     };
-    let masked = Routes::of(at(1).at, &service, Some(&role()), None, &fit(), |_| false);
+    let masked = Routes::of(at(1).at, &service, Some(&role()), None, &fit(), |_| Belief::Over);
     assert!(at(1).says_the_same(&at(2)) && at(1) != at(2));
     assert!(!at(1).says_the_same(&masked));
 }
