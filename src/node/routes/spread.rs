@@ -21,7 +21,7 @@ use crate::shell::Shell;
 const MAX_ROWS: usize = 512;
 /// Between two tries to reach the leader.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// A stream that ends within this time after it began was refused, mostly.
+/// Longest wait for the leader to begin.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn row_out((service, instance, fit): Row) -> InstanceFitness {
