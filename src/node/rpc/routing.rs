@@ -170,10 +170,12 @@ impl RoutingService for RoutingHandler {
                 None => silent_nodes.push(node.0),
             }
         }
+        // Before the state is locked: the age is read from it, too.
+        let age_ms = self.0.reads.age_ms().unwrap_or(u64::MAX);
         let state = self.0.state.read();
         let role = state.roles().get(&service);
         Ok(Response::new(v1::ListRoutersResponse {
-            stamp: Some(self.0.stamp(&state, self.0.reads.age_ms().unwrap_or(u64::MAX))),
+            stamp: Some(self.0.stamp(&state, age_ms)),
             epoch: role.map(|role| epoch_out(role.epoch)),
             routers,
             silent_nodes,

@@ -4,6 +4,7 @@ use regent_core::authz::Role;
 use regent_core::command::Expect;
 use regent_core::id::InstanceName;
 use regent_core::role::observe::{Observation, Probe, Receiver, Run};
+use regent_core::spec::ServiceSpec;
 use regent_rpc::client::Client;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::routing_service_client::RoutingServiceClient;
@@ -106,4 +107,34 @@ async fn routes_are_for_those_who_may_read_services_and_of_services_that_are_the
     assert_eq!(router.resolve(none).await.unwrap_err().code(), Code::NotFound);
     let bad = v1::ResolveRequest { service: "a b".into(), client: None };
     assert_eq!(router.resolve(bad).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+/// The age of a state is read from the state: a node that locked it twice stood still for ever once
+/// an entry was applied in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn those_who_ask_for_routers_hold_up_no_entry() {
+    let rig = Rig::start(1).await;
+    let operator = rig.client(Role::Operator);
+    operator.apply_service(&service(), Expect::Any, false).await.unwrap();
+    let asks: Vec<_> = (0..3)
+        .map(|_| {
+            let mut routing = routing(&rig.client(Role::Observer));
+            tokio::spawn(async move {
+                loop {
+                    let ask = v1::ListRoutersRequest { service: "orders".into() };
+                    routing.list_routers(ask).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let writes = async {
+        for n in 0..500 {
+            let spec = ServiceSpec { description: n.to_string(), ..service() };
+            operator.apply_service(&spec, Expect::Any, false).await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, writes).await.expect("entries are applied");
+    for ask in asks {
+        ask.abort();
+    }
 }
