@@ -311,7 +311,10 @@ impl Inner {
         let caught_up = async { while matched() < last && metrics.changed().await.is_ok() {} };
         match tokio::time::timeout(TRANSFER_LEAST, caught_up).await {
             Ok(()) => Ok(()),
-            Err(_) => refuse(format!("node {to} is {} entries behind", last - matched())),
+            Err(_) => {
+                let behind = last.saturating_sub(matched());
+                refuse(format!("node {to} is {behind} entries behind"))
+            }
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use super::Context;
 use super::routes::follow::{Follower, Wanted};
 use crate::connect::Cluster;
-use crate::error::Outcome;
+use crate::error::{Kind, Outcome};
 use crate::render::text;
 
 /// HAProxy answers its socket in its event loop.
@@ -59,7 +59,15 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     let mut waits: Option<v1::Routes> = None;
     loop {
         tokio::select! {
-            next = follower.next() => waits = Some(next?.1),
+            next = follower.next() => match next {
+                Ok((_, routes)) => waits = Some(routes),
+                // It outlives the nodes, as HAProxy does.
+                Err(error) if error.kind == Kind::Unreachable => {
+                    tracing::warn!(%error, "no node answers");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            },
             () = tokio::time::sleep(AGAIN_AFTER), if waits.is_some() => {}
             () = stop.told() => return Ok(()),
         }

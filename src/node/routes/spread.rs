@@ -95,7 +95,14 @@ impl Shell {
                 () = self.leadership.moved_from(leader.node) => return Ok(()),
             };
             let Some(next) = next else { return Ok(()) };
-            let readable = next.rows.into_iter().filter_map(|row| row_in(row).ok());
+            let readable = next.rows.into_iter().filter_map(|row| match row_in(row) {
+                Ok(row) => Some(row),
+                // Of a newer leader, perhaps; the others must not suffer for it.
+                Err(invalid) => {
+                    tracing::debug!(leader = %leader.node, %invalid, "a row cannot be read");
+                    None
+                }
+            });
             let readable: Vec<Row> = readable.collect();
             self.routes.told(&self.state.read(), readable);
         }

@@ -100,7 +100,6 @@ async fn envoy_follows_a_switchover_and_a_failover_and_cuts_old_sessions() {
     until("it acknowledges the epoch", async || router(&rig).is_some()).await;
     until("reads reach a standby", async || envoy.reads_of_a_standby(&rig)).await;
 
-    // A frozen host ends no session by itself: that is Envoy's part, and its agent says nothing.
     let (idle, at) = rig.access.writable(Pace::STEADY, 0).await.unwrap();
     assert_eq!(at, first);
     let second = (first + 1) % 3;
@@ -117,6 +116,7 @@ async fn envoy_follows_a_switchover_and_a_failover_and_cuts_old_sessions() {
     assert_eq!(rig.redundant().await, second);
     until("reads reach a standby", async || envoy.reads_of_a_standby(&rig)).await;
 
+    // A frozen host ends no session by itself: that is Envoy's part, and its agent says nothing.
     let (idle, at) = rig.access.writable(Pace::STEADY, 0).await.unwrap();
     assert_eq!(at, second);
     let fault = Instant::now();

@@ -71,14 +71,14 @@ pub enum Format {
 /// Runs it.
 pub async fn run(context: &Context, args: Args) -> Outcome {
     let cluster = Cluster::open(&context.globals)?;
+    let answer = resolve(&cluster, &args.service, None).await?;
+    let instances = answer.routes.unwrap_or_default().instances;
     if args.format == Format::Envoy {
         let Args { service, write, read, .. } = &args;
         let bootstrap = envoy(cluster.settings(), &args.id, &Listens { service, write, read })?;
         context.out.value(|| bootstrap.clone(), || format!("{bootstrap:#}"));
         return Ok(());
     }
-    let answer = resolve(&cluster, &args.service, None).await?;
-    let instances = answer.routes.unwrap_or_default().instances;
     let text = match args.format {
         Format::Haproxy => {
             let servers = instances.iter().map(|one| server(one, args.check_port));
