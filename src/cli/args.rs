@@ -97,6 +97,8 @@ pub enum Command {
     Routes(command::routes::Args),
     /// Tell a HAProxy of each flip at once, beside its own checks
     HaproxySync(command::haproxy_sync::Args),
+    /// Have a PgBouncer hold its clients while nobody takes writes, and let them go on elsewhere
+    PgbouncerSync(command::pgbouncer_sync::Args),
     /// See what people are asked
     #[command(subcommand)]
     Approvals(command::approvals::Verb),

@@ -13,7 +13,7 @@ use crate::id::{
     PartitionName, RenewalNumber, Revision, Serial, ServiceName, SessionId,
 };
 use crate::role::{AgentStart, FenceKind, HolderReport, Loss, Lsn, Phase, Receipt, StopInstant};
-use crate::spec::{LoweredSync, ServiceSpec};
+use crate::spec::ServiceSpec;
 use crate::state::version::REPORTS_LEVEL;
 use crate::time::WallMs;
 use crate::timing::Timing;
@@ -23,7 +23,7 @@ use crate::timing::Timing;
 /// ones stay readable (N and N-1 run together); a higher one than the replicated feature level is
 /// refused by every binary alike, and a binary that is too old for the level stops before it
 /// misreads anything (see [`crate::state::version`]).
-pub const ENTRY_VERSION: u16 = 5;
+pub const ENTRY_VERSION: u16 = 7;
 
 /// One log entry's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +213,8 @@ pub enum Command {
     RecordStop { service: ServiceName, receipt: Box<Receipt>, stopped: StopInstant },
     /// Announces a switchover: the primary goes on and prepares for it. Its fence comes when it has.
     PlanSwitchover { service: ServiceName, to: Option<InstanceName>, seen: Epoch, reason: String },
+    /// Takes the primary out of the routes before the fence of an announced switchover (S8).
+    CloseRoutes { service: ServiceName, operation: Revision },
 }
 
 /// One session's renewal (C4).
@@ -364,9 +366,8 @@ impl Command {
             | Self::SetPause { .. } => 2,
             Self::RenewHolders { .. } | Self::RecordStop { .. } => 3,
             Self::PlanSwitchover { .. } => 4,
-            Self::PutService { spec, .. } if spec.policy.on_lowered_sync == LoweredSync::Strict => {
-                ENTRY_VERSION
-            }
+            Self::CloseRoutes { .. } => 7,
+            Self::PutService { spec, .. } => spec.policy.level() as u16,
             _ => 1,
         }
     }
@@ -395,7 +396,8 @@ impl Command {
             | Self::AnswerApproval { service, .. }
             | Self::SetPause { service, .. }
             | Self::RecordStop { service, .. }
-            | Self::PlanSwitchover { service, .. } => Scope::Service(service.clone()),
+            | Self::PlanSwitchover { service, .. }
+            | Self::CloseRoutes { service, .. } => Scope::Service(service.clone()),
             Self::Campaign { election, .. }
             | Self::Resign { election, .. }
             | Self::ResignEpoch { election, .. }

@@ -95,6 +95,24 @@ pub struct Policy {
     pub restart_grace_ms: u64,
     /// Least time between two automatic failovers, in milliseconds.
     pub failover_cooldown_ms: u64,
+    /// How far operations wait for routers.
+    pub await_routers: AwaitRouters,
+}
+
+/// How long an operation waits for those who follow the service's routes: before a planned fence
+/// begins, until they have taken the old primary out; before it is called done, until they send to
+/// the new one. Nothing of safety rests on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AwaitRouters {
+    /// The share of them that must have said so, in percent; 0: it waits for none.
+    pub percent: u32,
+    /// Longest wait, in milliseconds: what a router knows is taken for expired then.
+    pub within_ms: u64,
+}
+
+impl AwaitRouters {
+    /// It waits for none.
+    pub const NONE: Self = Self { percent: 0, within_ms: 1_000 };
 }
 
 impl Policy {
@@ -114,6 +132,7 @@ impl Policy {
             survive: Survive::Instance,
             restart_grace_ms: 10_000,
             failover_cooldown_ms: 600_000,
+            await_routers: AwaitRouters::NONE,
         };
         match mode {
             Mode::Quorum => common,

@@ -485,6 +485,7 @@ fn begin(shell: &Arc<Shell>) {
     duties.spawn("leader's slow work", shell.clone().lead_slowly_forever());
     duties.spawn("leader's work on roles", shell.clone().lead_roles_forever());
     duties.spawn("facts", shell.clone().relay_forever());
+    duties.spawn("routers awaited", shell.clone().await_routers_forever());
     duties.spawn("routes", shell.routes.clone().sweep_forever());
     duties.spawn("fitness", shell.clone().hear_fitness_forever());
     duties.spawn("promises", shell.clone().remember_promises());

@@ -73,6 +73,10 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
         }
         let Some(routes) = waits.take() else { continue };
         let Some(commands) = commands(&backend, &routes) else { continue };
+        if commands.is_empty() {
+            follower.applied(&routes).await;
+            continue;
+        }
         if let Err(why) = push(&args.socket, &commands).await {
             // Its own checks judge meanwhile.
             tracing::warn!(why, "HAProxy was not told");
@@ -100,6 +104,11 @@ fn told(context: &Context, routes: &v1::Routes) {
 fn commands(backend: &str, routes: &v1::Routes) -> Option<String> {
     if routes.write.is_none() && routes.holds {
         return None;
+    }
+    if routes.drains {
+        // It has no way to hold clients that would not stay if this process died. Sessions go on
+        // until the fence ends them; nothing is to be done before it, so it need not wait.
+        return Some(String::new());
     }
     let primary = routes.write.as_ref().map(|one| one.instance.as_str());
     let set =

@@ -14,6 +14,7 @@ pub mod internal;
 pub mod lab;
 pub mod members;
 pub mod operations;
+pub mod pgbouncer_sync;
 pub mod pki;
 pub mod recover;
 pub mod restore;
@@ -68,6 +69,7 @@ pub fn dispatch(context: &Context, command: Command) -> BoxFuture<'_, Outcome> {
             Command::Explain(args) => explain::run(context, args).await,
             Command::Routes(args) => routes::run(context, args).await,
             Command::HaproxySync(args) => haproxy_sync::run(context, args).await,
+            Command::PgbouncerSync(args) => pgbouncer_sync::run(context, args).await,
             Command::Approvals(verb) => approvals::run(context, verb).await,
             Command::Approve(args) => approvals::answer(context, args, true).await,
             Command::Deny(args) => approvals::answer(context, args, false).await,

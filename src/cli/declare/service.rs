@@ -2,8 +2,8 @@
 
 use regent_core::id::{InstanceName, Locality, NameError, PartitionName, ServiceName};
 use regent_core::spec::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
-    Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
+    AwaitRouters, CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation,
+    Policy, Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use regent_core::timing::Timing;
 use toml::de::{DeTable, DeValue};
@@ -18,7 +18,7 @@ const TOP: [&str; 7] =
     ["name", "description", "engine", "topology", "instances", "partitions", "policy"];
 const INSTANCE: [&str; 4] = ["name", "locality", "address", "priority"];
 const LOCALITY: [&str; 3] = ["region", "zone", "host"];
-const POLICY: [&str; 12] = [
+const POLICY: [&str; 13] = [
     "mode",
     "ttl_ms",
     "sync_standbys",
@@ -31,7 +31,9 @@ const POLICY: [&str; 12] = [
     "survive",
     "restart_grace_ms",
     "failover_cooldown_ms",
+    "await_routers",
 ];
+const AWAIT_ROUTERS: [&str; 2] = ["percent", "within_ms"];
 const LOSS_BOUND: [&str; 3] = ["max_bytes", "max_ms", "on_violation"];
 
 /// Which ttl is long enough (C6) depends on the cluster's Raft profile, and only the cluster knows
@@ -182,6 +184,7 @@ fn policy<'t>(reader: &mut Reader<'t>, top: &Part<'_, 't>) -> Option<Policy> {
     // With a mode that is not known the other keys are still read, for their problems.
     let defaults = Policy::default_for(mode.unwrap_or(Mode::Quorum));
     let loss_bound = loss_bound(reader, &part, defaults.loss_bound);
+    let await_routers = await_routers(reader, &part, defaults.await_routers);
     let policy = Policy {
         mode: defaults.mode,
         ttl_ms: reader.number(&part, "ttl_ms").unwrap_or(defaults.ttl_ms),
@@ -209,6 +212,7 @@ fn policy<'t>(reader: &mut Reader<'t>, top: &Part<'_, 't>) -> Option<Policy> {
         failover_cooldown_ms: reader
             .number(&part, "failover_cooldown_ms")
             .unwrap_or(defaults.failover_cooldown_ms),
+        await_routers,
     };
     mode.map(|_| policy)
 }
@@ -225,6 +229,19 @@ fn loss_bound<'t>(reader: &mut Reader<'t>, policy: &Part<'_, 't>, default: LossB
         on_violation: reader
             .choice(&part, "on_violation", OnViolation::WORDS)
             .unwrap_or(default.on_violation),
+    }
+}
+
+fn await_routers<'t>(
+    reader: &mut Reader<'t>,
+    policy: &Part<'_, 't>,
+    default: AwaitRouters,
+) -> AwaitRouters {
+    let Some(table) = reader.table(policy, "await_routers") else { return default };
+    let part = reader.enter("policy.await_routers", table, &AWAIT_ROUTERS);
+    AwaitRouters {
+        percent: reader.small(&part, "percent").unwrap_or(default.percent),
+        within_ms: reader.number(&part, "within_ms").unwrap_or(default.within_ms),
     }
 }
 

@@ -194,6 +194,10 @@ pub fn service(service: &v1::Service) -> Value {
             "survive": text::word(policy.survive().as_str_name().trim_start_matches("SURVIVE_")),
             "restart_grace_ms": policy.restart_grace_ms,
             "failover_cooldown_ms": policy.failover_cooldown_ms,
+            "await_routers": {
+                "percent": policy.await_routers.as_ref().map_or(0, |it| it.percent),
+                "within_ms": policy.await_routers.as_ref().and_then(|it| it.within_ms),
+            },
         },
         "life": service.life,
         "created": service.created,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{InstanceName, ServiceName};
+use crate::id::{InstanceName, Revision, ServiceName};
 use crate::role::observe::Observation;
 use crate::time::{Micros, Reading};
 
@@ -22,6 +22,29 @@ pub struct Fact {
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     rows: BTreeMap<ServiceName, BTreeMap<InstanceName, Fact>>,
+    routers: BTreeMap<ServiceName, Routers>,
+}
+
+/// Who follows the routes of a service, at any node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Routers {
+    /// The newest revision that each of them has applied.
+    pub applied: Vec<Revision>,
+    /// Nodes that did not answer: who follows there is not known.
+    pub silent_nodes: usize,
+}
+
+impl Routers {
+    /// How many have applied what was decided at `revision`.
+    pub fn have(&self, revision: Revision) -> usize {
+        self.applied.iter().filter(|applied| **applied >= revision).count()
+    }
+
+    /// Whether that share of them has, in percent.
+    pub fn share_has(&self, revision: Revision, percent: u32) -> bool {
+        let (all, have) = (self.applied.len() as u64, self.have(revision) as u64);
+        self.silent_nodes == 0 && have * 100 >= all * u64::from(percent)
+    }
 }
 
 impl Facts {
@@ -60,14 +83,31 @@ impl Facts {
         self.rows.get(service)?.get(instance)
     }
 
+    /// Who follows the routes of a service now.
+    pub fn followed(&mut self, service: &ServiceName, routers: Routers) {
+        self.routers.insert(service.clone(), routers);
+    }
+
+    /// Who follows the routes of a service; `None`: nobody has asked for them.
+    pub fn routers(&self, service: &ServiceName) -> Option<&Routers> {
+        self.routers.get(service)
+    }
+
+    /// Nobody waits for routers of others than these any more.
+    pub fn followed_only(&mut self, is_awaited: impl Fn(&ServiceName) -> bool) {
+        self.routers.retain(|service, _| is_awaited(service));
+    }
+
     /// Another node leads: what is known here is forgotten.
     pub fn clear(&mut self) {
         self.rows.clear();
+        self.routers.clear();
     }
 
     /// A service is gone.
     pub fn forget(&mut self, service: &ServiceName) {
         self.rows.remove(service);
+        self.routers.remove(service);
     }
 }
 

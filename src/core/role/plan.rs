@@ -163,8 +163,11 @@ pub enum Phase {
     /// Given up before the grant, the old primary is primary again.
     GivenUp,
     /// A switchover before its fence: the primary serves, and writes out what a stop would have to
-    /// write. Last, because a phase's place here is its number in the log.
+    /// write. Here, because a phase's place is its number in the log.
     Prepare,
+    /// A switchover before its fence: the primary has prepared, serves those whose sessions are open, and
+    /// is in no route any more; routers are waited for.
+    Drain,
 }
 
 impl Phase {
@@ -178,7 +181,13 @@ impl Phase {
             Self::Done => "done",
             Self::GivenUp => "given-up",
             Self::Prepare => "prepare",
+            Self::Drain => "drain",
         }
+    }
+
+    /// Whether it is announced and has no fence yet.
+    pub const fn is_before_fence(self) -> bool {
+        matches!(self, Self::Prepare | Self::Drain)
     }
 
     /// Whether nothing more will happen.

@@ -6,10 +6,12 @@
 //! - [`table`]: the one table that all answers to routers are made from.
 //! - [`fitness`]: which standbys take reads, with hysteresis, as the leader sees them.
 //! - [`near`]: the table as a client in some place sees it.
-//! - [`haproxy`], [`libpq`]: a configuration of HAProxy, connection strings of clients.
+//! - [`haproxy`], [`pgbouncer`], [`libpq`]: configurations of HAProxy and PgBouncer, connection strings
+//!   of clients.
 
 pub mod fitness;
 pub mod haproxy;
 pub mod libpq;
 pub mod near;
+pub mod pgbouncer;
 pub mod table;

@@ -11,6 +11,7 @@ use std::fmt;
 use super::fitness::Fitness;
 use crate::id::{Epoch, Incarnation, InstanceName, Locality, Revision, ServiceName, SessionId};
 use crate::spec::{CoordinatorLoss, InstanceSpec, Mode, TopologyKind};
+use crate::state::role::plan;
 use crate::state::role::row::{Operation, ServiceRole};
 use crate::state::service::Service;
 
@@ -56,6 +57,8 @@ pub enum Closed {
         /// Its kind, in one word.
         kind: &'static str,
     },
+    /// A switchover is about to begin: the primary serves those who are there, and nobody new is sent.
+    Draining,
     /// Somebody was granted the role and has not promoted yet.
     Promoting,
     /// The primary's lease is over, and no role change has begun.
@@ -105,6 +108,7 @@ impl fmt::Display for Closed {
         match self {
             Self::NoPrimary => f.write_str("it has no primary yet"),
             Self::Fenced { kind } => write!(f, "a {kind} is under way"),
+            Self::Draining => f.write_str("a switchover is about to begin"),
             Self::Promoting => f.write_str("the new primary has not promoted yet"),
             Self::Lapsed => f.write_str("the primary's lease is over"),
             Self::Undeclared => f.write_str("the primary is declared no more"),
@@ -139,7 +143,7 @@ impl Routes {
     ) -> Self {
         let all: Vec<Endpoint> =
             service.spec.instances.iter().map(|one| endpoint(one, fit)).collect();
-        let write = write(service, role, &all, believes);
+        let write = write(service, role, newest, &all, believes);
         let holder = role.and_then(|role| role.holder.as_ref());
         let takes_reads = |one: &&Endpoint| {
             Some(&one.instance) != holder && fit.get(&one.instance).is_some_and(|fit| fit.reads)
@@ -170,10 +174,10 @@ fn endpoint(spec: &InstanceSpec, fit: &Fitnesses) -> Endpoint {
     }
 }
 
-/// The holder, once it is being fenced; the one before, until its change is over.
+/// The holder, once nobody is sent there any more; the one before, until its change is over.
 fn former<'a>(role: &'a ServiceRole, newest: Option<&'a Operation>) -> Option<&'a InstanceName> {
     let holder = role.holder.as_ref();
-    if role.fence.is_some() {
+    if role.fence.is_some() || newest.is_some_and(|row| plan::is_drained(row, role)) {
         return holder;
     }
     let before = newest.filter(|row| !row.phase.is_over()).and_then(|row| row.from.as_ref());
@@ -184,6 +188,7 @@ fn former<'a>(role: &'a ServiceRole, newest: Option<&'a Operation>) -> Option<&'
 fn write(
     service: &Service,
     role: Option<&ServiceRole>,
+    newest: Option<&Operation>,
     all: &[Endpoint],
     believes: impl FnOnce(SessionId) -> Belief,
 ) -> Write {
@@ -194,6 +199,9 @@ fn write(
     }
     if let Some(fence) = &role.fence {
         return Write::Nobody(Closed::Fenced { kind: fence.kind.name() });
+    }
+    if newest.is_some_and(|row| plan::is_drained(row, role)) {
+        return Write::Nobody(Closed::Draining);
     }
     if !role.routes_open {
         return Write::Nobody(Closed::Promoting);

@@ -6,7 +6,8 @@ use super::{CoordinatorLoss, LossBound, LoweredSync, Mode, OnViolation, Policy, 
 impl Policy {
     /// The one that refuses whatever either of the two refuses, and waits as long as either waits.
     /// What no holder acts by and no proof rests on (where and when a failover goes, what is to be
-    /// survived) is `self`'s: people widen a scope when the holder can name nothing any more.
+    /// survived, who is waited for) is `self`'s: people widen a scope when the holder can name nothing
+    /// any more.
     ///
     /// Quorum mode is the safer one: it takes no lapse for a proof and no loss for small enough, and
     /// asks for receipts that lease mode would take as well.

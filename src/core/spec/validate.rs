@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 
 use super::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
-    Problem, ServiceSpec, TooFewSync, TopologyKind,
+    AwaitRouters, CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation,
+    Policy, Problem, ServiceSpec, TooFewSync, TopologyKind,
 };
 use crate::limits::{MAX_INSTANCES, MAX_NAME_BYTES, MAX_PARTITIONS, MAX_TEXT_BYTES, MAX_TTL_MS};
 use crate::timing::{Timing, TtlAsk};
@@ -20,6 +20,8 @@ const FENCE_BUDGET_MS: u64 = 250;
 const MAX_RESTART_GRACE_MS: u64 = 3_600_000;
 /// Longest pause between automatic failovers: a week; who wants none says `pause`.
 const MAX_COOLDOWN_MS: u64 = 604_800_000;
+/// Longest wait for routers: a change that people have asked for must not hang by one that is gone.
+const MAX_AWAIT_ROUTERS_MS: u64 = 300_000;
 /// A host name of DNS.
 const MAX_HOST_BYTES: usize = 253;
 
@@ -290,7 +292,10 @@ impl ServiceSpec {
                 );
             }
         }
+        let AwaitRouters { percent, within_ms } = self.policy.await_routers;
         for (field, value, most) in [
+            ("policy.await_routers.percent", u64::from(percent), 100),
+            ("policy.await_routers.within_ms", within_ms, MAX_AWAIT_ROUTERS_MS),
             ("policy.restart_grace_ms", restart_grace_ms, MAX_RESTART_GRACE_MS),
             ("policy.failover_cooldown_ms", failover_cooldown_ms, MAX_COOLDOWN_MS),
             ("policy.loss_bound.max_ms", self.policy.loss_bound.max_ms, LossBound::ANY_BYTES),

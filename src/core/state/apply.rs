@@ -364,7 +364,8 @@ fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Rejection> {
         | Command::AnswerApproval { .. }
         | Command::SetPause { .. }
         | Command::RecordStop { .. }
-        | Command::PlanSwitchover { .. } => role::run(draft, command),
+        | Command::PlanSwitchover { .. }
+        | Command::CloseRoutes { .. } => role::run(draft, command),
     }
 }
 

@@ -35,6 +35,7 @@ pub(super) fn attempt(command: &Command) -> &'static str {
         Command::GrantFirst { .. } => "role.first",
         Command::OpenFence { .. } => "role.fence",
         Command::PlanSwitchover { .. } => "role.plan",
+        Command::CloseRoutes { .. } => "role.drain",
         Command::CutStandbys { .. } => "role.cut",
         Command::TakeOverFence { .. } => "role.take_over",
         Command::RecordReceipt { .. } | Command::RecordStop { .. } => "role.receipt",

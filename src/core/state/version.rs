@@ -31,8 +31,9 @@ pub const FIRST_FEATURE_LEVEL: u32 = 1;
 /// Highest level this binary can read. 2: the roles of services; 3: what renewals of roles say;
 /// 4: switchovers that are prepared before their fence, and cut by the resignation itself;
 /// 5: policies that are strict about lowered commits; 6: a start that is said again takes over no lease
-/// that another start holds, or that lasts longer than its session.
-pub const FEATURE_LEVEL: u32 = 6;
+/// that another start holds, or that lasts longer than its session; 7: switchovers that wait for
+/// routers before their fence.
+pub const FEATURE_LEVEL: u32 = 7;
 
 /// The level from which snapshots hold the roles of services.
 pub const ROLES_LEVEL: u32 = 2;
@@ -46,6 +47,8 @@ pub const PREPARE_LEVEL: u32 = 4;
 pub const STRICT_LEVEL: u32 = 5;
 /// The level from which a stranger that says its start twice is a stranger still.
 pub const STRANGER_LEVEL: u32 = 6;
+/// The level from which an operation may wait for routers.
+pub const DRAIN_LEVEL: u32 = 7;
 
 /// This binary is too old for the cluster's level; it must stop before it misreads an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

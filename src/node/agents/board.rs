@@ -41,6 +41,8 @@ pub struct Board {
     inner: Mutex<Inner>,
     /// Something changed that the leader's duty for roles looks at.
     roles_changed: Notify,
+    /// The same, for the leader's look at routers that are waited for.
+    awaited_changed: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +90,7 @@ impl Board {
             return;
         }
         self.roles_changed.notify_one();
+        self.awaited_changed.notify_one();
         let mut inner = self.inner.lock();
         let at = (state.incarnation(), applied.revision);
         for change in &applied.changes {
@@ -100,6 +103,7 @@ impl Board {
     /// The whole state was replaced.
     pub fn installed(&self, state: &State) {
         self.roles_changed.notify_one();
+        self.awaited_changed.notify_one();
         let mut inner = self.inner.lock();
         let followed: Vec<ServiceName> = inner.rows.keys().cloned().collect();
         for service in &followed {
@@ -137,6 +141,11 @@ impl Board {
     /// Returns when rows of some service changed since the last return.
     pub async fn roles_changed(&self) {
         self.roles_changed.notified().await;
+    }
+
+    /// The same; each has one who waits.
+    pub async fn awaited_changed(&self) {
+        self.awaited_changed.notified().await;
     }
 
     /// The node stops: every follower is told by the end of its rows.

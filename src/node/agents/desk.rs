@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use parking_lot::{Mutex, MutexGuard};
 use regent_core::decide::Facts;
+use regent_core::decide::facts::Routers;
 use regent_core::id::{InstanceName, NodeId, ServiceName};
 use regent_core::role::observe::Observation;
 use regent_core::state::State;
@@ -102,6 +103,21 @@ impl Desk {
             inner.sources.remove(service);
             inner.facts.forget(service);
         }
+    }
+
+    /// Who follows the routes of a service that is waited for. Nothing is kept unless this node leads.
+    pub fn followed(&self, service: &ServiceName, routers: Routers) {
+        let mut inner = self.inner.lock();
+        if inner.open && inner.facts.routers(service) != Some(&routers) {
+            inner.facts.followed(service, routers);
+            drop(inner);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Others than these are waited for no more.
+    pub fn followed_only(&self, is_awaited: impl Fn(&ServiceName) -> bool) {
+        self.inner.lock().facts.followed_only(is_awaited);
     }
 
     /// The facts. Locked after the state, if both are.

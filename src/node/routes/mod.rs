@@ -10,6 +10,7 @@
 //! service only. Levels, not events: whoever is slow sees the newest table and misses nothing that
 //! still matters. What the leader said of standbys outlives it: reads are fail-static.
 
+mod awaited;
 mod fits;
 mod hub;
 mod routers;

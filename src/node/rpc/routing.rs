@@ -7,14 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use futures::future::join_all;
 use futures::stream::{self, BoxStream};
 use regent_core::authz::{Role, Verb};
-use regent_core::id::{Epoch, Locality, NodeId, Revision, ServiceName};
+use regent_core::id::{Epoch, Locality, Revision, ServiceName};
 use regent_rpc::convert::common::{epoch_in, epoch_out, locality, service_name, text};
 use regent_rpc::convert::routing::routes_out;
 use regent_rpc::convert::{Invalid, status};
-use regent_rpc::pb::raft::RoutersRequest;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::routing_service_server::RoutingService;
 use tokio::sync::watch;
@@ -25,8 +23,6 @@ use crate::shell::Shell;
 
 /// A watch that has nothing to say tells how old that is this often.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(5);
-/// How long another node may take to say who follows routes there.
-const PEER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Serves routes.
 pub struct RoutingHandler(pub Arc<Shell>);
@@ -158,18 +154,7 @@ impl RoutingService for RoutingHandler {
     ) -> Result<Response<v1::ListRoutersResponse>, Status> {
         self.0.admit(&request, Verb::ServicesRead, &request.get_ref().service)?;
         let service = service_name("service", &request.get_ref().service)?;
-        let members = self.0.leadership.status().members.clone();
-        let others = members.iter().filter(|(id, _, _)| *id != self.0.node);
-        let asked = others.map(|(id, member, _)| self.ask(*id, &member.address, &service));
-        let answers = join_all(asked).await;
-        let mut routers = self.0.routers.of(&service, self.0.node.0);
-        let mut silent_nodes = Vec::new();
-        for (node, answer) in answers {
-            match answer {
-                Some(there) => routers.extend(there),
-                None => silent_nodes.push(node.0),
-            }
-        }
+        let (routers, silent_nodes) = self.0.list_routers(&service).await;
         // Before the state is locked: the age is read from it, too.
         let age_ms = self.0.reads.age_ms().unwrap_or(u64::MAX);
         let state = self.0.state.read();
@@ -180,24 +165,5 @@ impl RoutingService for RoutingHandler {
             routers,
             silent_nodes,
         }))
-    }
-}
-
-impl RoutingHandler {
-    /// Who follows `service` at another node; `None`: it does not answer.
-    async fn ask(
-        &self,
-        node: NodeId,
-        address: &str,
-        service: &ServiceName,
-    ) -> (NodeId, Option<Vec<v1::Router>>) {
-        let answer = async {
-            let mut peer = self.0.peers.peer(node, address).ok()?;
-            let message = RoutersRequest { service: service.to_string() };
-            let request = self.0.peers.request(message, PEER_TIMEOUT);
-            let answer = tokio::time::timeout(PEER_TIMEOUT, peer.routers(request)).await;
-            Some(answer.ok()?.ok()?.into_inner().routers)
-        };
-        (node, answer.await)
     }
 }

@@ -43,7 +43,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         select(vec![Survive::Instance, Survive::Zone, Survive::Region]),
         select(vec![LoweredSync::Report, LoweredSync::Strict]),
     );
-    let numbers = (any::<[u64; 5]>(), any::<[u32; 2]>());
+    let numbers = (any::<[u64; 6]>(), any::<[u32; 3]>());
     (choices, numbers).prop_map(|(c, (n, k))| Policy {
         mode: c.0,
         ttl_ms: n[0],
@@ -57,6 +57,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         survive: c.5,
         restart_grace_ms: n[3],
         failover_cooldown_ms: n[4],
+        await_routers: AwaitRouters { percent: k[2], within_ms: n[5] },
     })
 }
 

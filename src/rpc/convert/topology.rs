@@ -6,8 +6,8 @@
 use regent_core::id::{Revision, ServiceName};
 use regent_core::limits::{MAX_INSTANCES, MAX_PARTITIONS, MAX_TEXT_BYTES};
 use regent_core::spec::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
-    Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
+    AwaitRouters, CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation,
+    Policy, Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use regent_core::state::partition::Partition;
 use regent_core::state::service::{Life, Quarantine, Service};
@@ -158,6 +158,10 @@ pub fn policy_in(policy: &v1::Policy) -> Result<Policy, Invalid> {
         survive,
         restart_grace_ms: policy.restart_grace_ms.unwrap_or(usual.restart_grace_ms),
         failover_cooldown_ms: policy.failover_cooldown_ms.unwrap_or(usual.failover_cooldown_ms),
+        await_routers: policy.await_routers.as_ref().map_or(usual.await_routers, |it| {
+            let usual = usual.await_routers;
+            AwaitRouters { percent: it.percent, within_ms: it.within_ms.unwrap_or(usual.within_ms) }
+        }),
     })
 }
 
@@ -233,6 +237,10 @@ pub fn policy_out(policy: &Policy) -> v1::Policy {
         .into(),
         restart_grace_ms: Some(policy.restart_grace_ms),
         failover_cooldown_ms: Some(policy.failover_cooldown_ms),
+        await_routers: Some(p::AwaitRouters {
+            percent: policy.await_routers.percent,
+            within_ms: Some(policy.await_routers.within_ms),
+        }),
     }
 }
 

@@ -6,7 +6,7 @@
 //! - [`death`]: processes end, also several at once. [`freeze`]: they stop and stay.
 //!   [`handover`]: an operator asks. [`blind`]: the coordinators are gone. [`alone`]: the agent is.
 //! - [`cut`]: packets are dropped, on a network of the lab's own.
-//! - [`proxy`]: HAProxy stands between.
+//! - [`proxy`]: HAProxy stands between. [`pgbouncer`]: PgBouncer, which holds its clients.
 //! - [`degraded`]: no standby is left.
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
 //! - [`fencer`]: the fencer ends or stops. [`rebuilt`]: a directory of no use is copied anew.
@@ -29,6 +29,7 @@ mod hand;
 mod handover;
 mod holes;
 mod load;
+mod pgbouncer;
 mod proxy;
 mod pulse;
 mod reads;

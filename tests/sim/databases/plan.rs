@@ -3,10 +3,10 @@
 use regent_core::id::{InstanceName, Locality, ServiceName};
 use regent_core::role::Armed;
 use regent_core::spec::{
-    Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, ServiceSpec, TooFewSync,
-    TopologyKind,
+    AwaitRouters, Engine, InstanceSpec, LossBound, Mode, OnViolation, Policy, ServiceSpec,
+    TooFewSync, TopologyKind,
 };
-use regent_core::state::version::{FEATURE_LEVEL, ROLES_LEVEL};
+use regent_core::state::version::{DRAIN_LEVEL, FEATURE_LEVEL, ROLES_LEVEL};
 
 use super::faults::Weights;
 use super::{Options, Profile};
@@ -39,6 +39,8 @@ pub struct Plan {
     pub level: u32,
     /// When it is raised to the newest.
     pub raised: Option<Time>,
+    /// Switchovers wait for routers, of whom nothing is ever heard.
+    pub awaits: bool,
 }
 
 impl Plan {
@@ -94,6 +96,7 @@ impl Plan {
             at_bound: options.profile == Profile::Rates,
             level,
             raised,
+            awaits: level >= DRAIN_LEVEL && random.chance(400),
         }
     }
 
@@ -109,6 +112,10 @@ impl Plan {
         let policy = Policy {
             ttl_ms: self.ttl_ms,
             failover_cooldown_ms: 0,
+            await_routers: match self.awaits {
+                true => AwaitRouters { percent: 100, within_ms: 300 },
+                false => AwaitRouters::NONE,
+            },
             restart_grace_ms: 2_000,
             sync_standbys: match (self.mode, self.two_needed) {
                 (Mode::Lease, _) => 0,

@@ -1,6 +1,6 @@
 //! `regent routes export`: a configuration of a load balancer, or a client's connection string.
 
-use regent_core::route::{haproxy, libpq};
+use regent_core::route::{haproxy, libpq, pgbouncer};
 use regent_rpc::convert::common::{instance_name, service_name};
 use regent_rpc::pb::v1;
 use serde_json::json;
@@ -25,7 +25,7 @@ pub struct Args {
     /// What it is for
     #[arg(long, value_enum)]
     pub format: Format,
-    /// Where clients write (haproxy, envoy)
+    /// Where clients write (haproxy, envoy, pgbouncer)
     #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:6432")]
     pub write: String,
     /// Where clients read (haproxy, envoy)
@@ -38,10 +38,17 @@ pub struct Args {
     /// Ask by agent-check, which carries weights and reasons, with HTTP beside it (haproxy)
     #[arg(long)]
     pub agent_check: bool,
-    /// Unix socket through which it can be told of flips, see `haproxy-sync` (haproxy)
+    /// Unix socket through which it can be told of flips, see `haproxy-sync` (haproxy); directory of
+    /// its Unix socket (pgbouncer)
     #[arg(long, value_name = "PATH")]
     pub socket: Option<String>,
-    /// Most sessions at once, over both ports (haproxy)
+    /// File of its databases, which `pgbouncer-sync` writes (pgbouncer)
+    #[arg(long, value_name = "FILE", default_value = "/etc/pgbouncer/regent.ini")]
+    pub databases_file: String,
+    /// File of its users, as PgBouncer's `auth_file` (pgbouncer)
+    #[arg(long, value_name = "FILE", default_value = "/etc/pgbouncer/userlist.txt")]
+    pub users_file: String,
+    /// Most sessions at once, over all ports (haproxy, pgbouncer)
     #[arg(long, value_name = "N", default_value_t = 2_000,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_sessions: u32,
@@ -64,6 +71,8 @@ pub enum Format {
     /// What Envoy is started with, with the certificate that this verb is run with: it should be a
     /// router's
     Envoy,
+    /// A whole configuration of PgBouncer, to be run beside `pgbouncer-sync`
+    Pgbouncer,
     /// A connection string of libpq that names every instance
     Libpq,
 }
@@ -93,6 +102,14 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
                 servers: servers.collect::<Outcome<_>>()?,
             })
         }
+        Format::Pgbouncer => pgbouncer::render(&pgbouncer::Plan {
+            service: service_name("service", &args.service).or_internal(odd)?,
+            listen: args.write,
+            databases: args.databases_file,
+            users: args.users_file,
+            socket: args.socket,
+            max_sessions: args.max_sessions,
+        }),
         Format::Envoy | Format::Libpq => {
             // Nobody but its clients asks an instance here.
             let servers = instances.iter().map(|one| server(one, Some(1)));

@@ -10,6 +10,7 @@
 //! holder, no fence ── verdict, candidates, policy ──> OpenFence(failover)
 //!                  └─ who streams ──> ChangeSet
 //! announced ── the primary has checkpointed ──> OpenFence(switchover); or CloseFence
+//!           └─ the policy awaits routers ──> CloseRoutes ── they have left, or time is up ──> the same
 //! fence open ── receipts ──> Cut, Fetch, OpenApproval, GrantRole; or CloseFence, TakeOver
 //! granted ── promoted, standbys back ──> AdvanceOperation
 //! ```
@@ -20,6 +21,7 @@ mod fetch;
 mod first;
 mod flaps;
 mod plan;
+mod routers;
 mod sets;
 mod standbys;
 #[cfg(test)]
@@ -111,6 +113,8 @@ struct Memory {
     repair: Option<(Revision, Reading)>,
     /// When this leader first saw the switchover that is announced.
     plan: Option<(Revision, Reading)>,
+    /// When this leader first saw its routes closed.
+    drain: Option<(Revision, Reading)>,
 }
 
 /// One service at one look.
@@ -252,7 +256,12 @@ impl Look<'_> {
         match self.watch() {
             Verdict::Fine => match self.sets() {
                 Verdict::Fine => match self.tampered() {
-                    Verdict::Fine => self.standbys(),
+                    Verdict::Fine => match self.standbys() {
+                        Verdict::Fine => {
+                            self.routers_to_come().map_or(Verdict::Fine, Verdict::Wait)
+                        }
+                        verdict => verdict,
+                    },
                     verdict => verdict,
                 },
                 verdict => verdict,

@@ -3,6 +3,7 @@
 use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::Revision;
+use crate::role::Phase;
 use crate::state::role::judge::electable;
 use crate::state::role::plan;
 use crate::state::role::row::Operation;
@@ -13,8 +14,9 @@ use crate::time::Micros;
 const PREPARE_WITHIN: Micros = Micros::from_ms(300_000);
 
 impl Look<'_> {
-    fn announced(&self) -> Option<(Revision, &Operation)> {
-        plan::of(self.view.state, self.name, self.role)
+    fn announced(&self) -> Option<(Revision, Operation)> {
+        let (id, row) = plan::of(self.view.state, self.name, self.role)?;
+        Some((id, row.clone()))
     }
 
     /// Gives up what cannot be any more, whatever is the matter with the primary.
@@ -46,13 +48,25 @@ impl Look<'_> {
     }
 
     /// Its fence, once the primary has written out what a stop would have to.
-    pub(super) fn plan(&self) -> Option<Verdict> {
+    pub(super) fn plan(&mut self) -> Option<Verdict> {
         let (id, row) = self.announced()?;
         let holder = self.role.holder.as_ref()?;
         let fact = self.view.facts.of(self.name, holder)?;
-        if fact.observation.prepared != Some(id) {
+        if row.phase == Phase::Prepare && fact.observation.prepared != Some(id) {
             let text = "a switchover is announced: the primary serves and checkpoints first";
             return Some(Verdict::Wait(text.to_owned()));
+        }
+        // A primary that is in no route has none to be taken out of.
+        let awaits = self.spec.policy.await_routers.percent > 0 && self.role.routes_open;
+        if row.phase == Phase::Prepare && awaits {
+            let (service, operation) = (self.name.clone(), id);
+            let text = "the primary has checkpointed: routers are to leave it first".to_owned();
+            return Some(Verdict::Do(Command::CloseRoutes { service, operation }, text));
+        }
+        if row.phase == Phase::Drain
+            && let Some(waits) = self.routers_to_leave(id, &row)
+        {
+            return Some(Verdict::Wait(waits));
         }
         let command = Command::OpenFence {
             service: self.name.clone(),

@@ -5,6 +5,7 @@ mod bench;
 mod fences;
 mod lives;
 mod plans;
+mod routers;
 mod verdicts;
 mod watching;
 

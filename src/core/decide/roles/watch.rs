@@ -166,6 +166,10 @@ impl Look<'_> {
         if !away.is_empty() && !over {
             return Verdict::Fine;
         }
+        // Said at the end of the look: what is to be done for the set and the standbys goes first.
+        if self.routers_to_come().is_some() {
+            return Verdict::Fine;
+        }
         let text = if away.is_empty() {
             "all standbys stream again".to_owned()
         } else {

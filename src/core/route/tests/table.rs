@@ -144,10 +144,17 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
     let lapsed = with(&|role| (role.lease, role.lapsed) = (None, Some(Armed::Armed)));
     let stranger = with(&|role| role.holder = Some("pg9".parse().unwrap()));
     let unheard = || Fitnesses::new();
-    let cases: [(&str, &Service, Option<ServiceRole>, Fitnesses, Belief); 13] = [
+    let cases: [(&str, &Service, Option<ServiceRole>, Fitnesses, Belief); 14] = [
         ("nobody ever", &quorum, None, unheard(), Belief::Live),
         ("pg1 serves", &quorum, with(&|_| {}), fit(), Belief::Live),
         ("and nothing was ever said of anybody", &quorum, with(&|_| {}), unheard(), Belief::Live),
+        (
+            "a switchover is drained",
+            &quorum,
+            with(&|it| it.routes_open = false),
+            fit(),
+            Belief::Live,
+        ),
         ("a switchover is fenced", &quorum, closed(switchover), fit(), Belief::Live),
         ("a failover is fenced", &quorum, closed(failover), fit(), Belief::Live),
         ("pg2 is granted", &quorum, promoting, fit(), Belief::Live),
@@ -161,7 +168,12 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
     ];
     let mut text = String::new();
     for (what, service, role, fit, believed) in cases {
-        let operation = (what == "pg2 serves").then(repair);
+        let drain = || Operation { phase: Phase::Drain, ..repair() };
+        let operation = match what {
+            "pg2 serves" => Some(repair()),
+            "a switchover is drained" => Some(drain()),
+            _ => None,
+        };
         let asked = std::cell::Cell::new(None);
         let routes = Routes::of(
             (Incarnation::default(), Revision(30)),

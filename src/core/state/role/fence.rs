@@ -127,8 +127,8 @@ pub(super) fn end_of_last(
     if row.phase.is_over() {
         return None;
     }
-    // One that was announced only has changed nothing.
-    let end = if row.phase == Phase::Prepare { Phase::GivenUp } else { Phase::Done };
+    // One that was announced only has changed nobody's role.
+    let end = if row.phase.is_before_fence() { Phase::GivenUp } else { Phase::Done };
     enter(draft, &mut row, end);
     Some((key, row))
 }

@@ -55,6 +55,7 @@ pub(super) fn run(draft: &mut Draft<'_>, command: Command) -> Result<Reply, Reje
         Command::PlanSwitchover { service, to, seen, reason } => {
             plan::open(draft, &service, to, seen, reason)
         }
+        Command::CloseRoutes { service, operation } => plan::drain(draft, &service, operation),
         Command::OpenFence { service, kind, seen, reason } => {
             fence::open(draft, &service, kind, seen, reason)
         }

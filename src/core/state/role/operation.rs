@@ -3,8 +3,8 @@
 use super::judge::Case;
 use super::row::{Answer, Approval, Operation, Pause, Promotion, ServiceRole};
 use super::{
-    active, holder_or_cluster, load, no_fence, not_found, operation_in, rule, same_epoch, save,
-    this_fence,
+    active, holder_or_cluster, load, no_fence, not_found, operation_in, plan, rule, same_epoch,
+    save, this_fence,
 };
 use crate::authz::Role;
 use crate::id::{Epoch, InstanceName, Revision, ServiceName};
@@ -32,7 +32,12 @@ pub(super) fn promoted(
         return Err(rule(RoleRule::TooLate, why));
     }
     let same = role.promoted.is_some_and(|was| was.timeline == timeline && was.switch == switch);
-    if same && role.routes_open {
+    let is_drained = role.operation.is_some_and(|id| {
+        let row = draft.rows().operations().get(&(name.clone(), id));
+        row.is_some_and(|row| plan::is_drained(row, &role))
+    });
+    // Said again: what was closed for a switchover stays closed for it.
+    if same && (role.routes_open || is_drained) {
         return Ok(Reply::Unchanged { revision: role.changed });
     }
     let key = role.operation.map(|id| (name.clone(), id));

@@ -8,9 +8,14 @@
 //!
 //! What is announced is a row of the log, so the next leader finds it, and it can be given up at no
 //! cost: no order was given. A failover that comes before its fence ends it.
+//!
+//! Where the policy says so the routes are closed before the fence, too, and routers get the time to
+//! leave ([`Phase::Drain`]): a pool that holds its clients' queries meanwhile makes of a planned change
+//! a delay. It costs time in which nobody new is let in, so it is not the default.
 
 use super::row::{Operation, ServiceRole};
-use super::{enter, fence, load_held, operation_in, rule, save};
+use super::{enter, fence, load, load_held, operation_in, rule, save};
+use crate::authz::Role;
 use crate::id::{Epoch, InstanceName, Revision, ServiceName};
 use crate::limits::MAX_TEXT_BYTES;
 use crate::reply::{Rejection, Reply, RoleRule};
@@ -32,7 +37,12 @@ pub fn of<'s>(
 
 /// Whether `row`, the newest operation of `role`, is announced and has no fence yet.
 pub fn is_prepared(row: &Operation, role: &ServiceRole) -> bool {
-    role.fence.is_none() && row.phase == Phase::Prepare
+    role.fence.is_none() && row.phase.is_before_fence()
+}
+
+/// Whether the routes of `role` are closed until its fence, `row` being its newest operation.
+pub fn is_drained(row: &Operation, role: &ServiceRole) -> bool {
+    is_prepared(row, role) && row.phase == Phase::Drain
 }
 
 fn prepared(
@@ -75,6 +85,39 @@ pub(super) fn open(
     Ok(Reply::Done { revision: draft.revision })
 }
 
+/// Takes the primary out of the routes, while it serves those who are there. What routers do then is
+/// waited for by the leader, and proves nothing.
+pub(super) fn drain(
+    draft: &mut Draft<'_>,
+    name: &ServiceName,
+    operation: Revision,
+) -> Result<Reply, Rejection> {
+    let (_, mut role) = load(draft, name)?;
+    if draft.by.role != Role::Node {
+        let why = format!("{} does not run operations", draft.by);
+        return Err(rule(RoleRule::WrongPhase, why));
+    }
+    let found = prepared(draft, name, &role).filter(|((_, id), _)| *id == operation);
+    let Some((key, mut row)) = found else {
+        let why = format!("no switchover {operation} is announced");
+        return Err(rule(RoleRule::FenceNotOpen, why));
+    };
+    if row.phase == Phase::Drain {
+        return Ok(Reply::Unchanged { revision: role.changed });
+    }
+    if !role.routes_open {
+        let why = "the primary is in no route: its promotion is not verified".to_owned();
+        return Err(rule(RoleRule::WrongPhase, why));
+    }
+    role.routes_open = false;
+    enter(draft, &mut row, Phase::Drain);
+    save(draft, name, role);
+    draft.set_operation(&key, Some(row));
+    let outcome = format!("operation {operation}: routers are to leave the primary, which serves");
+    draft.note("role.drained", name.as_str(), "", &outcome);
+    Ok(Reply::Done { revision: draft.revision })
+}
+
 fn under_way(since: Revision) -> Rejection {
     rule(RoleRule::FenceOpen, format!("a switchover is under way since revision {since}"))
 }
@@ -105,18 +148,22 @@ pub(super) fn is_this(
     prepared(draft, name, role).is_some_and(|((_, id), _)| id == operation)
 }
 
-/// Nobody was told anything that has to be taken back.
+/// No instance was told anything that has to be taken back; routers are sent to the primary again.
 pub(super) fn give_up(
     draft: &mut Draft<'_>,
     name: &ServiceName,
-    role: ServiceRole,
+    mut role: ServiceRole,
     reason: &str,
 ) -> Result<Reply, Rejection> {
     let Some(operation) = role.operation else {
         return Err(rule(RoleRule::FenceNotOpen, "no role change is open".to_owned()));
     };
     let key = (name.clone(), operation);
+    let was = draft.rows().operations().get(&key).map(|row| row.phase);
     let row = operation_in(draft, &key, Phase::GivenUp)?;
+    if was == Some(Phase::Drain) {
+        role.routes_open = role.promoted.is_some();
+    }
     save(draft, name, role);
     draft.set_operation(&key, Some(row));
     let outcome = format!("operation {operation} is given up before its fence");

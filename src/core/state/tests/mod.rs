@@ -17,8 +17,8 @@ use crate::id::{
 };
 use crate::reply::{Rejection, Reply};
 use crate::spec::{
-    CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation, Policy,
-    Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
+    AwaitRouters, CoordinatorLoss, Engine, InstanceSpec, LossBound, LoweredSync, Mode, OnViolation,
+    Policy, Scope, ServiceSpec, Survive, TooFewSync, TopologyKind,
 };
 use crate::state::State;
 use crate::state::version::{FEATURE_LEVEL, STRICT_LEVEL};
@@ -119,6 +119,7 @@ fn service(name: &str, instances: &[&str], partitions: &[&str]) -> ServiceSpec {
             survive: Survive::Instance,
             restart_grace_ms: 10_000,
             failover_cooldown_ms: 60_000,
+            await_routers: AwaitRouters::NONE,
         },
     }
 }

@@ -29,6 +29,7 @@ enum Step {
     First { who: u8 },
     Fence { planned: bool, off: u8 },
     Plan { to: u8, off: u8 },
+    Drain,
     Cut,
     TakeOver,
     Receipt { who: u8, proof: u8, end: u8, off: u8 },
@@ -61,6 +62,7 @@ fn steps() -> impl Strategy<Value = Step> {
         6 => who().prop_map(|who| Step::First { who }),
         8 => (any::<bool>(), off()).prop_map(|(planned, off)| Step::Fence { planned, off }),
         4 => (0..4u8, off()).prop_map(|(to, off)| Step::Plan { to, off }),
+        2 => Just(Step::Drain),
         3 => Just(Step::Cut),
         2 => Just(Step::TakeOver),
         24 => (who(), 0..4u8, 0..3u8, off())
@@ -178,7 +180,7 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
         Step::First { who } => Command::GrantFirst { service, candidate: instance(who) },
         Step::Fence { planned, off } => {
             let row = state.operations().get(&(name, operation));
-            let announced = row.filter(|row| row.phase == Phase::Prepare && off == 0);
+            let announced = row.filter(|row| row.phase.is_before_fence() && off == 0);
             let kind = if planned {
                 announced.map_or(FenceKind::Switchover { to: None }, |row| row.kind.clone())
             } else {
@@ -194,6 +196,7 @@ fn command_of(state: &State, step: &Step) -> (Principal, Command) {
             let to = (to < 3).then(|| instance(to));
             Command::PlanSwitchover { service, to, seen, reason }
         }
+        Step::Drain => Command::CloseRoutes { service, operation },
         Step::Cut => Command::CutStandbys { service, fence },
         Step::TakeOver => Command::TakeOverFence { service, fence, verdict: "gone".into(), reason },
         Step::Fetch { to, from } => {

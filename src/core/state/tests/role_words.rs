@@ -214,7 +214,7 @@ pub(super) fn on_newest(state: &State, by: &Principal, command: &mut Command) {
 
 /// The command of a verb about roles.
 pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
-    const VERBS: [&str; 17] = [
+    const VERBS: [&str; 18] = [
         "start",
         "first",
         "fence",
@@ -225,6 +225,7 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
         "grant",
         "close-fence",
         "plan",
+        "drain",
         "set",
         "covered",
         "promoted",
@@ -259,6 +260,7 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
             let (to, seen) = (words.option("to").parse().ok(), epoch(words.next()));
             Command::PlanSwitchover { service, to, seen, reason }
         }
+        "drain" => Command::CloseRoutes { service, operation: revision(words.next()) },
         "cut" => Command::CutStandbys { service, fence: revision(words.next()) },
         "take-over" => {
             let (fence, verdict) = (revision(words.next()), "primary_gone".to_owned());

@@ -10,7 +10,7 @@ use crate::spec::Mode;
 const ALL: [&str; 3] = ["a", "b", "c"];
 const FIVE_MINUTES: u64 = 300_000;
 
-fn announce(bench: &mut Bench, to: Option<&str>) -> Revision {
+pub fn announce(bench: &mut Bench, to: Option<&str>) -> Revision {
     let (service, seen, reason) = (service(), bench.role().epoch, "upgrade".to_owned());
     let command = Command::PlanSwitchover { service, to: to.map(name), seen, reason };
     let reply = bench.apply(command);
