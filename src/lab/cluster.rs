@@ -386,7 +386,7 @@ pub async fn heal(dir: &Path) -> Result<(Lab, View, Healed), LabError> {
     if lab.databases.is_some() {
         healed.instances = databases::revive(&mut lab)?;
         databases::wait_redundant(&lab, databases::REDUNDANT, &|_| {}).await?;
-        healed.instances.started_haproxy = databases::proxy::revive(&mut lab).await?;
+        healed.instances.started_proxies = databases::proxy::revive(&mut lab).await?;
     }
     let view = view(&lab, &connections).await;
     Ok((lab, view, healed))

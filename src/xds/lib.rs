@@ -15,6 +15,7 @@
 //!
 //! [`Source`]: serve::Source
 
+pub mod bootstrap;
 pub mod client;
 pub mod names;
 pub mod resources;

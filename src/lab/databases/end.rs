@@ -13,7 +13,7 @@ const QUIT: Duration = Duration::from_millis(1_500);
 /// How long killed processes may take to be gone.
 const GONE: Duration = Duration::from_secs(10);
 
-/// Ends HAProxy and everything of all instances; says how many agents and proxies there were.
+/// Ends proxies and everything of all instances; says how many agents and proxies there were.
 /// Nothing is removed.
 ///
 /// # Errors
@@ -22,7 +22,7 @@ pub async fn end(lab: &Lab) -> Result<usize, DatabaseError> {
     let Some(databases) = &lab.databases else { return Ok(0) };
     let agents = databases.instances.iter().map(end_agent);
     // Before the databases: it would tell its log of each.
-    let mut count = usize::from(proxy::end(databases).await?);
+    let mut count = proxy::end(databases).await?;
     for ended in futures::future::join_all(agents).await {
         count += usize::from(ended?);
     }

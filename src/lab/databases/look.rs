@@ -34,6 +34,8 @@ pub struct DatabasesView {
     pub dbname: String,
     /// HAProxy in front of them; `None`: clients name every instance.
     pub haproxy: Option<ProxyView>,
+    /// Envoy in front of them.
+    pub envoy: Option<ProxyView>,
 }
 
 /// What the lab declares of its service; the rest are the mode's defaults.
@@ -127,8 +129,18 @@ impl Databases {
 
     /// How its clients log in through HAProxy's write port; `None`: the lab has no HAProxy.
     pub fn through_haproxy(&self) -> Option<Access> {
-        let write = &self.haproxy.as_ref()?.write;
-        Some(Access { via: Some((write.host.clone(), write.port)), ..self.access() })
+        self.haproxy.as_ref().map(|proxy| self.through(proxy))
+    }
+
+    /// The same through Envoy's.
+    pub fn through_envoy(&self) -> Option<Access> {
+        self.envoy.as_ref().map(|proxy| self.through(proxy))
+    }
+
+    /// How its clients log in through the write port of one of its proxies.
+    pub(super) fn through(&self, proxy: &Proxy) -> Access {
+        let write = &proxy.write;
+        Access { via: Some((write.host.clone(), write.port)), ..self.access() }
     }
 
     /// The instance with this name.
@@ -177,6 +189,7 @@ pub async fn view(lab: &Lab) -> Option<DatabasesView> {
         password: databases.password.clone(),
         dbname: databases.dbname.clone(),
         haproxy: databases.haproxy.as_ref().map(Proxy::view),
+        envoy: databases.envoy.as_ref().map(Proxy::view),
     })
 }
 

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 use super::ground::Owner;
 use super::look::redundant;
+use super::proxy::Kind;
 use super::{
     APP, DatabaseError, Databases, DatabasesView, Ground, HOST, LabInstance, Proxy, SERVICE,
     Wanted, file, instance_dir, owned, proxy, system,
@@ -121,8 +122,8 @@ fn plan(lab: &Lab, wanted: &Wanted, ground: &Ground) -> Result<Databases, Databa
         return Err(size(wanted));
     }
     let count = usize::try_from(wanted.instances).map_err(|_| size(wanted))?;
-    let found = ports::free(2 * count + 2).ok_or(DatabaseError::Ports)?;
-    let (front, found) = found.split_at(2);
+    let found = ports::free(2 * count + 4).ok_or(DatabaseError::Ports)?;
+    let (front, found) = found.split_at(4);
     let instances = found.chunks_exact(2).zip(b'a'..).enumerate().map(|(at, (ports, zone))| {
         let id = format!("pg{}", at + 1);
         LabInstance {
@@ -148,7 +149,11 @@ fn plan(lab: &Lab, wanted: &Wanted, ground: &Ground) -> Result<Databases, Databa
         haproxy: ground
             .haproxy
             .clone()
-            .map(|program| Proxy::new(program, &lab.dir, [front[0], front[1]])),
+            .map(|program| Proxy::new(Kind::Haproxy, program, &lab.dir, [front[0], front[1]])),
+        envoy: wanted
+            .envoy
+            .clone()
+            .map(|program| Proxy::new(Kind::Envoy, program, &lab.dir, [front[2], front[3]])),
     })
 }
 
@@ -363,8 +368,8 @@ pub struct Revived {
     pub started_agents: Vec<String>,
     /// Instances with frozen processes that were thawed.
     pub thawed_instances: Vec<String>,
-    /// HAProxy was dead and was started.
-    pub started_haproxy: bool,
+    /// Proxies that were dead and were started.
+    pub started_proxies: Vec<String>,
 }
 
 /// Thaws what is frozen and starts dead agents; PostgreSQL is theirs to start. Does not wait.
@@ -465,6 +470,7 @@ mod tests {
             mode,
             ttl: Duration::from_secs(3),
             haproxy: Front::Require,
+            envoy: None,
             keep: false,
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! - `ground`: what this machine must have. `file`: the agent's configuration.
 //! - `make`: up and heal. `end`: nothing is left. `owned`: which processes are an instance's.
-//! - [`proxy`]: HAProxy in front of them.
+//! - [`proxy`]: HAProxy and Envoy in front of them.
 //! - `look`: how they are now, asked of the agents (`http`) and of the primary itself.
 
 pub mod end;
@@ -51,6 +51,8 @@ pub struct Wanted {
     pub ttl: Duration,
     /// HAProxy in front of them.
     pub haproxy: Front,
+    /// The program of an Envoy in front of them.
+    pub envoy: Option<PathBuf>,
     /// Leave everything as it is when something fails, to look at it.
     pub keep: bool,
 }
@@ -79,6 +81,9 @@ pub struct Databases {
     /// HAProxy in front of them; `None`: clients name every instance.
     #[serde(default)]
     pub haproxy: Option<Proxy>,
+    /// Envoy in front of them.
+    #[serde(default)]
+    pub envoy: Option<Proxy>,
 }
 
 /// One instance and its agent.
@@ -231,9 +236,11 @@ pub enum DatabaseError {
         /// The end of its log.
         last_words: String,
     },
-    /// HAProxy does not lead to the primary.
-    #[error("HAProxy's write port does not lead to the primary ({error}): {last_words}")]
+    /// A proxy does not lead to the primary.
+    #[error("the write port of {what} does not lead to the primary ({error}): {last_words}")]
     Proxy {
+        /// Which one.
+        what: &'static str,
         /// What a client was told.
         error: String,
         /// The end of its log.
@@ -313,6 +320,7 @@ pub(crate) mod tests {
                 run_as: Some("postgres".into()),
                 instances: (1..=3).map(instance).collect(),
                 haproxy: None,
+                envoy: None,
             }),
         }
     }

@@ -1,5 +1,5 @@
-//! HAProxy in front of a lab's databases: one port for writes, one for reads. A process of the lab
-//! like the others: started by it, named in its file, ended by pid.
+//! HAProxy and Envoy in front of a lab's databases: each with one port for writes, one for reads.
+//! Processes of the lab like the others: started by it, named in its file, ended by pid.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use regent_core::id::{InstanceName, ServiceName};
 use regent_core::route::haproxy;
+use regent_xds::bootstrap;
 use serde::{Deserialize, Serialize};
 
 use super::{DatabaseError, Databases, HOST, system};
@@ -22,7 +23,7 @@ const CHECK_MS: u64 = 50;
 const SESSIONS: u32 = 400;
 /// Until the write port leads to the primary.
 const READY: Duration = Duration::from_secs(10);
-/// HAProxy ends its sessions and itself at once.
+/// They end their sessions and themselves at once.
 const GRACE: Duration = Duration::from_secs(2);
 /// Where packages put it; only root has these on PATH.
 const PLACES: [&str; 2] = ["/usr/sbin", "/usr/local/sbin"];
@@ -39,9 +40,41 @@ pub enum Front {
     Off,
 }
 
-/// The HAProxy of a lab, as kept in its file.
+/// What a proxy is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// It asks the agents.
+    #[default]
+    Haproxy,
+    /// The nodes tell it.
+    Envoy,
+}
+
+impl Kind {
+    const ALL: [Self; 2] = [Self::Haproxy, Self::Envoy];
+
+    /// As people call it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Haproxy => "haproxy",
+            Self::Envoy => "envoy",
+        }
+    }
+
+    fn of(self, databases: &Databases) -> Option<&Proxy> {
+        match self {
+            Self::Haproxy => databases.haproxy.as_ref(),
+            Self::Envoy => databases.envoy.as_ref(),
+        }
+    }
+}
+
+/// A proxy of a lab, as kept in its file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proxy {
+    /// What it is.
+    #[serde(default)]
+    pub kind: Kind,
     /// The program.
     pub program: PathBuf,
     /// Where clients write.
@@ -90,14 +123,19 @@ pub struct ProxyView {
 
 impl Proxy {
     /// A proxy of the lab in `dir` that was never started.
-    pub fn new(program: PathBuf, dir: &Path, ports: [u16; 2]) -> Self {
+    pub fn new(kind: Kind, program: PathBuf, dir: &Path, ports: [u16; 2]) -> Self {
         let [write, read] = ports.map(|port| Port { host: HOST.to_owned(), port });
+        let config = match kind {
+            Kind::Haproxy => "haproxy.cfg",
+            Kind::Envoy => "envoy.json",
+        };
         Self {
+            kind,
             program,
             write,
             read,
-            config: dir.join("haproxy.cfg"),
-            log: dir.join("haproxy.log"),
+            config: dir.join(config),
+            log: dir.join(format!("{}.log", kind.as_str())),
             process: None,
         }
     }
@@ -116,7 +154,7 @@ impl Proxy {
     }
 }
 
-/// The program; `None`: it is not installed.
+/// HAProxy's program; `None`: it is not installed.
 pub fn program() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     find(std::env::split_paths(&path).chain(PLACES.map(PathBuf::from)))
@@ -126,7 +164,29 @@ fn find(mut places: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
     places.find_map(|dir| Some(dir.join("haproxy")).filter(|program| program.is_file()))
 }
 
-fn text(databases: &Databases, proxy: &Proxy) -> Result<String, DatabaseError> {
+fn text(lab: &Lab, databases: &Databases, proxy: &Proxy) -> Result<String, DatabaseError> {
+    match proxy.kind {
+        Kind::Haproxy => haproxy_text(databases, proxy),
+        Kind::Envoy => envoy_text(lab, databases, proxy),
+    }
+}
+
+fn envoy_text(lab: &Lab, databases: &Databases, proxy: &Proxy) -> Result<String, DatabaseError> {
+    let certificates = lab.certificates();
+    let nodes = bootstrap::Nodes {
+        endpoints: &lab.endpoints(),
+        trust_domain: &certificates.trust_domain,
+        cert: &certificates.router.cert,
+        key: &certificates.router.key,
+        ca: &certificates.ca,
+    };
+    let (write, read) = (&proxy.write.to_string(), &proxy.read.to_string());
+    let listens = bootstrap::Listens { service: &databases.service, write, read };
+    let bootstrap = bootstrap::envoy(&nodes, "lab", &listens).map_err(DatabaseError::Spec)?;
+    Ok(format!("{bootstrap:#}\n"))
+}
+
+fn haproxy_text(databases: &Databases, proxy: &Proxy) -> Result<String, DatabaseError> {
     let bad = |error: &dyn std::fmt::Display| DatabaseError::Spec(error.to_string());
     let servers = databases.instances.iter().map(|instance| {
         Ok(haproxy::Server {
@@ -147,76 +207,103 @@ fn text(databases: &Databases, proxy: &Proxy) -> Result<String, DatabaseError> {
     }))
 }
 
-/// Starts the lab's HAProxy, where it has one, and waits until its write port leads to the primary.
+/// Starts the lab's proxies, where it has some, and waits until their write ports lead to the
+/// primary.
 ///
 /// # Errors
-/// The system's; or it ended, or leads nowhere.
+/// The system's; or one ended, or leads nowhere.
 pub async fn start(lab: &mut Lab) -> Result<(), DatabaseError> {
-    launch(lab)?;
-    let Some(access) = lab.databases.as_ref().and_then(Databases::through_haproxy) else {
-        return Ok(());
-    };
+    for kind in Kind::ALL {
+        start_one(lab, kind).await?;
+    }
+    Ok(())
+}
+
+async fn start_one(lab: &mut Lab, kind: Kind) -> Result<(), DatabaseError> {
+    launch(lab, kind)?;
+    let Some(databases) = &lab.databases else { return Ok(()) };
+    let Some(proxy) = kind.of(databases) else { return Ok(()) };
+    let access = databases.through(proxy);
     let deadline = Instant::now() + READY;
     loop {
         let error = match access.writable(Pace::STEADY, 0).await {
             Ok(_) => return Ok(()),
             Err(error) => error.to_string(),
         };
-        let proxy = lab.databases.as_ref().and_then(|all| all.haproxy.as_ref());
-        let alive = proxy.and_then(|one| one.process.as_ref()).is_some_and(Process::is_alive);
+        let alive = proxy.process.as_ref().is_some_and(Process::is_alive);
         if !alive || Instant::now() >= deadline {
-            let last_words = proxy.map_or_else(String::new, |one| spawn::last_words(&one.log));
-            return Err(DatabaseError::Proxy { error, last_words });
+            let (what, last_words) = (kind.as_str(), spawn::last_words(&proxy.log));
+            return Err(DatabaseError::Proxy { what, error, last_words });
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-fn launch(lab: &mut Lab) -> Result<(), DatabaseError> {
+fn launch(lab: &mut Lab, kind: Kind) -> Result<(), DatabaseError> {
     let Some(databases) = &lab.databases else { return Ok(()) };
-    let Some(proxy) = &databases.haproxy else { return Ok(()) };
+    let Some(proxy) = kind.of(databases) else { return Ok(()) };
     let write = || format!("write {}", proxy.config.display());
-    fs::write(&proxy.config, text(databases, proxy)?).map_err(system(write()))?;
+    fs::write(&proxy.config, text(lab, databases, proxy)?).map_err(system(write()))?;
     // In the foreground, and one process: its pid is the one that was started.
-    let words: Vec<OsString> = vec!["-db".into(), "-f".into(), proxy.config.clone().into()];
-    let process = spawn::detached(&proxy.program, &words, &lab.dir, &proxy.log)
-        .map_err(system("start HAProxy"))?;
-    if let Some(proxy) = lab.databases.as_mut().and_then(|all| all.haproxy.as_mut()) {
+    let words: Vec<OsString> = match kind {
+        Kind::Haproxy => vec!["-db".into(), "-f".into(), proxy.config.clone().into()],
+        // Two on one machine would share memory by default.
+        Kind::Envoy => ["-c".into(), proxy.config.clone().into()]
+            .into_iter()
+            .chain(["--use-dynamic-base-id", "--concurrency", "1"].map(OsString::from))
+            .chain(["--log-level", "warning"].map(OsString::from))
+            .collect(),
+    };
+    let what = format!("start {}", proxy.program.display());
+    let process =
+        spawn::detached(&proxy.program, &words, &lab.dir, &proxy.log).map_err(system(what))?;
+    let proxy = lab.databases.as_mut().and_then(|all| match kind {
+        Kind::Haproxy => all.haproxy.as_mut(),
+        Kind::Envoy => all.envoy.as_mut(),
+    });
+    if let Some(proxy) = proxy {
         proxy.process = Some(process);
     }
     lab.save().map_err(system(format!("write into {}", lab.dir.display())))
 }
 
-/// Thaws or starts the lab's HAProxy where it needs it; whether it was started.
+/// Thaws or starts the lab's proxies where they need it; which were started.
 ///
 /// # Errors
 /// As [`start`].
-pub async fn revive(lab: &mut Lab) -> Result<bool, DatabaseError> {
-    let proxy = lab.databases.as_ref().and_then(|all| all.haproxy.as_ref());
-    let Some(process) = proxy.map(|one| one.process.clone()) else { return Ok(false) };
-    match process.as_ref().map_or(Life::Dead, Process::life) {
-        Life::Running => return Ok(false),
-        Life::Frozen => {
-            process
-                .map(|one| one.signal(Fault::Thaw))
-                .transpose()
-                .map_err(system("thaw HAProxy"))?;
-            return Ok(false);
+pub async fn revive(lab: &mut Lab) -> Result<Vec<String>, DatabaseError> {
+    let mut started = Vec::new();
+    for kind in Kind::ALL {
+        let proxy = lab.databases.as_ref().and_then(|all| kind.of(all));
+        let Some(process) = proxy.map(|one| one.process.clone()) else { continue };
+        match process.as_ref().map_or(Life::Dead, Process::life) {
+            Life::Running => {}
+            Life::Frozen => {
+                let thawed = process.map(|one| one.signal(Fault::Thaw)).transpose();
+                thawed.map_err(system(format!("thaw {}", kind.as_str())))?;
+            }
+            Life::Dead => {
+                start_one(lab, kind).await?;
+                started.push(kind.as_str().to_owned());
+            }
         }
-        Life::Dead => {}
     }
-    start(lab).await.map(|()| true)
+    Ok(started)
 }
 
-/// Ends it; whether it was there.
+/// Ends them; how many there were.
 ///
 /// # Errors
 /// The system's.
-pub async fn end(databases: &Databases) -> Result<bool, DatabaseError> {
-    let process = databases.haproxy.as_ref().and_then(|one| one.process.as_ref());
-    let Some(process) = process.filter(|process| process.is_alive()) else { return Ok(false) };
-    process.end(GRACE).await.map_err(system("end HAProxy"))?;
-    Ok(true)
+pub async fn end(databases: &Databases) -> Result<usize, DatabaseError> {
+    let mut ended = 0;
+    for kind in Kind::ALL {
+        let process = kind.of(databases).and_then(|one| one.process.as_ref());
+        let Some(process) = process.filter(|process| process.is_alive()) else { continue };
+        process.end(GRACE).await.map_err(system(format!("end {}", kind.as_str())))?;
+        ended += 1;
+    }
+    Ok(ended)
 }
 
 #[cfg(test)]
@@ -228,8 +315,9 @@ mod tests {
     fn both_ports_have_every_instance_and_ask_its_agent() {
         let lab = lab();
         let databases = lab.databases.as_ref().expect("it has some");
-        let proxy = Proxy::new("/usr/sbin/haproxy".into(), &lab.dir, [24_001, 24_002]);
-        let text = text(databases, &proxy).expect("names are names");
+        let proxy =
+            Proxy::new(Kind::Haproxy, "/usr/sbin/haproxy".into(), &lab.dir, [24_001, 24_002]);
+        let text = text(&lab, databases, &proxy).expect("names are names");
         for line in ["bind 127.0.0.1:24001", "bind 127.0.0.1:24002"] {
             assert_eq!(text.matches(line).count(), 1, "{text}");
         }
@@ -254,7 +342,8 @@ mod tests {
 
     #[test]
     fn a_proxy_that_never_ran_is_shown_dead_with_where_it_will_be() {
-        let view = Proxy::new("/usr/sbin/haproxy".into(), Path::new("/lab"), [1, 2]).view();
+        let view =
+            Proxy::new(Kind::Haproxy, "/usr/sbin/haproxy".into(), Path::new("/lab"), [1, 2]).view();
         let value = serde_json::to_value(&view).expect("plain data");
         assert_eq!((&value["life"], &value["pid"]), (&"dead".into(), &serde_json::Value::Null));
         assert_eq!(

@@ -29,6 +29,7 @@ impl Server {
             mode: Mode::Lease,
             ttl: Duration::from_secs(3),
             haproxy: Front::Off,
+            envoy: None,
             keep: false,
         };
         let ground = Ground::survey(&wanted).expect("PostgreSQL: scripts/setup installs it");

@@ -73,7 +73,7 @@ impl Rig {
         let turn = ONE_AT_A_TIME.lock().await;
         let scratch = Scratch::new(what);
         let plan = plan(&scratch, network);
-        let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy, keep: false };
+        let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy, envoy: None, keep: false };
         let (lab, _) = regent_lab::up_with(&plan, &wanted, &|_| {})
             .await
             .unwrap_or_else(|error| panic!("lab up: {error}"));
@@ -85,7 +85,8 @@ impl Rig {
     pub async fn laid_out(what: &str, mode: Mode) -> (Self, Ground) {
         let turn = ONE_AT_A_TIME.lock().await;
         let scratch = Scratch::new(what);
-        let wanted = Wanted { instances: 3, mode, ttl: TTL, haproxy: Front::Off, keep: false };
+        let wanted =
+            Wanted { instances: 3, mode, ttl: TTL, haproxy: Front::Off, envoy: None, keep: false };
         let ground = Ground::survey(&wanted).unwrap();
         let (mut lab, _) = regent_lab::up(&plan(&scratch, false)).await.unwrap();
         let laid = lay_out(&mut lab, &wanted, &ground, &|_| {}).await;

@@ -130,8 +130,14 @@ async fn set_up(dir: &Path, timeline: &Arc<Timeline>) -> Outcome<Scene> {
         network: false,
     };
     let ttl = Duration::from_secs(3);
-    let wanted =
-        Wanted { instances: 3, mode: Mode::Quorum, ttl, haproxy: Front::Auto, keep: false };
+    let wanted = Wanted {
+        instances: 3,
+        mode: Mode::Quorum,
+        ttl,
+        haproxy: Front::Auto,
+        envoy: None,
+        keep: false,
+    };
     let say = |step: String| timeline.say(step);
     let (lab, view) = regent_lab::up_with(&plan, &wanted, &say)
         .await

@@ -40,7 +40,7 @@ Examples:
 
 -o json prints one object: nodes (id, zone, grpc, http, pid), service, policy, instances (id, zone,
 role, healthy, host, port, data_dir, agent_pid, fencer_pid, postmaster_pid), user, password, dbname,
-haproxy (write, read, pid; null without it), certificates, dir. PostgreSQL 13 or newer must be
+haproxy and envoy (write, read, pid; null without it), certificates, dir. PostgreSQL 13 or newer must be
 installed; for root there must be a user `postgres` to run it.
 ")]
     Up(Up),
@@ -94,6 +94,9 @@ pub struct Up {
     /// A write port and a read port in front of the databases, by HAProxy
     #[arg(long, value_enum, default_value_t, conflicts_with = "nodes_only")]
     pub haproxy: FrontName,
+    /// A write port and a read port by this Envoy, too
+    #[arg(long, value_name = "PROGRAM", conflicts_with = "nodes_only")]
+    pub envoy: Option<PathBuf>,
     /// When the databases cannot be made, leave what there is, to look at it
     #[arg(long, conflicts_with = "nodes_only")]
     pub keep: bool,
@@ -229,6 +232,7 @@ async fn up(context: &Context, args: Up) -> Outcome {
             mode: args.mode.into(),
             ttl: args.ttl,
             haproxy: args.haproxy.into(),
+            envoy: args.envoy.map(|program| std::path::absolute(&program).unwrap_or(program)),
             keep: args.keep,
         };
         // One line that changes on a terminal, a line for each step elsewhere.
@@ -324,7 +328,7 @@ async fn heal(context: &Context, args: Dir) -> Outcome {
             value["started"] = json!(healed.started);
             value["thawed"] = json!(healed.thawed);
             value["started_agents"] = json!(healed.instances.started_agents);
-            value["started_haproxy"] = json!(healed.instances.started_haproxy);
+            value["started_proxies"] = json!(healed.instances.started_proxies);
             value["thawed_instances"] = json!(healed.instances.thawed_instances);
             value
         },
@@ -335,9 +339,7 @@ async fn heal(context: &Context, args: Dir) -> Outcome {
                 if all.is_empty() { "none".to_owned() } else { all.join(", ") }
             };
             let mut started = healed.instances.started_agents.clone();
-            if healed.instances.started_haproxy {
-                started.push("haproxy".to_owned());
-            }
+            started.extend(healed.instances.started_proxies.iter().cloned());
             format!(
                 "started: {}; thawed: {}\n{}",
                 list(nodes(&healed.started), &started),

@@ -101,17 +101,21 @@ fn ways(view: &DatabasesView) -> String {
     let hosts: Vec<&str> = view.instances.iter().map(|one| one.host.as_str()).collect();
     let ports: Vec<String> = view.instances.iter().map(|one| one.port.to_string()).collect();
     let mut text = String::new();
-    if let Some(front) = &view.haproxy {
+    let fronts = [("HAProxy", &view.haproxy), ("Envoy", &view.envoy)];
+    for (name, front) in fronts {
+        let Some(front) = front else { continue };
         let how = match (front.life, front.pid) {
             (Life::Running, Some(pid)) => format!("pid {pid}"),
             (Life::Frozen, Some(pid)) => format!("pid {pid}, FROZEN"),
             _ => "DEAD".to_owned(),
         };
-        text = format!(
-            "to the primary, through HAProxy ({how}):\n  psql \"{login}{}/{}\"\n\
-             without it:\n",
+        text += &format!(
+            "to the primary, through {name} ({how}):\n  psql \"{login}{}/{}\"\n",
             front.write, view.dbname,
         );
+    }
+    if !text.is_empty() {
+        text += "without it:\n";
     }
     format!(
         "{text}  psql \"{login}/{}?host={}&port={}&target_session_attrs=read-write\"\n",

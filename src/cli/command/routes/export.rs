@@ -3,9 +3,10 @@
 use regent_core::route::{haproxy, libpq, pgbouncer};
 use regent_rpc::convert::common::{instance_name, service_name};
 use regent_rpc::pb::v1;
+use regent_xds::bootstrap::Listens;
 use serde_json::json;
 
-use super::bootstrap::{Listens, envoy};
+use super::bootstrap::envoy;
 use super::{Context, resolve};
 use crate::connect::Cluster;
 use crate::error::{CliError, Context as _, Outcome};

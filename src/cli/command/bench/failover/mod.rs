@@ -67,6 +67,8 @@ pub enum Through {
     Hosts,
     /// It knows the lab's HAProxy alone
     Haproxy,
+    /// It knows the lab's Envoy alone
+    Envoy,
 }
 
 impl Through {
@@ -75,13 +77,14 @@ impl Through {
         match self {
             Self::Hosts => "hosts",
             Self::Haproxy => "haproxy",
+            Self::Envoy => "envoy",
         }
     }
 
     /// How such a client logs in.
     ///
     /// # Errors
-    /// The lab has no HAProxy.
+    /// The lab has no such proxy.
     pub fn access(self, databases: &Databases) -> Outcome<Access> {
         match self {
             Self::Hosts => Ok(databases.access()),
@@ -89,6 +92,11 @@ impl Through {
                 CliError::usage("cannot go through HAProxy")
                     .because("the lab has none")
                     .hint("make one with it: `regent lab up --dir D --haproxy require`")
+            }),
+            Self::Envoy => databases.through_envoy().ok_or_else(|| {
+                CliError::usage("cannot go through Envoy")
+                    .because("the lab has none")
+                    .hint("make one with it: `regent lab up --dir D --envoy PROGRAM`")
             }),
         }
     }
