@@ -17,7 +17,7 @@ use regent_core::route::table::{Closed, Endpoint, Routes, Write};
 
 use crate::{Known, Outcome, Over, Source, Zone, answer};
 
-/// A node with some services.
+/// A node with some services, and a bug.
 #[derive(Default)]
 struct World {
     services: Mutex<BTreeMap<String, Known>>,
@@ -26,6 +26,7 @@ struct World {
 
 impl Source for World {
     fn find(&self, label: &str) -> Known {
+        assert_ne!(label, "bug", "a panic that bytes bring about");
         self.services.lock().get(label).cloned().unwrap_or(Known::Nothing)
     }
     fn serial(&self) -> u32 {

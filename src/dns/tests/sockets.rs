@@ -103,6 +103,21 @@ async fn garbage_ends_its_own_connection_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_panic_over_one_message_is_the_end_of_none_but_that() {
+    let running = start(Bounds::default()).await;
+    let bug = question("primary.bug.db.example.org", RecordType::A).to_vec().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(&bug, running.at).await.unwrap();
+    let mut stream = TcpStream::connect(running.at).await.unwrap();
+    stream.write_all(&framed(&bug)).await.unwrap();
+    assert!(read(&mut stream).await.is_none());
+    assert_eq!(over_udp(running.at, 9).await.answers.len(), 1);
+    assert_eq!(over_tcp(running.at, 9).await.unwrap().answers.len(), 1);
+    let dropped = running.world.noted.lock().iter().filter(|it| **it == Outcome::Dropped).count();
+    assert_eq!(dropped, 2);
+}
+
+#[tokio::test]
 async fn those_who_keep_connections_are_few_and_not_for_long() {
     let idle = Duration::from_millis(300);
     let bounds = Bounds { of_one_address: 2, idle, ..Bounds::default() };
