@@ -30,7 +30,16 @@ fn names() -> impl Strategy<Value = String> {
         Just("pg1".to_owned()),
         "[a-z0-9_-]{1,20}",
     ];
-    proptest::collection::vec(label, 0..5).prop_map(|labels| {
+    let known = prop_oneof![
+        Just("primary.orders"),
+        Just("replicas.orders"),
+        Just("_postgresql._tcp.primary.orders"),
+        Just("_postgresql._tcp.replicas.orders"),
+        Just("pg1.orders"),
+    ];
+    let known = known.prop_map(|known| vec![known.to_owned()]);
+    let labels = prop_oneof![known, proptest::collection::vec(label, 0..5)];
+    labels.prop_map(|labels| {
         let labels = labels.into_iter().chain(["db.example.org".to_owned()]);
         labels.collect::<Vec<_>>().join(".")
     })
