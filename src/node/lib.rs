@@ -13,6 +13,7 @@ pub mod come_up;
 pub mod compare;
 pub mod config;
 pub mod disks;
+pub mod dns;
 pub mod duties;
 pub mod figures;
 pub mod forward;

@@ -112,6 +112,7 @@ pub struct Node {
     shell: Arc<Shell>,
     grpc: SocketAddr,
     http: SocketAddr,
+    dns: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     fatal: watch::Receiver<Option<String>>,
     server: JoinHandle<()>,
@@ -160,6 +161,7 @@ impl Node {
         http: TcpListener,
     ) -> Result<Self, RunError> {
         refuse_plaintext(local(&http)?, config.listen.http_plaintext)?;
+        let dns = crate::dns::open(&config).await?;
         let tls = load_tls(&config)?;
         let mut identity = Identity::open(&config.data_dir, config.node_id, &config.cluster)?;
         tracing::info!(
@@ -177,6 +179,10 @@ impl Node {
         let http_addr = local(&http)?;
         let (stop, stopped) = watch::channel(false);
         begin(&shell);
+        let dns_addr = dns.as_ref().map(|dns| dns.address);
+        if let Some(dns) = dns {
+            crate::dns::begin(&shell, dns);
+        }
         let metrics = shell.metrics.clone();
         let health = shell.health.clone();
         let http_stop = stopped.clone();
@@ -209,6 +215,7 @@ impl Node {
             shell,
             grpc: grpc_addr,
             http: http_addr,
+            dns: dns_addr,
             http_server: http,
             stop,
             fatal,
@@ -225,6 +232,11 @@ impl Node {
     /// Where its HTTP port is.
     pub fn http_addr(&self) -> SocketAddr {
         self.http
+    }
+
+    /// Where it answers DNS, if it was told to.
+    pub fn dns_addr(&self) -> Option<SocketAddr> {
+        self.dns
     }
 
     /// Its parts; for tests.

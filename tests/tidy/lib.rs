@@ -40,6 +40,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("src/raft", &["tonic::", "sled::", "regent_rpc"]),
     ("src/node", &["openraft::"]),
     ("src/xds", &["regent_rpc", "regent_node", "Instant", "SystemTime", "std::fs", "std::env"]),
+    ("src/dns", &["tonic::", "regent_rpc", "regent_node", "SystemTime", "std::fs", "std::env"]),
     ("src/fencer", &["tokio::", "SystemTime"]),
     // Its clocks are the lease's, which count a suspend.
     ("src/fencer/init", &["Instant"]),
@@ -50,8 +51,12 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Folders outside which a name must not appear.
-const ONLY_IN: &[(&str, &str)] =
-    &[("sled::", "src/node/history"), ("openraft::", "src/raft"), ("rustls::", "src/rpc")];
+const ONLY_IN: &[(&str, &str)] = &[
+    ("sled::", "src/node/history"),
+    ("openraft::", "src/raft"),
+    ("rustls::", "src/rpc"),
+    ("hickory_proto::", "src/dns"),
+];
 
 const BANNED_NAMES: &[&str] = &["Manager", "Helper", "Util", "Misc"];
 

@@ -72,6 +72,9 @@ impl NodeConfig {
         if !otlp.is_empty() && !otlp.starts_with("http://") {
             bad("otlp.endpoint", format!("{otlp:?} is no endpoint"), "use http://host:port");
         }
+        if let Some(dns) = &self.dns {
+            dns.check(&mut bad);
+        }
         if found.is_empty() { Ok(()) } else { Err(ConfigError::Problems(found)) }
     }
 
@@ -231,6 +234,9 @@ mod tests {
         config.profile = Profile::Custom;
         config.timing = Some(super::super::TimingTable::default());
         config.tls.revoked = Some("revoked.txt".into());
+        let (listen, zone) = ("127.0.0.1:53".into(), "db.example.org".into());
+        let (ttl, ns) = ("5s".into(), vec!["ns.example.org".into()]);
+        config.dns = Some(super::super::Dns { listen, zone, ttl, ns });
         NodeConfig::parse(&config.to_toml()).expect("all keys");
     }
 

@@ -22,6 +22,7 @@ const KEYS: &[(&str, &[&str])] = &[
             "limits",
             "log",
             "otlp",
+            "dns",
         ],
     ),
     ("listen", &["grpc", "http", "http_plaintext"]),
@@ -47,6 +48,7 @@ const KEYS: &[(&str, &[&str])] = &[
     ),
     ("log", &["format", "level"]),
     ("otlp", &["endpoint"]),
+    ("dns", &["listen", "zone", "ttl", "ns"]),
 ];
 
 /// Every unknown key of `table`, with a suggestion.

@@ -4,7 +4,10 @@
 //! suggestion, because a misspelt limit that silently keeps its default is found at 3 a.m.
 
 mod check;
+mod dns;
 mod keys;
+
+pub use dns::Dns;
 
 use std::path::{Path, PathBuf};
 
@@ -64,6 +67,9 @@ pub struct NodeConfig {
     /// Where traces go; none by default.
     #[serde(default)]
     pub otlp: Otlp,
+    /// Answers of DNS; none by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
 }
 
 /// What a node listens on, as `host:port`; port 0 lets the system choose.

@@ -25,7 +25,7 @@ use crate::watch::Believes;
 /// How often belief is looked at: a table names nobody for longer than belief lasts and this.
 const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// How long a lease that was never believed live here may take to be: two renewal intervals at most.
-const LOOK_FIRST: Duration = Duration::from_secs(1);
+pub const LOOK_FIRST: Duration = Duration::from_secs(1);
 /// Followers of all services on one node at most.
 const MAX_FOLLOWERS: usize = 65_536;
 
@@ -41,6 +41,8 @@ pub struct RouteHub {
     followed: Notify,
     /// Number of the newest change of what the leader says.
     said: watch::Sender<u64>,
+    /// Told whenever the set of declared services may have changed.
+    declared: watch::Sender<()>,
 }
 
 #[derive(Default)]
@@ -80,7 +82,8 @@ impl RouteHub {
     pub fn new(believes: Arc<dyn Believes>) -> Self {
         let (inner, followed) = (Mutex::default(), Notify::new());
         let said = watch::Sender::new(0);
-        Self { believes, look_first: LOOK_FIRST, inner, followed, said }
+        let declared = watch::Sender::new(());
+        Self { believes, look_first: LOOK_FIRST, inner, followed, said, declared }
     }
 
     /// Follows the routes of `service`, from those of `state` on.
@@ -124,6 +127,21 @@ impl RouteHub {
         it.sender.borrow().clone()
     }
 
+    /// The table of a followed service, with what is believed at this very moment: for those who ask
+    /// again and again rather than wait for changes. `None`: it is not followed, or the node stops.
+    pub fn current(&self, service: &ServiceName) -> Option<Told> {
+        let mut inner = self.inner.lock();
+        let Inner { followed, fits, .. } = &mut *inner;
+        let it = followed.get_mut(service)?;
+        it.look(service, fits, self.believes.as_ref());
+        Some(it.sender.borrow().clone())
+    }
+
+    /// Told whenever the set of declared services may have changed.
+    pub fn declared(&self) -> watch::Receiver<()> {
+        self.declared.subscribe()
+    }
+
     /// An entry was applied; `state` is the state after it, and the clocks have heard of it.
     pub fn applied(&self, state: &State, applied: &Applied) {
         if applied.changes.contains(&Change::Incarnation) {
@@ -134,6 +152,7 @@ impl RouteHub {
             let Some(name) = of_routes(change) else { continue };
             if let Change::Service(_, row) = change {
                 inner.declared(name, row.as_deref());
+                self.declared.send_replace(());
             }
             let Inner { followed, fits, .. } = &mut *inner;
             let Some(it) = followed.get_mut(name) else { continue };
@@ -154,6 +173,7 @@ impl RouteHub {
 
     /// The whole state was replaced.
     pub fn installed(&self, state: &State) {
+        self.declared.send_replace(());
         let mut inner = self.inner.lock();
         for name in inner.fits.services() {
             inner.declared(&name, state.services().get(&name).map(AsRef::as_ref));
@@ -236,10 +256,7 @@ impl RouteHub {
         let Inner { followed, fits, .. } = &mut *inner;
         followed.retain(|_, it| it.sender.receiver_count() > 0);
         for (name, it) in followed.iter_mut() {
-            let Some((session, told)) = it.believed else { continue };
-            if it.belief(session, self.believes.as_ref()) != told {
-                it.make(name, fits, self.believes.as_ref());
-            }
+            it.look(name, fits, self.believes.as_ref());
         }
         !followed.is_empty()
     }
@@ -300,6 +317,14 @@ impl Followed {
             Some(row) if newest <= Some(id) => self.newest = Some((id, row.clone())),
             None if newest == Some(id) => self.newest = None,
             Some(_) | None => {}
+        }
+    }
+
+    /// Makes the table anew if belief is another one than when it was made.
+    fn look(&mut self, name: &ServiceName, fits: &Fits, believes: &dyn Believes) {
+        let Some((session, told)) = self.believed else { return };
+        if self.belief(session, believes) != told {
+            self.make(name, fits, believes);
         }
     }
 

@@ -103,6 +103,28 @@ fn judge_b(hub: &RouteHub) {
 }
 
 #[test]
+fn those_who_ask_are_told_by_belief_as_it_is_then_and_nothing_once_the_node_stops() {
+    let ((hub, belief), state) = (hub(), state());
+    let declared = hub.declared();
+    assert!(hub.current(&orders()).is_none(), "nobody follows it");
+    let _following = hub.follow(&state, &orders()).unwrap();
+    belief.0.lock().insert(SessionId(5));
+    apply(&hub, &state, 10, vec![serves("a", 10)]);
+    assert_eq!(primary(&hub.current(&orders()).unwrap()).as_deref(), Some("a"));
+    // Nobody has looked at belief since it ended.
+    belief.0.lock().clear();
+    assert_eq!(primary(&hub.current(&orders()).unwrap()), None);
+    belief.0.lock().insert(SessionId(5));
+    assert_eq!(primary(&hub.current(&orders()).unwrap()).as_deref(), Some("a"));
+    assert!(!declared.has_changed().unwrap());
+    apply(&hub, &state, 11, vec![Change::Service(orders(), None)]);
+    assert!(declared.has_changed().unwrap());
+    assert_eq!(hub.current(&orders()), Some(None), "there is no such service");
+    hub.close();
+    assert_eq!(hub.current(&orders()), None);
+}
+
+#[test]
 fn a_change_makes_a_table_for_those_who_follow_that_service_and_for_nobody_else() {
     let ((hub, belief), state) = (hub(), state());
     belief.0.lock().insert(SessionId(5));

@@ -4,6 +4,7 @@
 mod agents;
 mod carried;
 mod cluster;
+mod dns;
 pub(crate) mod figures;
 mod lives;
 mod members;

@@ -92,6 +92,7 @@ impl Rig {
             limits: Limits::default(),
             log: Log::default(),
             otlp: Otlp::default(),
+            dns: None,
         }
     }
 

@@ -6,7 +6,8 @@
 //! - [`death`]: processes end, also several at once. [`freeze`]: they stop and stay.
 //!   [`handover`]: an operator asks. [`blind`]: the coordinators are gone. [`alone`]: the agent is.
 //! - [`cut`]: packets are dropped, on a network of the lab's own.
-//! - [`proxy`]: HAProxy stands between. [`pgbouncer`]: PgBouncer, which holds its clients.
+//! - [`proxy`]: HAProxy stands between. [`pgbouncer`]: PgBouncer, which holds its clients. [`dns`]: names
+//!   lead there.
 //! - [`degraded`]: no standby is left.
 //! - [`asks`]: a loss that people must allow. [`strange`]: what must be refused.
 //! - [`fencer`]: the fencer ends or stops. [`rebuilt`]: a directory of no use is copied anew.
@@ -21,6 +22,7 @@ mod blind;
 mod cut;
 mod death;
 mod degraded;
+mod dns;
 mod envoy;
 mod fencer;
 mod fetch;

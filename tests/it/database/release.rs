@@ -29,8 +29,14 @@ fn release(rig: &Rig, at: usize, words: &[&str]) -> (serde_json::Value, bool) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_released_service_goes_on_as_ordinary_servers_with_one_primary_and_every_row() {
     let rig = Rig::up("release", Mode::Quorum).await;
-    let wanted =
-        Wanted { instances: 3, mode: Mode::Quorum, ttl: TTL, haproxy: Front::Off, keep: false };
+    let wanted = Wanted {
+        instances: 3,
+        mode: Mode::Quorum,
+        ttl: TTL,
+        haproxy: Front::Off,
+        envoy: None,
+        keep: false,
+    };
     let ground = Ground::survey(&wanted).unwrap();
     let primary = rig.redundant().await;
     let load = Load::start(&rig).await;

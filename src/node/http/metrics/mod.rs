@@ -8,8 +8,8 @@ mod types;
 
 pub use table::{MetricRow, Metrics, metric_table};
 pub use types::{
-    Answered, Build, Counter, FlushHistogram, Gauge, GaugeF, Histogram, Kind, Outcomes, Proposed,
-    Refused, RenewalHistogram,
+    Answered, Build, Counter, FlushHistogram, Gauge, GaugeF, Histogram, Kind, Label, Outcomes,
+    Proposed, Refused, RenewalHistogram,
 };
 
 pub(crate) use types::show;

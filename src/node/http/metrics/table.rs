@@ -12,6 +12,8 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 
+use regent_dns::Outcome as Named;
+
 use super::types::{
     Answered, Build, Counter, Declared, FlushHistogram, Gauge, GaugeF, Histogram, Kind, Outcomes,
     Proposed, Refused, RenewalHistogram,
@@ -182,6 +184,9 @@ metrics! {
     connections: Family<Kind, Gauge> = "rpc_connections", "count", "Open connections: grpc, http";
     requests: Outcomes<Answered> = "rpc_requests", "count",
         "Calls of clients by outcome: ok, refused, error, abandoned; a stream counts when it begins";
+    dns_questions: Outcomes<Named> = "dns_questions", "count",
+        "Messages on the port for DNS by what became of them: answered, no_data, no_name, not_here, \
+        refused, malformed, not_implemented, bad_version, dropped";
     clock_skew: GaugeF = "clock_rate_difference", "ppm",
         "Largest difference of clock rates to a peer measured lately; alarm above 2000, abstain above 10000";
 }
