@@ -9,7 +9,7 @@ use regent_core::decide::facts::Fact;
 use regent_core::effect::{Applied, Change};
 use regent_core::id::{Incarnation, InstanceName, Revision, ServiceName, SessionId};
 use regent_core::route::fitness::Judge;
-use regent_core::route::table::{Belief, Fitnesses, Routes};
+use regent_core::route::table::{Belief, Fitnesses, Routes, Write};
 use regent_core::state::State;
 use regent_core::state::role::row::{Operation, ServiceRole};
 use regent_core::state::service::Service;
@@ -269,6 +269,22 @@ impl RouteHub {
     }
 }
 
+/// Where writes go is told in the log, once for each change.
+fn say(before: Option<&Routes>, now: Option<&Routes>) {
+    let Some(now) = now.filter(|now| before.is_none_or(|before| before.write != now.write)) else {
+        return;
+    };
+    let Routes { service, epoch, at, write, .. } = now;
+    match write {
+        Write::To(to) => {
+            tracing::info!(%service, %epoch, revision = at.1.0, to = %to.instance, "writes are routed");
+        }
+        Write::Nobody(why) => {
+            tracing::info!(%service, %epoch, revision = at.1.0, %why, "writes are routed nowhere");
+        }
+    }
+}
+
 impl Inner {
     /// A service is declared so, or no more.
     fn declared(&mut self, name: &ServiceName, service: Option<&Service>) {
@@ -349,6 +365,7 @@ impl Followed {
                 _ => false,
             };
             if !same {
+                say(told.as_deref(), table.as_deref());
                 *told = table;
             }
             !same

@@ -11,6 +11,7 @@ mod proclaim;
 mod read;
 mod renewer;
 mod report;
+mod routes;
 mod setup;
 mod target;
 mod watch;
@@ -34,6 +35,9 @@ pub enum Verb {
     Watch(watch::Args),
     /// Leader of the nodes lost: time until the next replicated write, over and over, on a lab
     Leader(leader::Args),
+    /// Routes opened: time until a connection to the new primary through a proxy, or until the last of
+    /// --watchers knows, over and over, on a lab
+    Routes(routes::Args),
     /// Primary database lost: time until the next acknowledged row, over and over, on a lab
     Failover(failover::Args),
 }
@@ -80,6 +84,7 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Keepalive(args) => keepalive::run(context, args).await,
         Verb::Watch(args) => watch::run(context, args).await,
         Verb::Leader(args) => leader::run(context, args).await,
+        Verb::Routes(args) => routes::run(context, args).await,
         Verb::Failover(args) => failover::run(context, args).await,
     }
 }

@@ -10,7 +10,7 @@
 //! is then that of a prober, which opens fresh connections to every host each 20 ms. What clients
 //! with open sessions on the old primary's own machine are told meanwhile is in `side`.
 
-mod fault;
+pub mod fault;
 mod run;
 mod side;
 
