@@ -4,6 +4,7 @@
 //! no retries, one histogram per client. What one of them could not do counts as an error.
 
 mod failover;
+mod follow;
 mod keepalive;
 mod leader;
 mod load;
@@ -35,6 +36,8 @@ pub enum Verb {
     Watch(watch::Args),
     /// Leader of the nodes lost: time until the next replicated write, over and over, on a lab
     Leader(leader::Args),
+    /// Many services, somebody follows each, one changes: time until its follower knows, and the cost
+    Follow(follow::Args),
     /// Routes opened: time until a connection to the new primary through a proxy, or until the last of
     /// --watchers knows, over and over, on a lab
     Routes(routes::Args),
@@ -84,6 +87,7 @@ pub async fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Keepalive(args) => keepalive::run(context, args).await,
         Verb::Watch(args) => watch::run(context, args).await,
         Verb::Leader(args) => leader::run(context, args).await,
+        Verb::Follow(args) => follow::run(context, args).await,
         Verb::Routes(args) => routes::run(context, args).await,
         Verb::Failover(args) => failover::run(context, args).await,
     }
