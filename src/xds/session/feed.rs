@@ -117,7 +117,7 @@ impl Feed {
 
     /// A response with these resources is on its way.
     pub(super) fn sent(&mut self, nonce: &str, version: &str, resources: &[Arc<Resource>]) {
-        let epochs = resources.iter().filter_map(|one| Some((one.name.clone(), one.epoch?)));
+        let epochs = resources.iter().filter_map(|one| Some((Name::parse(&one.name)?, one.epoch?)));
         if self.flights.len() == MAX_IN_FLIGHT {
             self.flights.pop_front();
         }

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::grpc::Who;
 use crate::connect::{Dialer, Settings};
 use crate::error::{CliError, Outcome};
 
@@ -25,7 +26,7 @@ pub struct Listens<'a> {
 ///
 /// # Errors
 /// A node's address is none, or the certificate cannot be used.
-pub fn envoy(settings: &Settings, id: &str, listens: &Listens<'_>) -> Outcome<Value> {
+pub fn envoy(settings: &Settings, who: &Who<'_>, listens: &Listens<'_>) -> Outcome<Value> {
     let endpoints: Vec<Value> =
         settings.endpoints.iter().map(|node| endpoint(node)).collect::<Outcome<_>>()?;
     let (service, sides) =
@@ -33,8 +34,9 @@ pub fn envoy(settings: &Settings, id: &str, listens: &Listens<'_>) -> Outcome<Va
     let from_nodes = json!({ "resource_api_version": "V3", "ads": {} });
     Ok(json!({
         "node": {
-            "id": id,
+            "id": who.id,
             "cluster": "regent",
+            "locality": { "region": who.region, "zone": who.zone },
             "metadata": { "regent": { "services": { service: sides } } },
         },
         "dynamic_resources": {
