@@ -17,5 +17,5 @@ pub mod spread;
 #[cfg(test)]
 mod tests;
 
-pub use hub::{RouteHub, Told};
-pub use routers::{Following, Routers};
+pub use hub::{RouteHub, Told, Writable};
+pub use routers::{Count, Following, Routers};

@@ -70,7 +70,8 @@ pub fn endpoints(routes: &Routes, side: Side, client: &Client) -> Assigned {
     let name = Name { service: routes.service.clone(), side };
     let name = name.to_string();
     let assignment = Assignment { cluster_name: name.clone(), endpoints: groups };
-    let resource = Resource::new(Kind::Endpoints, name, Some(routes.epoch), &assignment);
+    let resource =
+        Resource::new(Kind::Endpoints, name, Some((routes.epoch, routes.at.1)), &assignment);
     Assigned { resource: Some(resource), unroutable: addresses.unroutable }
 }
 

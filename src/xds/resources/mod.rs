@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::config::core::v3 as base;
 use envoy_types::pb::google::protobuf as proto;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
-use regent_core::id::Epoch;
+use regent_core::id::{Epoch, Revision};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::client::Client;
@@ -33,21 +33,27 @@ pub struct Resource {
     pub name: String,
     /// A hash of its bytes; of endpoints with the epoch before it: `1.173-9f3c…`.
     pub version: String,
-    /// Of endpoints: the epoch of the routes that they are of.
-    pub epoch: Option<Epoch>,
+    /// Of endpoints: the epoch of the routes that they are of, and the revision that those were read
+    /// at. No part of the version: the same content may be read at any.
+    pub of: Option<(Epoch, Revision)>,
     /// The message.
     pub body: Any,
 }
 
 impl Resource {
-    fn new(kind: Kind, name: String, epoch: Option<Epoch>, message: &impl Message) -> Self {
+    fn new(
+        kind: Kind,
+        name: String,
+        of: Option<(Epoch, Revision)>,
+        message: &impl Message,
+    ) -> Self {
         let body = Any { type_url: kind.type_url().to_owned(), value: message.encode_to_vec() };
         let hash = xxh3_64(&body.value);
-        let version = match epoch {
-            Some(epoch) => format!("{epoch}-{hash:016x}"),
+        let version = match of {
+            Some((epoch, _)) => format!("{epoch}-{hash:016x}"),
             None => format!("{hash:016x}"),
         };
-        Self { name, version, epoch, body }
+        Self { name, version, of, body }
     }
 }
 

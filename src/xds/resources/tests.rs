@@ -305,7 +305,7 @@ fn a_version_is_the_epoch_and_a_hash_that_is_the_same_everywhere() {
     assert_eq!(version(&elsewhere), version(&table), "at which revision it was read is not said");
     assert_ne!(version(&routes("s", 174, to("a", 1))), version(&table));
     let cluster = lasting(Kind::Cluster, &name("s.read"), &envoy(&["s.read"])).expect("there is");
-    assert_eq!((cluster.version.len(), cluster.epoch), (16, None));
+    assert_eq!((cluster.version.len(), cluster.of), (16, None));
 }
 
 #[test]

@@ -99,9 +99,9 @@ fn lines<A: Told>(output: &Output<A>) -> String {
     lines.extend(output.unfollow.iter().map(|one| format!("unfollow {one}")));
     for note in &output.notes {
         lines.push(match note {
-            Note::Applied { kind, epochs, .. } => {
-                let epochs = epochs.iter().map(|(name, epoch)| format!(" {name}@{epoch}"));
-                format!("applied {}{}", kind.as_str(), epochs.collect::<String>())
+            Note::Applied { kind, reached, .. } => {
+                let reached = reached.iter().map(|one| format!(" {}@{}", one.name, one.epoch));
+                format!("applied {}{}", kind.as_str(), reached.collect::<String>())
             }
             Note::Refused { kind, why, good, .. } => {
                 let good = if good.is_some() { "has an older one" } else { "has none" };

@@ -54,7 +54,7 @@ impl Peer {
     }
 
     fn nack(&mut self, kind: Kind, names: &[&str]) -> String {
-        let error = Status { code: 3, message: "no good".into(), details: vec![] };
+        let error = Status { code: 3, message: "no\u{1b}good\n".into(), details: vec![] };
         let request = DiscoveryRequest {
             type_url: kind.type_url().into(),
             resource_names: strings(names),
