@@ -7,11 +7,13 @@ use std::ops::Bound;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use regent_core::id::ElectionName;
+use regent_core::id::{ElectionName, Epoch, ServiceName};
+use regent_core::state::State;
 use tokio::time::MissedTickBehavior;
 
 use crate::http::Metrics;
 use crate::http::metrics::{Kind, show as show_count};
+use crate::routes::{Count, Writable};
 use crate::shell::Shell;
 
 /// Elections looked at in one step of [`count_held`]: a fraction of a millisecond with the state
@@ -44,7 +46,22 @@ fn fill(metrics: &Metrics, shell: &Weak<Shell>) {
     let quarantined = state.services().values().filter(|s| s.quarantine.is_some()).count();
     metrics.services_quarantined.set(gauge(quarantined as u64));
     roles::fill(metrics, &shell, &state);
+    fill_routes(metrics, &shell, &state);
     metrics.audit_records.set(gauge(state.audit().head().number));
+}
+
+fn fill_routes(metrics: &Metrics, shell: &Shell, state: &State) {
+    let Writable { open, closed, held } = shell.routes.writable();
+    for (kind, count) in [("open", open), ("closed", closed), ("held", held)] {
+        metrics.routes.get_or_create(&Kind { kind }).set(gauge(count));
+    }
+    let newest = |name: &ServiceName| state.roles().get(name).map_or(Epoch::NONE, |it| it.epoch);
+    let counts = shell.routers.count(newest);
+    for kind in ["watch", "ads"] {
+        let Count { all, behind } = counts.get(kind).copied().unwrap_or_default();
+        metrics.routers.get_or_create(&Kind { kind }).set(gauge(all));
+        metrics.routers_behind.get_or_create(&Kind { kind }).set(gauge(behind));
+    }
 }
 
 fn fill_raft(metrics: &Metrics, shell: &Shell) {

@@ -19,6 +19,17 @@ pub struct Listens<'a> {
     pub read: &'a str,
 }
 
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    /// What it calls itself.
+    pub id: &'a str,
+    /// Where it is: the nearest endpoints come first.
+    pub region: &'a str,
+    /// See `region`.
+    pub zone: &'a str,
+}
+
 /// How it reaches the nodes: by a certificate that may read services (of role `router`).
 #[derive(Clone, Debug)]
 pub struct Nodes<'a> {
@@ -34,11 +45,11 @@ pub struct Nodes<'a> {
     pub ca: &'a Path,
 }
 
-/// The bootstrap of an Envoy that calls itself `id`.
+/// The bootstrap of an Envoy.
 ///
 /// # Errors
 /// The endpoint that is no `host:port`.
-pub fn envoy(nodes: &Nodes<'_>, id: &str, listens: &Listens<'_>) -> Result<Value, String> {
+pub fn envoy(nodes: &Nodes<'_>, who: &Who<'_>, listens: &Listens<'_>) -> Result<Value, String> {
     let endpoints: Vec<Value> =
         nodes.endpoints.iter().map(|node| endpoint(node)).collect::<Result<_, _>>()?;
     let (service, sides) =
@@ -46,8 +57,9 @@ pub fn envoy(nodes: &Nodes<'_>, id: &str, listens: &Listens<'_>) -> Result<Value
     let from_nodes = json!({ "resource_api_version": "V3", "ads": {} });
     Ok(json!({
         "node": {
-            "id": id,
+            "id": who.id,
             "cluster": "regent",
+            "locality": { "region": who.region, "zone": who.zone },
             "metadata": { "regent": { "services": { service: sides } } },
         },
         "dynamic_resources": {

@@ -65,6 +65,11 @@ pub struct Unreadable {
     pub why: String,
 }
 
+/// A client's text without what a terminal would obey.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars().map(|one| if one.is_control() { ' ' } else { one }).collect()
+}
+
 const METADATA: &str = "node.metadata.regent";
 
 impl Client {
@@ -87,7 +92,7 @@ impl Client {
             Flavour::Envoy => listens(node)?,
             Flavour::Grpc => BTreeMap::new(),
         };
-        Ok(Self { id: node.id.clone(), flavour, locality, listens })
+        Ok(Self { id: printable(&node.id), flavour, locality, listens })
     }
 }
 

@@ -49,6 +49,12 @@ fn whoever_is_no_envoy_is_taken_for_grpc_and_its_metadata_is_not_read() {
 }
 
 #[test]
+fn what_a_client_calls_itself_commands_no_terminal() {
+    let node = Node { id: "a\u{1b}[2Jb\n".into(), ..Node::default() };
+    assert_eq!(Client::of(&node).map(|client| client.id).as_deref(), Ok("a [2Jb "));
+}
+
+#[test]
 fn an_envoy_that_wants_nothing_is_fine() {
     let without = Node { metadata: None, ..envoy(text("")) };
     for node in [without, envoy(map(&[])), envoy(map(&[("services", map(&[]))]))] {

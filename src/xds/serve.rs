@@ -48,6 +48,13 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// The status that ends the stream, for instance because it may not know of this service.
     fn follow(&self, caller: &Self::Caller, service: &ServiceName) -> Result<Routed, Status>;
 
+    /// The stream of `caller` needs no more word of `service`.
+    fn unfollow(&self, caller: &Self::Caller, service: &ServiceName);
+
+    /// All that follows for `caller` from a word about `service` was handed to its connection; the
+    /// first word is none. It must not block.
+    fn sent(&self, caller: &Self::Caller, service: &ServiceName, answers: usize);
+
     /// Something happened on a stream of `caller`. It must not block.
     fn noted(&self, caller: &Self::Caller, client: &Client, note: Note);
 }
@@ -167,7 +174,7 @@ impl<S: Source, P: Protocol> Task<S, P> {
             first.push((service.clone(), routed.borrow_and_update().clone()));
             self.follow(service, routed);
         }
-        self.tell(first).await
+        self.tell(first).await.map(drop)
     }
 
     async fn told(&mut self, (service, routed): News) -> Result<(), End> {
@@ -176,13 +183,19 @@ impl<S: Source, P: Protocol> Task<S, P> {
         };
         let routes = routed.borrow_and_update().clone();
         self.follow(service.clone(), routed);
-        self.tell(vec![(service, routes)]).await
+        let answers = self.tell(vec![(service.clone(), routes)]).await?;
+        if answers > 0 {
+            self.source.sent(&self.caller, &service, answers);
+        }
+        Ok(())
     }
 
-    async fn tell(&mut self, news: Vec<(ServiceName, Option<Arc<Routes>>)>) -> Result<(), End> {
+    /// How many answers that made.
+    async fn tell(&mut self, news: Vec<(ServiceName, Option<Arc<Routes>>)>) -> Result<usize, End> {
         let output = self.session.told(news);
+        let answers = output.responses.len();
         // Only requests change what is followed.
-        self.send(output).await.map(drop)
+        self.send(output).await.map(|_| answers)
     }
 
     /// Does what the session says, but for what it needs to be told of.
@@ -191,6 +204,7 @@ impl<S: Source, P: Protocol> Task<S, P> {
         for service in unfollow {
             if let Some(handle) = self.following.remove(&service) {
                 handle.abort();
+                self.source.unfollow(&self.caller, &service);
             }
         }
         for note in notes {

@@ -21,6 +21,8 @@ type Sender = watch::Sender<Option<Arc<Routes>>>;
 struct Here {
     senders: Arc<Mutex<BTreeMap<ServiceName, Sender>>>,
     notes: mpsc::UnboundedSender<(String, Note)>,
+    /// What else it was told, in lines.
+    events: Arc<Mutex<Vec<String>>>,
 }
 
 impl Source for Here {
@@ -37,6 +39,15 @@ impl Source for Here {
         sender.map(|one| one.subscribe()).ok_or_else(|| Status::permission_denied("not this one"))
     }
 
+    fn unfollow(&self, caller: &String, service: &ServiceName) {
+        self.events.lock().expect("nothing panics with it").push(format!("{caller} -{service}"));
+    }
+
+    fn sent(&self, caller: &String, service: &ServiceName, answers: usize) {
+        let text = format!("{caller} {service} in {answers}");
+        self.events.lock().expect("nothing panics with it").push(text);
+    }
+
     fn noted(&self, caller: &String, _: &Client, note: Note) {
         let _ = self.notes.send((caller.clone(), note));
     }
@@ -49,6 +60,10 @@ impl Here {
         senders[service].send_replace(Some(Arc::new(table)));
     }
 
+    fn events(&self) -> Vec<String> {
+        self.events.lock().expect("nothing panics with it").clone()
+    }
+
     fn followers(&self, service: &str) -> usize {
         self.senders.lock().expect("nothing panics with it")[service].receiver_count()
     }
@@ -59,7 +74,8 @@ type Notes = mpsc::UnboundedReceiver<(String, Note)>;
 async fn node() -> (Here, Notes, Peer<Channel>) {
     let (notes, noted) = mpsc::unbounded_channel();
     let services = ["s", "t"].map(|name| (name.parse().expect("a name"), watch::channel(None).0));
-    let here = Here { senders: Arc::new(Mutex::new(services.into())), notes };
+    let (senders, events) = (Arc::new(Mutex::new(services.into())), Arc::default());
+    let here = Here { senders, notes, events };
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let server = Server::builder().add_service(service(here.clone()));
@@ -119,8 +135,9 @@ async fn a_failover_reaches_a_client_and_its_ack_the_node() {
     assert!(second.version_info.starts_with("1.9-"), "{}", second.version_info);
     asks.send(ask(&["s.write"], &second.nonce)).await.expect("the stream is open");
     let (caller, note) = notes.recv().await.expect("a note");
-    let Note::Applied { kind: EDS, epochs, .. } = note else { panic!("{note:?}") };
-    assert_eq!((caller.as_str(), epochs[0].1.to_string().as_str()), ("web-17", "1.9"));
+    let Note::Applied { kind: EDS, reached, .. } = note else { panic!("{note:?}") };
+    assert_eq!((caller.as_str(), reached[0].epoch.to_string().as_str()), ("web-17", "1.9"));
+    assert_eq!(reached[0].revision.0, 9);
 }
 
 #[tokio::test]
@@ -194,6 +211,9 @@ async fn a_service_is_followed_as_long_as_somebody_wants_it() {
     asks.send(ask(&["t.write"], &first.nonce)).await.expect("the stream is open");
     becomes(|| here.followers("s") == 0).await;
     assert_eq!(here.followers("t"), 1);
+    here.tell("t", "c", 8);
+    next(&mut answers).await.expect("an answer");
+    becomes(|| here.events() == ["web-17 -s", "web-17 t in 1"]).await;
     drop((asks, answers));
     becomes(|| here.followers("t") == 0).await;
 }

@@ -21,6 +21,7 @@ mod own;
 mod power;
 mod restore;
 mod revoked;
+mod routing;
 mod security;
 mod services;
 mod survive;

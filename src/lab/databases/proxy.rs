@@ -182,7 +182,8 @@ fn envoy_text(lab: &Lab, databases: &Databases, proxy: &Proxy) -> Result<String,
     };
     let (write, read) = (&proxy.write.to_string(), &proxy.read.to_string());
     let listens = bootstrap::Listens { service: &databases.service, write, read };
-    let bootstrap = bootstrap::envoy(&nodes, "lab", &listens).map_err(DatabaseError::Spec)?;
+    let who = bootstrap::Who { id: "lab", region: "", zone: "" };
+    let bootstrap = bootstrap::envoy(&nodes, &who, &listens).map_err(DatabaseError::Spec)?;
     Ok(format!("{bootstrap:#}\n"))
 }
 

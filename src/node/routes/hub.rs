@@ -9,7 +9,7 @@ use regent_core::decide::facts::Fact;
 use regent_core::effect::{Applied, Change};
 use regent_core::id::{Incarnation, InstanceName, Revision, ServiceName, SessionId};
 use regent_core::route::fitness::Judge;
-use regent_core::route::table::{Belief, Fitnesses, Routes, Write};
+use regent_core::route::table::{Belief, Closed, Fitnesses, Routes, Write};
 use regent_core::state::State;
 use regent_core::state::role::row::{Operation, ServiceRole};
 use regent_core::state::service::Service;
@@ -27,7 +27,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(20);
 /// How long a lease that was never believed live here may take to be: two renewal intervals at most.
 pub const LOOK_FIRST: Duration = Duration::from_secs(1);
 /// Followers of all services on one node at most.
-const MAX_FOLLOWERS: usize = 65_536;
+pub(super) const MAX_FOLLOWERS: usize = 65_536;
 
 /// The newest table; `None`: there is no such service.
 pub type Told = Option<Arc<Routes>>;
@@ -52,6 +52,19 @@ struct Inner {
     /// While this node leads.
     judges: HashMap<ServiceName, HashMap<InstanceName, Judge>>,
     closed: bool,
+    /// Followers of all services: counted by each look at belief, and upwards in between.
+    followers: usize,
+}
+
+/// How many followed services have which write route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writable {
+    /// Somebody takes writes.
+    pub open: u64,
+    /// Nobody does.
+    pub closed: u64,
+    /// This node cannot say, and takes nothing back.
+    pub held: u64,
 }
 
 struct Followed {
@@ -65,6 +78,8 @@ struct Followed {
     /// Until when a lease that was never believed live here may yet be.
     looks_until: Option<Instant>,
     sender: watch::Sender<Told>,
+    /// When the table last changed.
+    changed: Instant,
 }
 
 /// The service whose routes a change may change.
@@ -100,11 +115,11 @@ impl RouteHub {
             let why = "this node is stopping";
             return Err(unavailable(rule::NOT_READY, why, crate::refuse::RETRY_AFTER));
         }
-        let followers: usize = inner.followed.values().map(|it| it.sender.receiver_count()).sum();
-        if followers >= MAX_FOLLOWERS {
+        if inner.followers >= MAX_FOLLOWERS {
             let text = format!("this node has {MAX_FOLLOWERS} followers of routes already");
             return Err(quota("max_followers", text));
         }
+        inner.followers += 1;
         let Inner { followed, fits, .. } = &mut *inner;
         // A table that is here is as new as the state, even if its last follower has gone.
         let it = followed.entry(service.clone()).or_insert_with(|| {
@@ -253,12 +268,33 @@ impl RouteHub {
     /// Whether anything is followed.
     pub(super) fn sweep(&self) -> bool {
         let mut inner = self.inner.lock();
-        let Inner { followed, fits, .. } = &mut *inner;
+        let Inner { followed, fits, followers, .. } = &mut *inner;
         followed.retain(|_, it| it.sender.receiver_count() > 0);
+        *followers = followed.values().map(|it| it.sender.receiver_count()).sum();
         for (name, it) in followed.iter_mut() {
             it.look(name, fits, self.believes.as_ref());
         }
         !followed.is_empty()
+    }
+
+    /// How long ago the table of a followed service last changed.
+    pub fn changed_ago(&self, service: &ServiceName) -> Option<Duration> {
+        Some(self.inner.lock().followed.get(service)?.changed.elapsed())
+    }
+
+    /// How many followed services take writes.
+    pub fn writable(&self) -> Writable {
+        let mut count = Writable::default();
+        for it in self.inner.lock().followed.values() {
+            match it.sender.borrow().as_deref().map(|table| &table.write) {
+                Some(Write::To(_)) => count.open += 1,
+                Some(Write::Nobody(Closed::Unproven { holds: true })) => count.held += 1,
+                Some(Write::Nobody(_)) => count.closed += 1,
+                // There is no such service.
+                None => {}
+            }
+        }
+        count
     }
 
     /// The node stops: every follower is told by the end of its table.
@@ -303,7 +339,8 @@ impl Followed {
         let at = (state.incarnation(), state.revision());
         let sender = watch::Sender::new(None);
         let (service, role, newest, believed) = (None, None, None, None);
-        let mut it = Self { at, service, role, newest, believed, looks_until: None, sender };
+        let (looks_until, changed) = (None, Instant::now());
+        let mut it = Self { at, service, role, newest, believed, looks_until, sender, changed };
         it.take(state, name);
         it
     }
@@ -366,7 +403,7 @@ impl Followed {
             };
             if !same {
                 say(told.as_deref(), table.as_deref());
-                *told = table;
+                (*told, self.changed) = (table, Instant::now());
             }
             !same
         });

@@ -18,5 +18,5 @@ pub mod spread;
 #[cfg(test)]
 mod tests;
 
-pub use hub::{LOOK_FIRST, RouteHub, Told};
-pub use routers::{Following, Routers};
+pub use hub::{LOOK_FIRST, RouteHub, Told, Writable};
+pub use routers::{Count, Following, Routers};

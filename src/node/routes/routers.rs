@@ -27,7 +27,8 @@ struct Row {
     name: String,
     protocol: &'static str,
     applied: Option<(Epoch, Revision, Instant)>,
-    refused: String,
+    /// What it refused last of each kind, until it takes one.
+    refused: BTreeMap<&'static str, String>,
 }
 
 /// One router's stream; it is forgotten when this is dropped.
@@ -49,7 +50,7 @@ impl Routers {
         let mut inner = self.inner.lock();
         inner.last += 1;
         let key = (service.clone(), inner.last);
-        let row = Row { principal, name, protocol, applied: None, refused: String::new() };
+        let row = Row { principal, name, protocol, applied: None, refused: BTreeMap::new() };
         inner.rows.insert(key.clone(), row);
         Following { routers: self.clone(), key }
     }
@@ -83,9 +84,32 @@ impl Routers {
             epoch: row.applied.map(|(epoch, _, _)| epoch_out(epoch)),
             revision: row.applied.map_or(0, |(_, revision, _)| revision.0),
             applied_ms: row.applied.map_or(0, |(_, _, at)| at.elapsed().as_millis() as u64),
-            refused: row.refused.clone(),
+            refused: row.refused.values().map(String::as_str).collect::<Vec<_>>().join("; "),
         })
         .collect()
+    }
+}
+
+/// How many routers there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// That follow by this protocol.
+    pub all: u64,
+    /// Of those, that have not applied the newest epoch of their service.
+    pub behind: u64,
+}
+
+impl Routers {
+    /// How many follow by each protocol; `newest`: the epoch of a service.
+    pub fn count(&self, newest: impl Fn(&ServiceName) -> Epoch) -> BTreeMap<&'static str, Count> {
+        let mut counts: BTreeMap<_, Count> = BTreeMap::new();
+        for ((service, _), row) in &self.inner.lock().rows {
+            let count = counts.entry(row.protocol).or_default();
+            count.all += 1;
+            let applied = row.applied.map(|(epoch, _, _)| epoch);
+            count.behind += u64::from(applied.is_none_or(|applied| applied < newest(service)));
+        }
+        counts
     }
 }
 
@@ -94,7 +118,6 @@ impl Row {
     fn apply(&mut self, (epoch, revision): (Epoch, Revision)) {
         if self.applied.is_none_or(|(e, r, _)| (e, r) < (epoch, revision)) {
             self.applied = Some((epoch, revision, Instant::now()));
-            self.refused.clear();
         }
     }
 }
@@ -114,10 +137,17 @@ impl Following {
         }
     }
 
-    /// It refused what it was sent.
-    pub fn refused(&self, why: String) {
+    /// It refused what it was sent of this kind.
+    pub fn refused(&self, kind: &'static str, why: String) {
         if let Some(row) = self.routers.inner.lock().rows.get_mut(&self.key) {
-            row.refused = why;
+            row.refused.insert(kind, why);
+        }
+    }
+
+    /// It took what it was sent of this kind.
+    pub fn accepted(&self, kind: &'static str) {
+        if let Some(row) = self.routers.inner.lock().rows.get_mut(&self.key) {
+            row.refused.remove(kind);
         }
     }
 }

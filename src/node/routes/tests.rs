@@ -246,6 +246,19 @@ fn a_node_that_stops_ends_every_table_and_takes_no_follower() {
 }
 
 #[test]
+fn followers_are_bounded_and_their_places_come_back() {
+    let ((hub, _), state) = (hub(), state());
+    let follow = || hub.follow(&state, &orders());
+    let all: Vec<_> = (0..hub::MAX_FOLLOWERS).map(|_| follow().unwrap()).collect();
+    assert_eq!(follow().unwrap_err().code(), Code::ResourceExhausted);
+    assert!(hub.sweep());
+    assert_eq!(follow().unwrap_err().code(), Code::ResourceExhausted);
+    drop(all);
+    assert!(!hub.sweep());
+    follow().unwrap();
+}
+
+#[test]
 fn what_a_router_applied_is_kept_for_as_long_as_it_follows_and_never_goes_back() {
     let routers = Arc::new(Routers::default());
     let epoch = |revision| Epoch { incarnation: 1, revision: Revision(revision) };
@@ -256,12 +269,19 @@ fn what_a_router_applied_is_kept_for_as_long_as_it_follows_and_never_goes_back()
     assert!(routers.applied(&orders(), lb(), (epoch(7), Revision(9))), "late, and no harm");
     assert!(!routers.applied(&orders(), ("router/eve", "a"), (epoch(99), Revision(99))));
     assert!(!routers.applied(&"other".parse().unwrap(), lb(), (epoch(10), Revision(12))));
-    other.refused("a cluster without a name".into());
+    other.refused("lds", "no such address".into());
+    other.refused("cds", "a cluster without a name".into());
+    // What is said of endpoints does not take back what is said of the others.
+    other.accepted("lds");
+    other.applied((epoch(10), Revision(12)));
     let rows = routers.of(&orders(), 3);
     assert_eq!(rows.len(), 2);
     let of = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
     assert_eq!((of("a").epoch.unwrap().revision, of("a").revision, of("a").node), (10, 12, 3));
-    assert_eq!((of("b").epoch, of("b").refused.as_str()), (None, "a cluster without a name"));
+    assert_eq!((of("b").revision, of("b").refused.as_str()), (12, "a cluster without a name"));
+    let count = |newest| routers.count(|_| epoch(newest));
+    assert_eq!(count(10)["watch"], Count { all: 1, behind: 0 });
+    assert_eq!(count(11)["ads"], Count { all: 1, behind: 1 });
     drop((first, other));
     assert!(routers.of(&orders(), 3).is_empty());
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use regent_core::authz::{Role, Verb};
-use regent_core::id::{Revision, ServiceName};
+use regent_core::id::ServiceName;
 use regent_xds::client::Client;
 use regent_xds::serve::{Routed, Source};
 use regent_xds::session::Note;
 use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request, Status};
 
+use crate::http::metrics::Kind;
 use crate::routes::Following;
 use crate::shell::Shell;
 
@@ -51,24 +52,35 @@ impl Source for AdsSource {
         Ok(routed)
     }
 
+    fn unfollow(&self, caller: &AdsCaller, service: &ServiceName) {
+        caller.following.lock().remove(service);
+    }
+
+    fn sent(&self, _: &AdsCaller, service: &ServiceName, answers: usize) {
+        self.0.pushed("ads", service, answers);
+    }
+
     fn noted(&self, caller: &AdsCaller, client: &Client, note: Note) {
         let following = caller.following.lock();
         match note {
-            Note::Applied { epochs, .. } => {
-                for (name, epoch) in epochs {
-                    if let Some(following) = following.get(&name.service) {
+            Note::Applied { kind, reached, .. } => {
+                for following in following.values() {
+                    following.accepted(kind.as_str());
+                }
+                for one in reached {
+                    if let Some(following) = following.get(&one.name.service) {
                         following.named(&client.id);
-                        // A router of xDS says which epoch it applied, not which revision.
-                        following.applied((epoch, Revision(0)));
+                        following.applied((one.epoch, one.revision));
                     }
                 }
             }
             Note::Refused { kind, version, why, .. } => {
                 let (who, id) = (&caller.principal, &client.id);
                 tracing::warn!(%who, id, ?kind, version, why, "a router refused what it was sent");
+                self.0.metrics.route_refusals.get_or_create(&Kind { kind: kind.as_str() }).inc();
                 for following in following.values() {
                     following.named(&client.id);
-                    following.refused(why.clone());
+                    following.refused(kind.as_str(), why.clone());
                 }
             }
             Note::UnknownKind { type_url } => {

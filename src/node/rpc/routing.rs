@@ -18,6 +18,7 @@ use regent_rpc::pb::v1::routing_service_server::RoutingService;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use crate::http::metrics::Kind;
 use crate::routes::{Following, Told};
 use crate::shell::Shell;
 
@@ -33,6 +34,8 @@ struct Watching {
     service: ServiceName,
     client: Locality,
     told: watch::Receiver<Told>,
+    /// The first table was told, which is no news.
+    began: bool,
     /// A router follows for as long as this is here.
     _following: Option<Following>,
 }
@@ -65,6 +68,9 @@ impl Watching {
                 let told = self.told.borrow_and_update().clone();
                 let Some(routes) = told else { return Some(Err(no_service(&self.service))) };
                 let routes = Some(routes_out(&routes, &self.client));
+                if std::mem::replace(&mut self.began, true) {
+                    self.shell.pushed("watch", &self.service, 1);
+                }
                 Some(Ok(v1::WatchRoutesResponse { stamp: Some(self.stamp()), routes }))
             }
         }
@@ -114,7 +120,8 @@ impl RoutingService for RoutingHandler {
             self.0.routers.follow(&service, caller.principal.to_string(), router, "watch")
         });
         let shell = self.0.clone();
-        let watching = Watching { shell, service, client, told, _following: following };
+        let began = false;
+        let watching = Watching { shell, service, client, told, began, _following: following };
         let messages = stream::unfold(Some(watching), |watching| async move {
             let mut watching = watching?;
             let next = watching.next().await?;
@@ -165,5 +172,16 @@ impl RoutingService for RoutingHandler {
             routers,
             silent_nodes,
         }))
+    }
+}
+
+impl Shell {
+    /// News of `service` is on its way to somebody who follows it by this protocol.
+    pub fn pushed(&self, protocol: &'static str, service: &ServiceName, answers: usize) {
+        let pushes = self.metrics.route_pushes.get_or_create_owned(&Kind { kind: protocol });
+        pushes.inc_by(answers as u64);
+        if let Some(after) = self.routes.changed_ago(service) {
+            self.metrics.route_push_seconds.observe(after.as_secs_f64());
+        }
     }
 }

@@ -16,6 +16,7 @@ use regent_rpc::convert::common::{Freshness, From};
 use regent_rpc::convert::election::ObserveScope;
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::election_service_client::ElectionServiceClient;
+use regent_rpc::pb::v1::routing_service_client::RoutingServiceClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ use crate::run::Node;
 
 /// Families that stay at zero while nothing is wrong, or that are zero at most moments; each with
 /// what moves it. Whoever adds a line here shows by another test that the family moves.
-const MAY_STAY_ZERO: [(&str, &str); 14] = [
+const MAY_STAY_ZERO: [(&str, &str); 15] = [
     ("regent_raft_apply_lag_entries", "an entry is applied as soon as it is committed"),
     ("regent_raft_slowest_member_lag_entries", "members that answer lack nothing for long"),
     ("regent_raft_learners_count", "only while a member is being added"),
@@ -40,6 +41,7 @@ const MAY_STAY_ZERO: [(&str, &str); 14] = [
     ("regent_audit_history_rebuilt_count", "a history that cannot be opened"),
     ("regent_clock_rate_difference_ppm", "nodes of one machine share its clock"),
     ("regent_dns_questions_count", "a node answers DNS only where it is told to"),
+    ("regent_route_refusals_count", "a router that refuses what it is sent"),
     ("regent_raft_quorum_ack_age_seconds", "zero in the very millisecond of an acknowledgement"),
 ];
 
@@ -135,6 +137,17 @@ async fn every_family_of_a_cluster_in_use_has_moved() {
     let attached = accepted(&agent, of_agent.id()).await;
     let behind = Observation { replay_lag_bytes: 7, ..Observation::default() };
     attached.sender.observe(behind).unwrap();
+
+    // It is followed, and then says where its agent answers.
+    let router = rig.client_as(Role::Router, "lb", &[rig.address(follower)]);
+    let ask = v1::WatchRoutesRequest { service: "orders".into(), ..Default::default() };
+    let mut routes = RoutingServiceClient::new(router.channels().swap_remove(0).1);
+    let mut routes = routes.watch(ask).await.unwrap().into_inner();
+    routes.message().await.unwrap();
+    let says = Observation { check: ":8008".into(), replay_lag_bytes: 7, ..Observation::default() };
+    attached.sender.observe(says).unwrap();
+    let news = async { while routes.message().await.unwrap().unwrap().routes.is_none() {} };
+    tokio::time::timeout(PATIENCE, news).await.expect("it is told");
 
     // Through a follower, so that both ends of forwarding take part.
     let client = rig.client_of(Role::Client, &[rig.address(follower)]);

@@ -41,7 +41,7 @@ pub(super) fn cluster(name: &Name, client: &Client) -> Resource {
             ..plain
         },
     };
-    Resource::new(Kind::Cluster, name.clone(), None, &cluster)
+    Resource::new(Kind::Cluster, name.to_string(), None, &cluster)
 }
 
 fn check(side: Side) -> base::HealthCheck {

@@ -68,8 +68,10 @@ pub fn endpoints(routes: &Routes, side: Side, client: &Client) -> Assigned {
         groups.extend(tier);
     }
     let name = Name { service: routes.service.clone(), side };
-    let assignment = Assignment { cluster_name: name.to_string(), endpoints: groups };
-    let resource = Resource::new(Kind::Endpoints, name, Some(routes.epoch), &assignment);
+    let name = name.to_string();
+    let assignment = Assignment { cluster_name: name.clone(), endpoints: groups };
+    let resource =
+        Resource::new(Kind::Endpoints, name, Some((routes.epoch, routes.at.1)), &assignment);
     Assigned { resource: Some(resource), unroutable: addresses.unroutable }
 }
 

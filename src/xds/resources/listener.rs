@@ -5,6 +5,7 @@ use envoy_types::pb::envoy::config::route::v3 as rds;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use envoy_types::pb::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use hcm::http_connection_manager::RouteSpecifier;
 
 use super::{Resource, here, lasts, packed, socket};
 use crate::client::{Client, Flavour};
@@ -25,7 +26,15 @@ pub(super) fn listener(name: &Name, client: &Client) -> Option<Resource> {
             ..Default::default()
         },
     };
-    Some(Resource::new(Kind::Listener, name.clone(), None, &listener))
+    Some(Resource::new(Kind::Listener, name.to_string(), None, &listener))
+}
+
+/// One that has no route for anything.
+pub(super) fn closed(name: &str) -> Resource {
+    let nothing =
+        rds::RouteConfiguration { name: format!("there is no {name}"), ..Default::default() };
+    let listener = api_listener(name, RouteSpecifier::RouteConfig(nothing));
+    Resource::new(Kind::Listener, name.to_owned(), None, &listener)
 }
 
 fn tcp_proxy(name: &Name) -> lds::Filter {
@@ -42,22 +51,25 @@ fn tcp_proxy(name: &Name) -> lds::Filter {
 }
 
 fn within_a_client(name: &Name) -> lds::Listener {
+    let name = name.to_string();
+    let routes = hcm::Rds { config_source: Some(here()), route_config_name: name.clone() };
+    api_listener(&name, RouteSpecifier::Rds(routes))
+}
+
+fn api_listener(name: &str, routes: RouteSpecifier) -> lds::Listener {
     let router = hcm::HttpFilter {
         name: "router".into(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(packed(&Router::default()))),
         ..Default::default()
     };
     let manager = hcm::HttpConnectionManager {
-        stat_prefix: name.to_string(),
-        route_specifier: Some(hcm::http_connection_manager::RouteSpecifier::Rds(hcm::Rds {
-            config_source: Some(here()),
-            route_config_name: name.to_string(),
-        })),
+        stat_prefix: name.to_owned(),
+        route_specifier: Some(routes),
         http_filters: vec![router],
         ..Default::default()
     };
     lds::Listener {
-        name: name.to_string(),
+        name: name.to_owned(),
         api_listener: Some(lds::ApiListener { api_listener: Some(packed(&manager)) }),
         ..Default::default()
     }
@@ -87,5 +99,5 @@ pub(super) fn route(name: &Name) -> Resource {
         }],
         ..Default::default()
     };
-    Resource::new(Kind::Route, name.clone(), None, &route)
+    Resource::new(Kind::Route, name.to_string(), None, &route)
 }

@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::config::core::v3 as base;
 use envoy_types::pb::google::protobuf as proto;
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
-use regent_core::id::Epoch;
+use regent_core::id::{Epoch, Revision};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::client::Client;
@@ -29,25 +29,31 @@ pub use endpoints::{Assigned, Unroutable, endpoints};
 /// One resource, as it is sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource {
-    /// Its name.
-    pub name: Name,
+    /// Its name; a [`Name`], but of a listener that stands for what there is not.
+    pub name: String,
     /// A hash of its bytes; of endpoints with the epoch before it: `1.173-9f3c…`.
     pub version: String,
-    /// Of endpoints: the epoch of the routes that they are of.
-    pub epoch: Option<Epoch>,
+    /// Of endpoints: the epoch of the routes that they are of, and the revision that those were read
+    /// at. No part of the version: the same content may be read at any.
+    pub of: Option<(Epoch, Revision)>,
     /// The message.
     pub body: Any,
 }
 
 impl Resource {
-    fn new(kind: Kind, name: Name, epoch: Option<Epoch>, message: &impl Message) -> Self {
+    fn new(
+        kind: Kind,
+        name: String,
+        of: Option<(Epoch, Revision)>,
+        message: &impl Message,
+    ) -> Self {
         let body = Any { type_url: kind.type_url().to_owned(), value: message.encode_to_vec() };
         let hash = xxh3_64(&body.value);
-        let version = match epoch {
-            Some(epoch) => format!("{epoch}-{hash:016x}"),
+        let version = match of {
+            Some((epoch, _)) => format!("{epoch}-{hash:016x}"),
             None => format!("{hash:016x}"),
         };
-        Self { name, version, epoch, body }
+        Self { name, version, of, body }
     }
 }
 
@@ -62,6 +68,14 @@ pub fn lasting(kind: Kind, name: &Name, client: &Client) -> Option<Resource> {
     }
 }
 
+/// What is sent to a library within a client in the place of a listener that there is not, whatever
+/// its name: one without any route. Such a client would not notice that it is left out, waits for it
+/// for 15 s, and tells its callers nothing meanwhile; with this it refuses their calls at once, and
+/// goes on when a listener comes.
+pub fn closed_listener(name: &str) -> Resource {
+    listener::closed(name)
+}
+
 /// The version of an answer with many resources. Of a single one it is that one's own.
 pub fn version_of<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> String {
     let mut all: Vec<_> = resources.into_iter().collect();
@@ -71,7 +85,7 @@ pub fn version_of<'a>(resources: impl IntoIterator<Item = &'a Resource>) -> Stri
     all.sort_by(|a, b| a.name.cmp(&b.name));
     let mut hash = Xxh3::new();
     for one in all {
-        hash.update(one.name.to_string().as_bytes());
+        hash.update(one.name.as_bytes());
         hash.update(b" ");
         hash.update(one.version.as_bytes());
         hash.update(b"\n");

@@ -10,7 +10,8 @@ use envoy_types::pb::envoy::config::endpoint::v3 as eds;
 use envoy_types::pb::envoy::config::listener::v3::{self as lds, Listener};
 use envoy_types::pb::envoy::config::route::v3::RouteConfiguration;
 use envoy_types::pb::envoy::extensions::filters::network::{
-    http_connection_manager::v3::HttpConnectionManager, tcp_proxy::v3::TcpProxy,
+    http_connection_manager::v3::{HttpConnectionManager, http_connection_manager::RouteSpecifier},
+    tcp_proxy::v3::TcpProxy,
 };
 use envoy_types::pb::google::protobuf::value::Kind as Is;
 use regent_core::route::table::{Closed, Routes, Write};
@@ -85,6 +86,22 @@ fn told(assignment: &eds::ClusterLoadAssignment) -> String {
         lines.push(line);
     }
     lines.join("\n")
+}
+
+#[test]
+fn a_listener_that_stands_for_none_has_no_route_and_is_not_the_one_that_comes() {
+    let closed = closed_listener("s.write");
+    let listener: Listener = read(&closed.body);
+    let api = listener.api_listener.and_then(|api| api.api_listener).expect("it has one");
+    let manager: HttpConnectionManager = read(&api);
+    let Some(RouteSpecifier::RouteConfig(routes)) = manager.route_specifier else {
+        panic!("{:?}", manager.route_specifier)
+    };
+    assert!(routes.virtual_hosts.is_empty(), "{routes:?}");
+    let name = name("s.write");
+    let open = lasting(Kind::Listener, &name, &client()).expect("there is");
+    assert_eq!(open.name, closed.name);
+    assert_ne!(open.version, closed.version);
 }
 
 #[test]
@@ -288,7 +305,7 @@ fn a_version_is_the_epoch_and_a_hash_that_is_the_same_everywhere() {
     assert_eq!(version(&elsewhere), version(&table), "at which revision it was read is not said");
     assert_ne!(version(&routes("s", 174, to("a", 1))), version(&table));
     let cluster = lasting(Kind::Cluster, &name("s.read"), &envoy(&["s.read"])).expect("there is");
-    assert_eq!((cluster.version.len(), cluster.epoch), (16, None));
+    assert_eq!((cluster.version.len(), cluster.of), (16, None));
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl Protocol for Incremental {
             return None;
         }
         if kind == Kind::Cluster {
-            stream.say_endpoints_again(resources.iter().map(|one| one.name.to_string()));
+            stream.say_endpoints_again(resources.iter().map(|one| one.name.clone()));
         }
         Some(respond(stream, kind, &resources, removed))
     }
@@ -156,7 +156,7 @@ fn respond(
     let system_version_info = version_of(resources.iter().map(Arc::as_ref));
     stream.feed(kind).sent(&nonce, &system_version_info, resources);
     let resource = |one: &Arc<Resource>| ads::Resource {
-        name: one.name.to_string(),
+        name: one.name.clone(),
         version: one.version.clone(),
         resource: Some(one.body.clone()),
         ..Default::default()

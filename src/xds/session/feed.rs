@@ -6,7 +6,7 @@ use std::sync::Arc;
 use envoy_types::pb::google::rpc::Status;
 use regent_core::id::ServiceName;
 
-use super::{Note, cut};
+use super::{Note, Reached, cut};
 use crate::client::Client;
 use crate::names::{Kind, Name, Side};
 use crate::resources::Resource;
@@ -37,7 +37,7 @@ pub enum Turn {
 struct Flight {
     nonce: String,
     version: String,
-    epochs: Vec<(Name, regent_core::id::Epoch)>,
+    reached: Vec<Reached>,
 }
 
 /// The state of one kind on one stream.
@@ -101,12 +101,12 @@ impl Feed {
     }
 
     fn judged(&mut self, flight: Flight, error: Option<&Status>) -> Note {
-        let Flight { version, epochs, .. } = flight;
+        let Flight { version, reached, .. } = flight;
         let kind = self.kind;
         match error {
             None => {
                 self.good = Some(version.clone());
-                Note::Applied { kind, version, epochs }
+                Note::Applied { kind, version, reached }
             }
             Some(error) => {
                 let why = cut(&error.message);
@@ -117,14 +117,17 @@ impl Feed {
 
     /// A response with these resources is on its way.
     pub(super) fn sent(&mut self, nonce: &str, version: &str, resources: &[Arc<Resource>]) {
-        let epochs = resources.iter().filter_map(|one| Some((one.name.clone(), one.epoch?)));
+        let reached = resources.iter().filter_map(|one| {
+            let (epoch, revision) = one.of?;
+            Some(Reached { name: Name::parse(&one.name)?, epoch, revision })
+        });
         if self.flights.len() == MAX_IN_FLIGHT {
             self.flights.pop_front();
         }
         self.flights.push_back(Flight {
             nonce: nonce.to_owned(),
             version: version.to_owned(),
-            epochs: epochs.collect(),
+            reached: reached.collect(),
         });
         self.last_nonce = nonce.to_owned();
     }

@@ -29,10 +29,10 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::config::core::v3::Node;
 use envoy_types::pb::google::rpc::Status;
-use regent_core::id::{Epoch, ServiceName};
+use regent_core::id::{Epoch, Revision, ServiceName};
 use regent_core::route::table::Routes;
 
-use crate::client::{Client, Unreadable};
+use crate::client::{Client, Unreadable, printable};
 use crate::names::{Kind, Name};
 use crate::resources::Unroutable;
 use crate::tuning::{MAX_NAME_BYTES, MAX_NAMES, MAX_NOTED_BYTES, MAX_UNKNOWN_NOTED};
@@ -70,8 +70,8 @@ pub enum Note {
         kind: Kind,
         /// Of this version.
         version: String,
-        /// Which epochs it routes by now; of endpoints only.
-        epochs: Vec<(Name, Epoch)>,
+        /// What it routes by now; of endpoints only.
+        reached: Vec<Reached>,
     },
     /// The client refused an answer, and goes on with what it had.
     Refused {
@@ -96,6 +96,17 @@ pub enum Note {
         /// Who, and why.
         unroutable: Vec<Unroutable>,
     },
+}
+
+/// The routes that a client has applied the endpoints of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Of which side.
+    pub name: Name,
+    /// Of the role.
+    pub epoch: Epoch,
+    /// That the routes were read at.
+    pub revision: Revision,
 }
 
 /// Why a request ends its stream.
@@ -281,8 +292,9 @@ impl<P: Protocol> Session<P> {
     }
 }
 
-/// A client's text, at most as long as is noted.
+/// A client's text as it is noted: one line, and no longer than it may be.
 fn cut(text: &str) -> String {
+    let text = printable(text.trim());
     let mut end = text.len().min(MAX_NOTED_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;

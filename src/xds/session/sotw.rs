@@ -9,9 +9,9 @@ use envoy_types::pb::google::rpc::Status;
 use super::feed::{Feed, Said, Turn};
 use super::table::Content;
 use super::{Head, Protocol, Refusal, Session, Stream, bounded};
-use crate::client::Client;
+use crate::client::{Client, Flavour};
 use crate::names::Kind;
-use crate::resources::{Resource, version_of};
+use crate::resources::{Resource, closed_listener, version_of};
 
 /// A stream of `StreamAggregatedResources`.
 pub type Sotw = Session<StateOfTheWorld>;
@@ -78,10 +78,17 @@ impl Protocol for StateOfTheWorld {
 fn whole(stream: &mut Stream, kind: Kind) -> Option<ads::DiscoveryResponse> {
     let names = stream.feeds[kind as usize].wanted(&stream.client);
     let (mut said, mut resources, mut errors) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let stands_in = kind == Kind::Listener && stream.client.flavour == Flavour::Grpc;
     for name in names {
         let word = match stream.table.content(kind, &name, &stream.client) {
             // An answer without it would delete it.
             Content::Waiting => return None,
+            Content::Absent if stands_in => {
+                let closed = closed_listener(&name);
+                let word = Said::Version(closed.version.clone());
+                resources.push(Arc::new(closed));
+                word
+            }
             Content::Absent => Said::Absent,
             Content::Is(resource) | Content::Was(resource) => {
                 let word = Said::Version(resource.version.clone());
@@ -104,7 +111,7 @@ fn whole(stream: &mut Stream, kind: Kind) -> Option<ads::DiscoveryResponse> {
     }
     feed.said = said;
     if kind == Kind::Cluster {
-        stream.say_endpoints_again(resources.iter().map(|one| one.name.to_string()));
+        stream.say_endpoints_again(resources.iter().map(|one| one.name.clone()));
     }
     Some(respond(stream, kind, &resources, errors))
 }

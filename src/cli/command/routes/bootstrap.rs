@@ -1,6 +1,6 @@
 //! What Envoy is started with, by the identity that this verb is run with.
 
-use regent_xds::bootstrap::{self, Listens, Nodes};
+use regent_xds::bootstrap::{self, Listens, Nodes, Who};
 use serde_json::Value;
 
 use crate::connect::{Dialer, Settings};
@@ -11,7 +11,7 @@ use crate::error::{CliError, Outcome};
 ///
 /// # Errors
 /// A node's address is none, or the certificate cannot be used.
-pub fn envoy(settings: &Settings, id: &str, listens: &Listens<'_>) -> Outcome<Value> {
+pub fn envoy(settings: &Settings, who: &Who<'_>, listens: &Listens<'_>) -> Outcome<Value> {
     let trust_domain = Dialer::new(settings)?.trust();
     let nodes = Nodes {
         endpoints: &settings.endpoints,
@@ -20,5 +20,5 @@ pub fn envoy(settings: &Settings, id: &str, listens: &Listens<'_>) -> Outcome<Va
         key: &settings.key,
         ca: &settings.ca,
     };
-    bootstrap::envoy(&nodes, id, listens).map_err(CliError::usage)
+    bootstrap::envoy(&nodes, who, listens).map_err(CliError::usage)
 }

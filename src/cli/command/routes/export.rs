@@ -3,10 +3,11 @@
 use regent_core::route::{haproxy, libpq, pgbouncer};
 use regent_rpc::convert::common::{instance_name, service_name};
 use regent_rpc::pb::v1;
-use regent_xds::bootstrap::Listens;
+use regent_xds::bootstrap::{Listens, Who};
 use serde_json::json;
 
 use super::bootstrap::envoy;
+use super::grpc::{grpc, usage};
 use super::{Context, resolve};
 use crate::connect::Cluster;
 use crate::error::{CliError, Context as _, Outcome};
@@ -17,6 +18,7 @@ use crate::error::{CliError, Context as _, Outcome};
 Examples:
   regent routes export orders --format haproxy --write 127.0.0.1:6432 --read 127.0.0.1:6433
   regent routes export orders --format envoy --write 0.0.0.0:6432 > envoy.json
+  regent routes export orders --format grpc > xds.json
   regent routes export orders --format libpq
   psql \"$(regent routes export orders --format libpq) dbname=app\"
 ")]
@@ -56,9 +58,19 @@ pub struct Args {
     /// Port of an agent that has not said where it answers
     #[arg(long, value_name = "PORT")]
     pub check_port: Option<u16>,
-    /// What it calls itself in `regent routes` (envoy)
-    #[arg(long, value_name = "NAME", default_value = "envoy")]
-    pub id: String,
+    /// What it calls itself in `regent routes`; else the format's name (envoy, grpc)
+    #[arg(long, value_name = "NAME")]
+    pub id: Option<String>,
+    /// Region of the clients: near instances come first for reads (envoy, grpc)
+    #[arg(long, default_value = "")]
+    pub region: String,
+    /// Zone of the clients (envoy, grpc)
+    #[arg(long, default_value = "")]
+    pub zone: String,
+    /// One name that stands for all nodes, in their place (grpc): a client that has all that it
+    /// asked for leaves a node that is gone for no other server, but for another address of its own
+    #[arg(long, value_name = "HOST:PORT")]
+    pub nodes_at: Option<String>,
     /// For sessions that read (libpq)
     #[arg(long)]
     pub reads: bool,
@@ -74,6 +86,10 @@ pub enum Format {
     Envoy,
     /// A whole configuration of PgBouncer, to be run beside `pgbouncer-sync`
     Pgbouncer,
+    /// What clients within a gRPC library are started with (GRPC_XDS_BOOTSTRAP), with the
+    /// certificate that this verb is run with; they dial `xds:///SERVICE.write` and
+    /// `xds:///SERVICE.read`
+    Grpc,
     /// A connection string of libpq that names every instance
     Libpq,
 }
@@ -83,10 +99,23 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     let cluster = Cluster::open(&context.globals)?;
     let answer = resolve(&cluster, &args.service, None).await?;
     let instances = answer.routes.unwrap_or_default().instances;
-    if args.format == Format::Envoy {
-        let Args { service, write, read, .. } = &args;
-        let bootstrap = envoy(cluster.settings(), &args.id, &Listens { service, write, read })?;
+    let Args { service, write, read, region, zone, .. } = &args;
+    let bootstrap = match args.format {
+        Format::Envoy => {
+            let who = Who { id: args.id.as_deref().unwrap_or("envoy"), region, zone };
+            Some(envoy(cluster.settings(), &who, &Listens { service, write, read })?)
+        }
+        Format::Grpc => {
+            let who = Who { id: args.id.as_deref().unwrap_or("grpc"), region, zone };
+            Some(grpc(cluster.settings(), &who, args.nodes_at.as_deref()))
+        }
+        Format::Haproxy | Format::Pgbouncer | Format::Libpq => None,
+    };
+    if let Some(bootstrap) = bootstrap {
         context.out.value(|| bootstrap.clone(), || format!("{bootstrap:#}"));
+        if args.format == Format::Grpc {
+            context.out.note(&usage(service));
+        }
         return Ok(());
     }
     let text = match args.format {
@@ -111,7 +140,7 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
             socket: args.socket,
             max_sessions: args.max_sessions,
         }),
-        Format::Envoy | Format::Libpq => {
+        Format::Envoy | Format::Grpc | Format::Libpq => {
             // Nobody but its clients asks an instance here.
             let servers = instances.iter().map(|one| server(one, Some(1)));
             let want = if args.reads { libpq::Want::Read } else { libpq::Want::Write };

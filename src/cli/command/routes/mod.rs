@@ -4,6 +4,7 @@
 mod bootstrap;
 mod export;
 pub mod follow;
+mod grpc;
 
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::routing_service_client::RoutingServiceClient;

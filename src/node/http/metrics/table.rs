@@ -156,6 +156,20 @@ metrics! {
     agent_lag: Gauge = "agent_worst_replay_lag", "bytes",
         "On the leader: most WAL that a standby has received and not replayed";
 
+    routes: Family<Kind, Gauge> = "route_services", "count",
+        "Services whose routes somebody follows at this node, by who takes writes: open (somebody), \
+        closed (nobody), held (this node cannot say, and takes nothing back)";
+    routers: Family<Kind, Gauge> = "route_routers", "count",
+        "Routers that follow routes at this node, one for each service it follows, by protocol: watch, ads";
+    routers_behind: Family<Kind, Gauge> = "route_routers_behind", "count",
+        "Of those, the ones that have not acknowledged the newest epoch of their service";
+    route_pushes: Family<Kind, Counter> = "route_pushes", "count",
+        "Messages with news of routes handed to connections, by protocol: watch, ads";
+    route_push_seconds: Histogram = "route_push_latency", "seconds",
+        "From a change of a table, as an entry is applied, to its news being handed to one connection";
+    route_refusals: Family<Kind, Counter> = "route_refusals", "count",
+        "Answers of xDS that a router refused, by kind: cds, eds, lds, rds";
+
     watchers: Family<Kind, Gauge> = "watch_watchers", "count",
         "Open watches: elections, services";
     watchers_cut_off: Family<Kind, Counter> = "watch_cut_off_watchers", "count",
@@ -209,7 +223,7 @@ impl Metrics {
     fn begin(&self) {
         let version = env!("CARGO_PKG_VERSION");
         self.build.get_or_create(&Build { version }).set(1);
-        let counters: [(&Family<Kind, Counter>, &[&'static str]); 5] = [
+        let counters: [(&Family<Kind, Counter>, &[&'static str]); 7] = [
             (
                 &self.renewals,
                 &["extended", "session_gone", "nonce_stale", "number_stale", "resend", "refused"],
@@ -217,6 +231,8 @@ impl Metrics {
             (&self.expiries, &["session", "grant"]),
             (&self.watchers_cut_off, &["slow", "compacted", "incarnation", "closing"]),
             (&self.tls_reloads, &["done", "failed"]),
+            (&self.route_pushes, &["watch", "ads"]),
+            (&self.route_refusals, &["cds", "eds", "lds", "rds"]),
             (&self.tls_handshakes_failed, &["grpc", "http"]),
         ];
         for (family, kinds) in counters {
@@ -287,7 +303,10 @@ mod tests {
         // Roles and verbs are too many to show them all at zero.
         metrics.authz_refusals.get_or_create(&Refused { role: "client", verb: "backup" }).inc();
         // What services and instances are like is shown once there are any.
-        for family in [&metrics.roles, &metrics.verdicts, &metrics.agents] {
+        let [routes, routers, behind] =
+            [&metrics.routes, &metrics.routers, &metrics.routers_behind];
+        for family in [&metrics.roles, &metrics.verdicts, &metrics.agents, routes, routers, behind]
+        {
             family.get_or_create(&Kind { kind: "any" }).set(0);
         }
         let text = metrics.render();

@@ -39,12 +39,22 @@ fn nobody(closed: Closed, epoch: u64) -> Option<Arc<Routes>> {
 
 const HOLDS: Closed = Closed::Unproven { holds: true };
 
-/// The name of a resource; of endpoints with who they are: `s.write=a`.
+fn closed_listener_of(name: &str) -> Listener {
+    let closed = crate::resources::closed_listener(name);
+    Listener::decode(closed.body.value.as_slice()).expect("a listener")
+}
+
+/// The name of a resource; of a listener that stands for none `no-s.write`; of endpoints with who
+/// they are: `s.write=a`.
 fn named(any: &Any) -> String {
     let bytes = any.value.as_slice();
     match Kind::of(&any.type_url).expect("a known kind") {
         Kind::Cluster => Cluster::decode(bytes).expect("a cluster").name,
-        Kind::Listener => Listener::decode(bytes).expect("a listener").name,
+        Kind::Listener => {
+            let listener = Listener::decode(bytes).expect("a listener");
+            let closed = listener == closed_listener_of(&listener.name);
+            format!("{}{}", if closed { "no-" } else { "" }, listener.name)
+        }
         Kind::Route => RouteConfiguration::decode(bytes).expect("a route").name,
         Kind::Endpoints => {
             let all = ClusterLoadAssignment::decode(bytes).expect("endpoints");
@@ -89,9 +99,9 @@ fn lines<A: Told>(output: &Output<A>) -> String {
     lines.extend(output.unfollow.iter().map(|one| format!("unfollow {one}")));
     for note in &output.notes {
         lines.push(match note {
-            Note::Applied { kind, epochs, .. } => {
-                let epochs = epochs.iter().map(|(name, epoch)| format!(" {name}@{epoch}"));
-                format!("applied {}{}", kind.as_str(), epochs.collect::<String>())
+            Note::Applied { kind, reached, .. } => {
+                let reached = reached.iter().map(|one| format!(" {}@{}", one.name, one.epoch));
+                format!("applied {}{}", kind.as_str(), reached.collect::<String>())
             }
             Note::Refused { kind, why, good, .. } => {
                 let good = if good.is_some() { "has an older one" } else { "has none" };

@@ -54,7 +54,7 @@ impl Peer {
     }
 
     fn nack(&mut self, kind: Kind, names: &[&str]) -> String {
-        let error = Status { code: 3, message: "no good".into(), details: vec![] };
+        let error = Status { code: 3, message: "no\u{1b}good\n".into(), details: vec![] };
         let request = DiscoveryRequest {
             type_url: kind.type_url().into(),
             resource_names: strings(names),
@@ -197,13 +197,20 @@ fn endpoints_are_said_again_after_each_answer_with_their_cluster() {
 fn what_does_not_exist_is_answered_at_once_and_sent_when_it_does() {
     let mut peer = Peer::default();
     assert_eq!(peer.ask(LDS, &["s.write", "nonsense"]), "follow s");
-    assert_eq!(peer.tell(None), "lds: -nonsense -s.write");
+    assert_eq!(peer.tell(None), "lds: no-nonsense no-s.write");
     assert_eq!(peer.ask(LDS, &["s.write", "nonsense"]), "applied lds");
     assert_eq!(peer.ask(EDS, &["s.write", "nonsense"]), "eds: -nonsense -s.write");
     assert_eq!(peer.ask(EDS, &["s.write", "nonsense"]), "applied eds");
-    assert_eq!(peer.tell(primary("a", 7)), "eds: s.write=a\nlds: s.write -nonsense");
+    assert_eq!(peer.tell(primary("a", 7)), "eds: s.write=a\nlds: no-nonsense s.write");
     peer.ask(LDS, &["s.write", "nonsense"]);
-    assert_eq!(peer.tell(None), "lds: -nonsense -s.write\neds: -s.write");
+    assert_eq!(peer.tell(None), "lds: no-nonsense no-s.write\neds: -s.write");
+}
+
+#[test]
+fn to_an_envoy_no_listener_stands_for_what_there_is_not() {
+    let mut peer = Peer::envoy(&["s.write"]);
+    assert_eq!(peer.ask(LDS, &["*", "nonsense"]), "follow s");
+    assert_eq!(peer.tell(None), "lds: -nonsense");
 }
 
 #[test]
@@ -217,7 +224,7 @@ fn new_things_come_before_what_refers_to_them_and_old_things_go_after() {
     for kind in Kind::MAKE {
         peer.ask(kind, &["s.write"]);
     }
-    assert_eq!(peer.tell(None), "lds: -s.write\nrds: -s.write\ncds: -s.write\neds: -s.write");
+    assert_eq!(peer.tell(None), "lds: no-s.write\nrds: -s.write\ncds: -s.write\neds: -s.write");
 }
 
 #[test]
