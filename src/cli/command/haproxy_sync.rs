@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
 use super::Context;
-use super::routes::follow::{Follower, Wanted};
+use super::routes::follow::{Follower, Wanted, own_name};
 use crate::connect::Cluster;
 use crate::error::{Kind, Outcome};
 use crate::render::text;
@@ -43,9 +43,9 @@ pub struct Args {
     /// Section of HAProxy that takes writes; the name of the service and `-write` unless given
     #[arg(long, value_name = "NAME")]
     pub backend: Option<String>,
-    /// What it calls itself in `regent routes`
-    #[arg(long, value_name = "NAME", default_value = "haproxy-sync")]
-    pub name: String,
+    /// What it calls itself in `regent routes`; this verb, its process and its host unless given
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
 }
 
 /// Runs it until it is told to end.
@@ -53,7 +53,11 @@ pub async fn run(context: &Context, args: Args) -> Outcome {
     let cluster = Cluster::open(&context.globals)?;
     let mut stop = super::Stop::listen()?;
     let backend = args.backend.unwrap_or_else(|| format!("{}-write", args.service));
-    let wanted = Wanted { service: args.service, client: None, router: Some(args.name) };
+    let wanted = Wanted {
+        service: args.service,
+        client: None,
+        router: Some(args.name.unwrap_or_else(|| own_name("haproxy-sync"))),
+    };
     let mut follower = Follower::new(&cluster, wanted);
     // The newest table, while HAProxy was not told of it.
     let mut waits: Option<v1::Routes> = None;

@@ -21,7 +21,7 @@ const MAX_RESTART_GRACE_MS: u64 = 3_600_000;
 /// Longest pause between automatic failovers: a week; who wants none says `pause`.
 const MAX_COOLDOWN_MS: u64 = 604_800_000;
 /// Longest wait for routers: a change that people have asked for must not hang by one that is gone.
-const MAX_AWAIT_ROUTERS_MS: u64 = 300_000;
+const MAX_AWAIT_ROUTERS_MS: u64 = 60_000;
 /// A host name of DNS.
 const MAX_HOST_BYTES: usize = 253;
 

@@ -1,7 +1,7 @@
 //! Who has applied what, over all nodes; and the leader's look at it while an operation waits for
 //! routers.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,18 +17,21 @@ use crate::shell::Shell;
 
 /// How long another node may take to say who follows routes there.
 const PEER_TIMEOUT: Duration = Duration::from_millis(500);
-/// Between two looks while an operation waits: a switchover stands still for them.
+/// Between two looks while a switchover stands still for routers.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// And while nobody stands still: an operation is not called done yet.
+const LOOK_SELDOM: Duration = Duration::from_millis(100);
 
-/// The services whose operation waits for routers.
-fn awaited(state: &State) -> BTreeSet<ServiceName> {
+/// The services whose operation waits for routers, and whether it stands still.
+fn awaited(state: &State) -> BTreeMap<ServiceName, bool> {
     let waits = |name: &ServiceName| {
         let id = state.roles().get(name)?.operation?;
         let row = state.operations().get(&(name.clone(), id))?;
         let awaits = state.services().get(name)?.spec.policy.await_routers.percent > 0;
-        Some(awaits && matches!(row.phase, Phase::Drain | Phase::Repair))
+        let waits = awaits && matches!(row.phase, Phase::Drain | Phase::Repair);
+        waits.then_some(row.phase == Phase::Drain)
     };
-    state.roles().keys().filter(|name| waits(name) == Some(true)).cloned().collect()
+    state.roles().keys().filter_map(|name| Some((name.clone(), waits(name)?))).collect()
 }
 
 impl Shell {
@@ -69,22 +72,28 @@ impl Shell {
     /// Tells the leader's decider how far routers are that it waits for, until the node stops.
     pub async fn await_routers_forever(self: Arc<Self>) {
         loop {
-            let waits = match self.leadership.is_here() {
-                true => awaited(&self.state.read()),
-                false => BTreeSet::new(),
+            let term = self.leadership.status();
+            let term = term.is_leader.then_some(term.term);
+            let waits = match term {
+                Some(_) => awaited(&self.state.read()),
+                None => BTreeMap::new(),
             };
-            self.desk.followed_only(|service| waits.contains(service));
-            for service in &waits {
-                let (routers, silent) = self.list_routers(service).await;
-                let applied = routers.iter().map(|router| Revision(router.revision)).collect();
-                let routers = Routers { applied, silent_nodes: silent.len() };
-                self.desk.followed(service, routers);
-            }
-            if waits.is_empty() {
-                self.board.awaited_changed().await;
-            } else {
-                tokio::time::sleep(LOOK_EVERY).await;
+            self.desk.followed_only(|service| waits.contains_key(service));
+            let asked = waits.keys().map(|service| self.follow_up(service));
+            futures::future::join_all(asked).await;
+            let stands_still = waits.values().any(|stands_still| *stands_still);
+            let rest = if stands_still { LOOK_EVERY } else { LOOK_SELDOM };
+            tokio::select! {
+                () = tokio::time::sleep(rest), if !waits.is_empty() => {}
+                () = self.board.awaited_changed() => {}
+                () = self.leadership.other_than_term(term) => {}
             }
         }
+    }
+
+    async fn follow_up(&self, service: &ServiceName) {
+        let (routers, silent) = self.list_routers(service).await;
+        let applied = routers.iter().map(|router| Revision(router.revision)).collect();
+        self.desk.followed(service, Routers { applied, silent_nodes: silent.len() });
     }
 }

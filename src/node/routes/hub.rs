@@ -336,7 +336,7 @@ impl Inner {
 
 impl Followed {
     fn of(state: &State, name: &ServiceName) -> Self {
-        let at = (state.incarnation(), state.revision());
+        let at = (state.incarnation(), Revision::default());
         let sender = watch::Sender::new(None);
         let (service, role, newest, believed) = (None, None, None, None);
         let (looks_until, changed) = (None, Instant::now());
@@ -346,7 +346,6 @@ impl Followed {
     }
 
     fn take(&mut self, state: &State, name: &ServiceName) {
-        self.at = (state.incarnation(), state.revision());
         self.service = state.services().get(name).cloned();
         self.role = state.roles().get(name).cloned();
         self.newest = self
@@ -354,6 +353,16 @@ impl Followed {
             .as_ref()
             .and_then(|role| role.operation)
             .and_then(|id| Some((id, state.operations().get(&(name.clone(), id))?.clone())));
+        self.at = (state.incarnation(), self.changed_at());
+    }
+
+    /// The revision of the newest change of what the table is made from. All nodes that have applied
+    /// it say the same, whenever they began to look: routers compare tables of different nodes by it.
+    fn changed_at(&self) -> Revision {
+        let service = self.service.as_ref().map(|row| row.changed);
+        let role = self.role.as_ref().map(|row| row.changed);
+        let newest = self.newest.as_ref().and_then(|(_, row)| Some(row.history.last()?.1));
+        service.max(role).max(newest).unwrap_or_default()
     }
 
     fn belief(&self, session: SessionId, believes: &dyn Believes) -> Belief {

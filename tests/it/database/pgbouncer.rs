@@ -3,15 +3,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use regent_core::spec::{AwaitRouters, Mode};
 use regent_lab::databases::SERVICE;
 use regent_lab::ports;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use super::rig::Rig;
 use crate::cluster::{REGENT, until};
@@ -133,6 +133,7 @@ impl Pool {
 #[derive(Default)]
 struct Seen {
     rows: AtomicU64,
+    acked: Mutex<Vec<u64>>,
     errors: AtomicU64,
     longest_ms: AtomicU64,
     stop: AtomicBool,
@@ -142,9 +143,12 @@ impl Seen {
     async fn write(self: Arc<Self>, client: Client) -> Option<String> {
         while !self.stop.load(Ordering::Relaxed) {
             let began = Instant::now();
-            if let Err(error) = client.simple_query("INSERT INTO pooled DEFAULT VALUES").await {
-                self.errors.fetch_add(1, Ordering::Relaxed);
-                return Some(format!("after {:?}: {error}: {error:?}", began.elapsed()));
+            match client.simple_query("INSERT INTO pooled DEFAULT VALUES RETURNING id").await {
+                Ok(rows) => self.acked.lock().unwrap().extend(ids(&rows)),
+                Err(error) => {
+                    self.errors.fetch_add(1, Ordering::Relaxed);
+                    return Some(format!("after {:?}: {error}: {error:?}", began.elapsed()));
+                }
             }
             self.rows.fetch_add(1, Ordering::Relaxed);
             let took = began.elapsed().as_millis() as u64;
@@ -170,14 +174,12 @@ async fn write(rig: &Rig, pool: &Pool) -> (Arc<Seen>, Vec<JoinHandle<Option<Stri
     (seen, clients)
 }
 
-async fn count(rig: &Rig, pool: &Pool) -> u64 {
-    let client = pool.client(rig).await.unwrap();
-    let rows = client.simple_query("SELECT count(*) FROM pooled").await.unwrap();
-    let row = rows.iter().find_map(|row| match row {
-        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+fn ids(rows: &[SimpleQueryMessage]) -> Vec<u64> {
+    let id = |row: &SimpleQueryMessage| match row {
+        SimpleQueryMessage::Row(row) => Some(row.get(0)?.parse().unwrap()),
         _ => None,
-    });
-    row.unwrap().parse().unwrap()
+    };
+    rows.iter().filter_map(id).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -233,6 +235,10 @@ async fn a_planned_change_is_a_delay_to_clients_of_pgbouncer_and_no_error() {
         // What failed did so after the switchovers: before, all went on writing.
         let _ = client.await.unwrap();
     }
-    let written = seen.rows.load(Ordering::Relaxed);
-    assert!(count(&rig, &pool).await > written, "a row that was acknowledged is gone");
+    let client = pool.client(&rig).await.unwrap();
+    let there = ids(&client.simple_query("SELECT id FROM pooled").await.unwrap());
+    let there: std::collections::BTreeSet<u64> = there.into_iter().collect();
+    let lost: Vec<_> =
+        seen.acked.lock().unwrap().iter().filter(|id| !there.contains(id)).copied().collect();
+    assert!(lost.is_empty(), "acknowledged rows are gone: {lost:?}");
 }

@@ -226,7 +226,10 @@ async fn told_at_once(rig: &Rig, primary: usize) {
         let shown = output(rig, &["routes", SERVICE, "-o", "json"]);
         let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
         let routers = shown["routers"].as_array().unwrap();
-        routers.iter().any(|one| one["name"] == "haproxy-sync" && one["revision"] != 0)
+        routers.iter().any(|one| {
+            one["name"].as_str().is_some_and(|name| name.starts_with("haproxy-sync-"))
+                && one["revision"] != 0
+        })
     })
     .await;
     let next = (primary + 1) % 3;

@@ -57,21 +57,30 @@ impl Admin {
         })
     }
 
-    /// Has it read its file again if that `is_new`, and lets clients go on. `hangs`: a PAUSE is under
-    /// way that may never end, because somebody waits for a server that will not answer.
-    pub async fn serve(&self, is_new: bool, hangs: bool) -> Result<(), String> {
+    /// Has it read its files again.
+    pub async fn reload(&self) -> Result<(), String> {
+        answered(&self.open().await?, "RELOAD").await
+    }
+
+    /// Lets clients go on.
+    pub async fn resume(&self) -> Result<(), String> {
         let client = self.open().await?;
-        if is_new {
-            answered(&client, "RELOAD").await?;
-        }
         for name in &self.databases {
-            if hangs && !self.is_free(&client, name).await {
-                answered(&client, &format!("KILL \"{name}\"")).await?;
-            }
             match answered(&client, &format!("RESUME \"{name}\"")).await {
-                // It was never paused.
+                // It was never paused, or nobody has used it yet.
                 Err(why) if why.contains("not paused") => {}
                 other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the clients of each database of which somebody still uses a server connection.
+    pub async fn kill_who_hangs(&self) -> Result<(), String> {
+        let client = self.open().await?;
+        for name in &self.databases {
+            if !self.is_free(&client, name).await {
+                answered(&client, &format!("KILL \"{name}\"")).await?;
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use self::admin::Admin;
 use super::Context;
-use super::routes::follow::{Follower, Wanted};
+use super::routes::follow::{Follower, Wanted, own_name};
 use crate::connect::Cluster;
 use crate::error::{CliError, Kind, Outcome};
 use crate::render::text;
@@ -72,9 +72,9 @@ pub struct Args {
     /// Longest time for which clients are held
     #[arg(long, default_value = "30s", value_parser = crate::duration::parse)]
     pub pause_limit: Duration,
-    /// What it calls itself in `regent routes`
-    #[arg(long, value_name = "NAME", default_value = "pgbouncer-sync")]
-    pub name: String,
+    /// What it calls itself in `regent routes`; this verb, its process and its host unless given
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
 }
 
 /// What the routes ask of PgBouncer.
@@ -84,34 +84,15 @@ enum Wish {
     Serve(String),
     /// Clients wait.
     Hold,
-    /// What was done before stands.
+    /// What was done before stands: this node cannot prove anything.
     Leave,
 }
 
 fn wish(routes: &v1::Routes) -> Wish {
     match &routes.write {
         Some(one) => Wish::Serve(one.address.clone()),
-        None if routes.holds => Wish::Leave,
+        None if routes.holds || routes.unproven => Wish::Leave,
         None => Wish::Hold,
-    }
-}
-
-/// How far PgBouncer is.
-enum Held {
-    /// Clients go on.
-    No,
-    /// PAUSE waits for the last server connection, since then.
-    Pausing(JoinHandle<Result<(), String>>, Instant),
-    /// Nobody goes on, since then.
-    Paused(Instant),
-}
-
-impl Held {
-    fn since(&self) -> Option<Instant> {
-        match self {
-            Self::No => None,
-            Self::Pausing(_, since) | Self::Paused(since) => Some(*since),
-        }
     }
 }
 
@@ -127,69 +108,60 @@ pub async fn run(context: &Context, mut args: Args) -> Outcome {
     let admin = Admin::new(&args.admin, args.databases.clone())?;
     let cluster = Cluster::open(&context.globals)?;
     let mut stop = super::Stop::listen()?;
-    let wanted =
-        Wanted { service: args.service.clone(), client: None, router: Some(args.name.clone()) };
+    let name = args.name.clone().unwrap_or_else(|| own_name("pgbouncer-sync"));
+    let wanted = Wanted { service: args.service.clone(), client: None, router: Some(name) };
     let mut follower = Follower::new(&cluster, wanted);
-    let mut sync =
-        Sync { context, args: &args, service, admin, held: Held::No, limit_passed: false };
-    // The newest table, while PgBouncer does not do what it says.
-    let mut waits: Option<v1::Routes> = None;
-    loop {
+    let mut sync = Sync::new(context, &args, service, admin);
+    let ended = loop {
         tokio::select! {
             next = follower.next() => match next {
-                Ok((_, routes)) => {
-                    sync.limit_passed = false;
-                    waits = Some(routes);
-                }
+                Ok((_, routes)) => sync.wanted = Some(routes),
                 // It outlives the nodes, as PgBouncer does.
                 Err(error) if error.kind == Kind::Unreachable => {
                     tracing::warn!(%error, "no node answers");
                 }
-                Err(error) => return Err(error),
+                Err(error) => break Err(error),
             },
-            () = sync.held.ends(args.pause_limit) => {}
-            () = tokio::time::sleep(AGAIN_AFTER), if waits.is_some() && !sync.is_pausing() => {}
-            () = stop.told() => return Ok(()),
+            () = sync.wakes() => {}
+            () = stop.told() => break Ok(()),
         }
         sync.limit().await;
-        let Some(routes) = &waits else { continue };
-        match sync.go_on(routes).await {
-            Ok(true) => {
-                follower.applied(routes).await;
-                sync.told(routes);
-                waits = None;
+        match sync.go_on().await {
+            Done::Applied(routes) => {
+                follower.applied(&routes).await;
+                sync.told(&routes);
             }
-            Ok(false) => {}
-            Err(why) => tracing::warn!(why, "PgBouncer does not do what the routes say"),
+            Done::Nothing => {}
+            Done::Unproven => follower.leave().await,
         }
+    };
+    // With nobody here who would let them go on, clients must not be held.
+    if sync.holds_since.is_some()
+        && let Err(why) = sync.admin.resume().await
+    {
+        tracing::warn!(why, "PgBouncer may still hold its clients");
     }
+    ended
 }
 
-impl Held {
-    /// Returns when PAUSE is over, or clients have been held for too long.
-    async fn ends(&mut self, limit: Duration) {
-        let Some(since) = self.since() else { return std::future::pending().await };
-        let too_long = tokio::time::sleep_until(since + limit);
-        match self {
-            Self::Pausing(pause, since) => {
-                let since = *since;
-                let paused = tokio::select! {
-                    paused = pause => paused,
-                    () = too_long => return,
-                };
-                *self = match paused {
-                    Ok(Ok(())) => Self::Paused(since),
-                    Ok(Err(why)) => {
-                        tracing::warn!(why, "PgBouncer did not pause");
-                        Self::No
-                    }
-                    Err(_) => Self::No,
-                };
-            }
-            Self::Paused(_) => too_long.await,
-            Self::No => {}
-        }
-    }
+/// How far PAUSE is.
+enum Pause {
+    /// Not asked for.
+    No,
+    /// It waits for the last server connection.
+    Pending(JoinHandle<Result<(), String>>),
+    /// No client goes on.
+    Done,
+}
+
+/// What came of the newest table.
+enum Done {
+    /// PgBouncer does what it says.
+    Applied(Box<v1::Routes>),
+    /// Not yet, or it was done before.
+    Nothing,
+    /// The node cannot prove anything.
+    Unproven,
 }
 
 /// PgBouncer, and what it was told.
@@ -198,22 +170,114 @@ struct Sync<'a> {
     args: &'a Args,
     service: ServiceName,
     admin: Admin,
-    held: Held,
-    /// Clients were held for as long as may be: not again before the next table.
+    /// The newest table, while PgBouncer does not do what it says.
+    wanted: Option<v1::Routes>,
+    /// The address that it has surely read from its file.
+    loaded: Option<String>,
+    pause: Pause,
+    /// Since when it may hold clients. Whoever ran before may have paused it.
+    holds_since: Option<Instant>,
+    /// They were held for as long as may be: not again before somebody takes writes.
     limit_passed: bool,
+    /// Not before: something was refused.
+    again_at: Instant,
 }
 
-impl Sync<'_> {
-    fn is_pausing(&self) -> bool {
-        matches!(self.held, Held::Pausing(..))
+impl<'a> Sync<'a> {
+    fn new(context: &'a Context, args: &'a Args, service: ServiceName, admin: Admin) -> Self {
+        let now = Instant::now();
+        Self {
+            context,
+            args,
+            service,
+            admin,
+            wanted: None,
+            loaded: None,
+            pause: Pause::No,
+            holds_since: Some(now),
+            limit_passed: false,
+            again_at: now,
+        }
     }
 
-    /// Whether PgBouncer does what these routes say.
-    async fn go_on(&mut self, routes: &v1::Routes) -> Result<bool, String> {
-        match wish(routes) {
-            Wish::Leave => Ok(true),
-            Wish::Hold => self.hold(routes).await,
-            Wish::Serve(address) => self.serve(routes, &address).await,
+    /// Returns when something is to be done though nothing was told.
+    async fn wakes(&mut self) {
+        let limit =
+            self.holds_since.map(|since| (since + self.args.pause_limit).max(self.again_at));
+        let (wants, again_at) = (self.wanted.is_some(), self.again_at);
+        let is_pending = matches!(self.pause, Pause::Pending(_));
+        let paused = async {
+            match &mut self.pause {
+                Pause::Pending(pause) => pause.await,
+                _ => std::future::pending().await,
+            }
+        };
+        let until = |at: Option<Instant>| tokio::time::sleep_until(at.unwrap_or_else(Instant::now));
+        tokio::select! {
+            paused = paused => self.paused(paused.unwrap_or_else(|end| Err(end.to_string()))).await,
+            () = until(limit), if limit.is_some() => {}
+            () = until(Some(again_at)), if wants && !is_pending && Instant::now() < again_at => {}
+        }
+    }
+
+    /// PAUSE has come to its end.
+    async fn paused(&mut self, said: Result<(), String>) {
+        self.pause = match said {
+            Ok(()) => Pause::Done,
+            Err(why) => {
+                tracing::warn!(why, "PgBouncer did not pause");
+                // Of several databases some may be.
+                self.release().await;
+                Pause::No
+            }
+        };
+    }
+
+    /// Lets clients go on where they were; what fails is tried again.
+    async fn release(&mut self) {
+        self.again_at = Instant::now() + AGAIN_AFTER;
+        match self.admin.resume().await {
+            Ok(()) => (self.pause, self.holds_since) = (Pause::No, None),
+            Err(why) => tracing::warn!(why, "PgBouncer does not let its clients go on"),
+        }
+    }
+
+    /// Lets clients go on that have been held for as long as may be.
+    async fn limit(&mut self) {
+        let limit = self.args.pause_limit;
+        let is_over = self.holds_since.is_some_and(|since| since.elapsed() >= limit);
+        if is_over && Instant::now() >= self.again_at {
+            tracing::warn!(?limit, "nobody took writes for so long: clients go on");
+            self.limit_passed = true;
+            self.release().await;
+        }
+    }
+
+    /// Has PgBouncer do what the newest table says.
+    async fn go_on(&mut self) -> Done {
+        if Instant::now() < self.again_at {
+            return Done::Nothing;
+        }
+        let Some(routes) = self.wanted.clone() else { return Done::Nothing };
+        let done = match wish(&routes) {
+            Wish::Leave => {
+                self.wanted = None;
+                return if routes.holds { Done::Nothing } else { Done::Unproven };
+            }
+            Wish::Hold => self.hold(&routes).await,
+            Wish::Serve(address) => self.serve(&routes, &address).await,
+        };
+        match done {
+            Ok(true) => {
+                self.wanted = None;
+                Done::Applied(Box::new(routes))
+            }
+            Ok(false) => Done::Nothing,
+            Err(why) => {
+                self.again_at = Instant::now() + AGAIN_AFTER;
+                tracing::warn!(why, "PgBouncer does not do what the routes say");
+                Done::Nothing
+            }
         }
     }
 
@@ -224,58 +288,56 @@ impl Sync<'_> {
         {
             self.write(routes, &one.address)?;
         }
-        match self.held {
-            Held::Paused(_) => Ok(true),
-            Held::Pausing(..) => Ok(false),
-            Held::No if self.limit_passed => Ok(true),
-            Held::No => {
+        match self.pause {
+            Pause::Done => Ok(true),
+            Pause::Pending(_) => Ok(false),
+            // Nothing is acknowledged: it does not hold anybody.
+            Pause::No if self.limit_passed => {
+                self.again_at = Instant::now() + AGAIN_AFTER;
+                Ok(false)
+            }
+            Pause::No => {
                 let pause = self.admin.pause().await?;
-                self.held = Held::Pausing(tokio::spawn(pause), Instant::now());
+                self.pause = Pause::Pending(tokio::spawn(pause));
+                self.holds_since = Some(Instant::now());
                 Ok(false)
             }
         }
     }
 
     async fn serve(&mut self, routes: &v1::Routes, address: &str) -> Result<bool, String> {
-        let is_new = self.write(routes, address)?;
-        // PAUSE that never ended: somebody waits for a server that will not answer. Said to be over by
-        // itself within a moment, it need not cost anybody a session.
-        let hangs = self.is_pausing();
-        self.admin.serve(is_new, hangs).await?;
-        self.held = Held::No;
+        self.write(routes, address)?;
+        let moved = self.loaded.as_deref() != Some(address);
+        if moved {
+            self.admin.reload().await?;
+        }
+        // PAUSE has not come to its end, and the server is another one: somebody waits for a server that
+        // may never answer. Where it is the same one nothing was to end.
+        if moved && self.loaded.is_some() && matches!(self.pause, Pause::Pending(_)) {
+            self.admin.kill_who_hangs().await?;
+        }
+        self.loaded = Some(address.to_owned());
+        if self.holds_since.is_some() {
+            self.admin.resume().await?;
+        }
+        (self.pause, self.holds_since, self.limit_passed) = (Pause::No, None, false);
         Ok(true)
     }
 
-    /// Lets clients go on that have been held for as long as may be.
-    async fn limit(&mut self) {
-        let is_over = |since: Instant| since.elapsed() >= self.args.pause_limit;
-        if !self.held.since().is_some_and(is_over) {
-            return;
-        }
-        tracing::warn!(limit = ?self.args.pause_limit, "nobody took writes for so long: clients go on");
-        if let Err(why) = self.admin.serve(false, false).await {
-            tracing::warn!(why, "PgBouncer was not told");
-        }
-        (self.held, self.limit_passed) = (Held::No, true);
-    }
-
-    /// Whether the file says something else now.
-    fn write(&self, routes: &v1::Routes, address: &str) -> Result<bool, String> {
+    fn write(&self, routes: &v1::Routes, address: &str) -> Result<(), String> {
         let names = &self.args.databases;
         let text = file::text(&self.service, routes, names, address, &self.args.settings);
-        file::replace(&self.args.databases_file, &text)
+        file::replace(&self.args.databases_file, &text).map(drop)
     }
 
     fn told(&self, routes: &v1::Routes) {
         let epoch = routes.epoch.as_ref().map(text::epoch).unwrap_or_default();
         let primary = routes.write.as_ref().map(|one| &one.instance);
-        let paused = matches!(self.held, Held::Paused(_));
         self.context.out.value(
-            || json!({ "epoch": epoch, "primary": primary, "paused": paused }),
+            || json!({ "epoch": epoch, "primary": primary, "paused": primary.is_none() }),
             || match primary {
                 Some(primary) => format!("epoch {epoch}: clients go on at {primary}"),
-                None if paused => format!("epoch {epoch}: clients wait: {}", routes.closed),
-                None => format!("epoch {epoch}: nobody takes writes: {}", routes.closed),
+                None => format!("epoch {epoch}: clients wait: {}", routes.closed),
             },
         );
     }
@@ -291,6 +353,7 @@ mod tests {
         assert_eq!(wish(&nobody), Wish::Hold);
         assert_eq!(wish(&v1::Routes { drains: true, ..nobody.clone() }), Wish::Hold);
         assert_eq!(wish(&v1::Routes { holds: true, ..nobody.clone() }), Wish::Leave);
+        assert_eq!(wish(&v1::Routes { unproven: true, ..nobody.clone() }), Wish::Leave);
         let write = Some(v1::RouteEndpoint { address: "a:1".into(), ..Default::default() });
         assert_eq!(wish(&v1::Routes { write, ..nobody }), Wish::Serve("a:1".into()));
     }

@@ -13,6 +13,15 @@ use crate::error::Outcome;
 /// A node that ends each watch at once must not be asked in a hot loop.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 
+/// The same where no node can prove anything.
+const LEAVE_AFTER: Duration = Duration::from_millis(300);
+
+/// What a router calls itself unless told otherwise: two with one certificate are two.
+pub fn own_name(verb: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{verb}-{}@{}", std::process::id(), host.trim())
+}
+
 /// Which of two tables is newer: the life of the cluster, and the revision in it.
 type Place = (u64, u64);
 
@@ -34,16 +43,18 @@ pub struct Follower<'a> {
     at: Option<(Streaming<v1::WatchRoutesResponse>, RoutingServiceClient<Channel>)>,
     last: Option<v1::Routes>,
     reached: Place,
+    /// Nothing has come over this stream: the node knows nothing of what was acknowledged elsewhere.
+    is_fresh: bool,
 }
 
 impl<'a> Follower<'a> {
     /// Nothing is asked yet.
     pub fn new(cluster: &'a Cluster, wanted: Wanted) -> Self {
-        Self { cluster, wanted, at: None, last: None, reached: Place::default() }
+        Self { cluster, wanted, at: None, last: None, reached: Place::default(), is_fresh: true }
     }
 
-    /// The next table that says something else than the one before; a node that lags is not
-    /// believed.
+    /// The next table that says something else than the one before, for a router also the first of
+    /// each node; one that lags is not believed.
     ///
     /// # Errors
     /// No node answers, or the first refusal.
@@ -51,6 +62,7 @@ impl<'a> Follower<'a> {
         loop {
             if self.at.is_none() {
                 self.at = Some(self.open().await?);
+                self.is_fresh = true;
             }
             let Some((stream, _)) = &mut self.at else { continue };
             let Ok(Some(message)) = stream.message().await else {
@@ -62,7 +74,9 @@ impl<'a> Follower<'a> {
             let Some(routes) = message.routes else { continue };
             let stamp = message.stamp.unwrap_or_default();
             let place = (stamp.incarnation, routes.revision);
-            if place >= self.reached && self.last.as_ref() != Some(&routes) {
+            let again = self.is_fresh && self.wanted.router.is_some();
+            if place >= self.reached && (again || self.last.as_ref() != Some(&routes)) {
+                self.is_fresh = false;
                 (self.last, self.reached) = (Some(routes.clone()), place);
                 return Ok((stamp, routes));
             }
@@ -83,6 +97,13 @@ impl<'a> Follower<'a> {
             }
         };
         self.cluster.ask(&what, ask).await
+    }
+
+    /// Asks another node from now on: this one cannot prove anything.
+    pub async fn leave(&mut self) {
+        self.at = None;
+        self.cluster.prefer_next();
+        tokio::time::sleep(LEAVE_AFTER).await;
     }
 
     /// Says that these were applied. What is not acknowledged is only not counted.

@@ -12,6 +12,8 @@ use crate::time::Micros;
 /// A checkpoint may write out all memory to a slow disk, and the primary serves meanwhile; one that
 /// takes longer than this is looked at by people first.
 const PREPARE_WITHIN: Micros = Micros::from_ms(300_000);
+/// What closed routes may last beyond the wait for routers, before they are opened again.
+const DRAIN_MORE_MS: u64 = 2_000;
 
 impl Look<'_> {
     fn announced(&self) -> Option<(Revision, Operation)> {
@@ -34,9 +36,14 @@ impl Look<'_> {
         };
         let (id, row) = self.announced()?;
         let waited = self.view.now.since(since);
+        let drained = self.drained_for(id, &row);
+        let longest = Micros::from_ms(self.spec.policy.await_routers.within_ms + DRAIN_MORE_MS);
         let reason = if row.from != self.role.holder {
             "the primary is another one by now".to_owned()
-        } else if waited >= PREPARE_WITHIN {
+        } else if drained.is_some_and(|drained| drained >= longest) {
+            // Closed routes are an outage to whoever is new: it has its own, shorter end.
+            "its routes are closed, and the primary is in no state to be fenced in order".to_owned()
+        } else if row.phase == Phase::Prepare && waited >= PREPARE_WITHIN {
             format!("the primary did not finish its checkpoint within {} s", waited.as_ms() / 1_000)
         } else {
             let to = row.kind.wanted()?;

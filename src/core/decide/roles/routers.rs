@@ -12,8 +12,12 @@ use crate::state::role::row::Operation;
 use crate::time::Micros;
 
 impl Look<'_> {
-    /// What is still waited for before the fence of `row`, whose routes are closed.
-    pub(super) fn routers_to_leave(&mut self, id: Revision, row: &Operation) -> Option<String> {
+    /// How long this leader has seen the routes of `row` closed; `None`: they are open.
+    pub(super) fn drained_for(&mut self, id: Revision, row: &Operation) -> Option<Micros> {
+        if row.phase != Phase::Drain {
+            self.memory.drain = None;
+            return None;
+        }
         let now = self.view.now;
         let since = match self.memory.drain {
             Some((of, since)) if of == id => since,
@@ -22,8 +26,14 @@ impl Look<'_> {
                 now
             }
         };
+        Some(now.since(since))
+    }
+
+    /// What is still waited for before the fence of `row`, whose routes are closed.
+    pub(super) fn routers_to_leave(&mut self, id: Revision, row: &Operation) -> Option<String> {
+        let drained = self.drained_for(id, row)?;
         let closed = row.history.iter().rfind(|(phase, ..)| *phase == Phase::Drain)?.1;
-        self.awaited(closed, now.since(since))
+        self.awaited(closed, drained)
     }
 
     /// What is still waited for before the newest operation is called done: its routes are open.

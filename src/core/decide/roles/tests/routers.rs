@@ -119,3 +119,38 @@ fn a_whole_switchover_is_done_when_routers_send_to_the_new_primary() {
     bench.run(1_000);
     assert_eq!(bench.operation().phase, Phase::Done);
 }
+
+#[test]
+fn closed_routes_are_opened_again_when_the_fence_cannot_come() {
+    let (mut bench, _) = prepared(100);
+    bench.proposals();
+    // Its agent says nothing any more, while both standbys stream from it: nobody may say that it is
+    // gone, and nobody could tell it to stop.
+    bench.decide_for(&["b", "c"], 4_500);
+    assert_eq!(bench.proposals(), ["CloseFence"], "{:?}", bench.lines);
+    assert_eq!((bench.role().routes_open, bench.operation().phase), (true, Phase::GivenUp));
+}
+
+#[test]
+fn another_leader_waits_for_what_is_left_and_no_longer_than_that_again() {
+    let (mut bench, id) = prepared(100);
+    bench.decide_for(&ALL, 1_000);
+    bench.proposals();
+    bench.roles = super::Roles::default();
+    bench.decide_for(&ALL, 1_900);
+    assert!(bench.proposals().is_empty());
+    bench.decide_for(&ALL, 500);
+    assert_eq!(
+        (bench.proposals(), bench.role().operation),
+        (vec!["OpenFence".to_owned()], Some(id))
+    );
+}
+
+#[test]
+fn a_policy_that_awaits_nobody_any_more_ends_the_wait() {
+    let (mut bench, _) = prepared(100);
+    bench.proposals();
+    bench.put(awaits(0));
+    bench.decide_for(&ALL, 2 * TICK);
+    assert!(bench.proposals().contains(&"OpenFence".to_owned()));
+}
