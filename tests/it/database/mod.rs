@@ -21,7 +21,7 @@ mod blind;
 mod cut;
 mod death;
 mod degraded;
-mod envoy;
+pub mod envoy;
 mod fencer;
 mod fetch;
 mod freeze;
