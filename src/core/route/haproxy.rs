@@ -109,18 +109,28 @@ pub fn render(plan: &Plan) -> String {
             .to_owned(),
     );
     line(format!("    tcp-request connection reject unless {{ nbsrv({service}-write) eq 1 }}"));
-    line("    http-check send meth GET uri /primary".to_owned());
+    line(format!("    http-check send meth GET uri {}", asked(plan.ask, "/primary")));
     line(default_server(plan.ask, every, 1));
     plan.servers.iter().for_each(|one| line(server(one, plan.ask, "write", every)));
     line(String::new());
     line(format!("listen {service}-read"));
     line(format!("    bind {}", plan.read));
     line("    balance leastconn".to_owned());
-    line(format!("    http-check send meth GET uri /replica?lag={MAX_READ_LAG_BYTES}"));
+    let replica = format!("/replica?lag={MAX_READ_LAG_BYTES}");
+    line(format!("    http-check send meth GET uri {}", asked(plan.ask, &replica)));
     let slower = every.saturating_mul(READ_SLOWER);
     line(default_server(plan.ask, slower, READ_FALL));
     plan.servers.iter().for_each(|one| line(server(one, plan.ask, "read", slower)));
     text
+}
+
+/// What is asked by HTTP. Beside agent-check only whether the agent answers at all: a server is up when
+/// both say so, and the slower one would delay each flip.
+fn asked(ask: Ask, path: &str) -> &str {
+    match ask {
+        Ask::Http => path,
+        Ask::AgentCheck => "/liveness",
+    }
 }
 
 fn default_server(ask: Ask, every: u64, fall: u32) -> String {

@@ -1,8 +1,9 @@
 //! Serving the HTTP port: axum behind whatever turns a TCP connection into a verified stream.
 //!
-//! Handshakes run in their own tasks with a deadline and a bound on how many there are at once, so
-//! that a peer that never finishes one cannot keep a scrape from being answered; a connection has a
-//! longest life, so that one that sends nothing is not kept for ever.
+//! Handshakes run in their own tasks with a deadline and a bound on how many there are at once; a
+//! place among the connections is for who has finished one, so that strangers cannot keep a scrape
+//! from being answered. A connection has a longest life, so that one that sends nothing is not kept
+//! for ever.
 
 use std::future::Future;
 use std::io;
@@ -30,6 +31,8 @@ use super::metrics::{Kind, Metrics};
 
 /// Connections served at once: a handful of scrapers and probes; more is a mistake or an attack.
 const MAX_CONNECTIONS: usize = 64;
+/// Handshakes at once; one more is closed. Strangers can be many.
+const MAX_HANDSHAKES: usize = 1_024;
 /// A handshake takes two round trips; this is generous for other continents.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Scrapers connect again without noticing; what sends nothing is dropped by then.
@@ -177,8 +180,8 @@ async fn accept_loop<S: Secure>(
     ready: mpsc::Sender<(Bounded<S::Io>, SocketAddr)>,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -188,13 +191,22 @@ async fn accept_loop<S: Secure>(
                 continue;
             }
         };
-        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, secure.secure(stream, from));
+        let Ok(turn) = handshakes.clone().try_acquire_owned() else { continue };
+        let secured = secure.secure(stream, from);
+        let slots = slots.clone();
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, async move {
+            let stream = secured.await?;
+            // Who is known waits for a place, for as long as a handshake may take.
+            let slot = slots.acquire_owned().await.map_err(io::Error::other)?;
+            drop(turn);
+            Ok::<_, io::Error>((stream, slot))
+        });
         let open = metrics.connections.get_or_create_owned(&Kind { kind: "http" });
         let failed = metrics.tls_handshakes_failed.get_or_create_owned(&Kind { kind: "http" });
         let ready = ready.clone();
         tokio::spawn(async move {
-            let stream = match handshake.await {
-                Ok(Ok(stream)) => stream,
+            let (stream, slot) = match handshake.await {
+                Ok(Ok(shaken)) => shaken,
                 Ok(Err(error)) => {
                     failed.inc();
                     tracing::debug!(%from, %error, "an HTTP handshake failed");
@@ -359,12 +371,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_never_finishes_its_handshake_does_not_keep_others_out() {
-        let (addr, _stop) = start(Stuck(20.into()), &Health::starting()).await;
+        let many = MAX_CONNECTIONS + 20;
+        let (addr, _stop) = start(Stuck(many.into()), &Health::starting()).await;
         let mut stuck = Vec::new();
-        for _ in 0..20 {
+        for _ in 0..many {
             stuck.push(TcpStream::connect(addr).await.expect("connects"));
         }
-        assert_eq!(get_page(addr, "/livez").await.0, 200);
+        let soon = tokio::time::timeout(HANDSHAKE_TIMEOUT / 2, get_page(addr, "/livez"));
+        assert_eq!(soon.await.expect("before they are given up").0, 200);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!          no: closed at once                 deadline for all of it
 //! ```
 //! A peer that connects and says nothing holds a place among the connections until the deadline,
-//! but none among the handshakes: those who speak do not wait for it.
+//! but none among the handshakes, and one that begins and does not go on holds that for a moment
+//! only: those who speak do not wait for it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +25,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::connection::Connection;
 use super::verify::ExpectPeer;
 use super::{Tls, facts};
+
+/// A handshake keeps its place among those that are computed for so long: a round trip to another
+/// continent. It may go on without, and makes room: a first byte costs a stranger nothing.
+const TURN: Duration = Duration::from_millis(200);
 
 /// Bounds of one port.
 #[derive(Clone, Copy, Debug)]
@@ -254,8 +259,15 @@ async fn handshake(
     if tcp.peek(&mut [0]).await? == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed without a word"));
     }
-    let _turn = handshakes.acquire().await.map_err(io::Error::other)?;
+    let turn = handshakes.acquire().await.map_err(io::Error::other)?;
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.current().server));
-    let stream = acceptor.accept(tcp).await?;
+    let mut shaking = std::pin::pin!(acceptor.accept(tcp));
+    let stream = match timeout(TURN, &mut shaking).await {
+        Ok(shaken) => shaken?,
+        Err(_) => {
+            drop(turn);
+            shaking.await?
+        }
+    };
     tls.admit(TlsStream::from(stream), addr, Some(place))
 }

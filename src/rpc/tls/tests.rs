@@ -223,6 +223,25 @@ async fn silent_peers_delay_nobody_and_are_dropped_at_the_deadline() {
 }
 
 #[tokio::test]
+async fn peers_that_begin_and_do_not_go_on_delay_nobody_for_long() {
+    let pki = Pki::new();
+    let (node, client) = (pki.tls(Role::Node, "1"), pki.tls(Role::Client, "app"));
+    let deadline = Duration::from_secs(20);
+    let limits = AcceptLimits { connections: 100, handshakes: 4, deadline };
+    let (addr, _peers) = serve(&node, limits).await;
+    let mut stuck = Vec::new();
+    for _ in 0..16 {
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        // The first byte of a handshake.
+        stream.write_all(&[22]).await.unwrap();
+        stuck.push(stream);
+    }
+    let begun = Instant::now();
+    talk(&client, addr, &ExpectPeer::AnyNode).await.unwrap();
+    assert!(begun.elapsed() < deadline / 2, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn a_connection_above_the_limit_is_closed_at_once_and_counted() {
     let pki = Pki::new();
     let (node, client) = (pki.tls(Role::Node, "1"), pki.tls(Role::Client, "app"));

@@ -16,7 +16,7 @@ use super::rig::Rig;
 use crate::cluster::until;
 
 /// Where `scripts/setup` puts it.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     let lib = concat!(env!("CARGO_MANIFEST_DIR"), "/target/tools/venv/lib");
     let places = std::fs::read_dir(lib).expect("scripts/setup was run");
     let envoy = |dir: std::fs::DirEntry| dir.path().join("site-packages/envoy/_bin/envoy");

@@ -23,7 +23,7 @@ mod cut;
 mod death;
 mod degraded;
 mod dns;
-mod envoy;
+pub mod envoy;
 mod fencer;
 mod fetch;
 mod freeze;

@@ -10,11 +10,14 @@ use regent_lab::ports;
 use regent_lab::writer::{Access, Pace};
 use regent_rpc::pb::v1;
 use regent_rpc::pb::v1::routing_service_client::RoutingServiceClient;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::load::Load;
 use super::rig::Rig;
 use crate::cluster::{REGENT, until};
+use crate::routing::hostile::besiege;
 
 /// What one node told a router, in its order.
 #[derive(Clone, Default)]
@@ -189,6 +192,7 @@ async fn exported_configurations_of_haproxy_follow_a_switchover_and_cut_old_sess
         assert_eq!(primary, next);
     }
     told_at_once(&rig, primary).await;
+    among_strangers(&rig).await;
     for (more, is_standby) in [(&[][..], "f"), (&["--reads"][..], "t")] {
         let mut args = vec!["routes", "export", SERVICE, "--format", "libpq"];
         args.extend(more);
@@ -203,6 +207,31 @@ async fn exported_configurations_of_haproxy_follow_a_switchover_and_cut_old_sess
         let said = String::from_utf8_lossy(&psql.stdout).trim().to_owned();
         assert_eq!(said, is_standby, "{}", String::from_utf8_lossy(&psql.stderr));
     }
+}
+
+/// What a balancer is told at the port of an agent's health checks.
+async fn told(at: &str, asks: &str) -> String {
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    stream.write_all(asks.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer));
+    read.await.expect("it is answered").unwrap();
+    answer
+}
+
+/// Strangers at the port of an agent's health checks keep no balancer from its answers.
+async fn among_strangers(rig: &Rig) {
+    let primary = &rig.instances()[rig.redundant().await];
+    let agent = primary.process.clone().unwrap();
+    let before = agent.usage().unwrap().rss_kib;
+    let _strangers = besiege(&primary.http);
+    let http = "GET /primary HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n";
+    for _ in 0..20 {
+        assert!(told(&primary.http, http).await.starts_with("HTTP/1.1 200"));
+        assert!(told(&primary.http, "write\n").await.starts_with("up"));
+    }
+    let used = agent.usage().expect("it lives").rss_kib.saturating_sub(before);
+    assert!(used < 64 * 1024, "{used} KiB more");
 }
 
 /// HAProxy that would look once in ten seconds is told in far less.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use regent_lab::ports;
 use regent_lab::process::Fault;
 use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
 
 use super::stage::{ORDERS, Stage};
 use crate::cluster::{Cluster, until};
@@ -129,5 +130,53 @@ async fn a_grpc_client_finds_the_primary_follows_it_and_goes_on_without_nodes() 
     while begun.elapsed() < Duration::from_secs(1) {
         assert_eq!(program.call("orders.read")["said"], "b");
         assert_eq!(program.call("orders.write")["said"], "a");
+    }
+}
+
+/// One address that stands for all nodes: each connection goes to the first that takes it.
+async fn stand_for(listener: TcpListener, nodes: Vec<String>) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let nodes = nodes.clone();
+        tokio::spawn(async move {
+            for node in nodes {
+                if let Ok(mut node) = TcpStream::connect(node).await {
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut node).await;
+                    return;
+                }
+            }
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_client_that_knows_all_nodes_by_one_name_leaves_one_that_is_gone() {
+    let ports = ports::free(2).unwrap();
+    let mut stage = Stage::up("one-name", 3, &local(&ports)).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let all = listener.local_addr().unwrap().to_string();
+    let nodes = stage.cluster.lab.endpoints();
+    stage.spawn(stand_for(listener, nodes));
+    let mut program = Program::start(&stage.cluster, &["--nodes-at", &all], &ports);
+    program.reaches("orders.write", "a");
+    program.reaches("orders.read", "b");
+    let at = |stage: &Stage| stage.router("grpc")?["node"].as_u64();
+    for (gone, next, [from, to]) in [(1, 2, ["a", "b"]), (2, 1, ["b", "a"])] {
+        until("it is known where", async || at(&stage) == Some(gone)).await;
+        stage.cluster.kill(gone).await;
+        // What it had it goes on with, and no call fails: neither for a node that dies nor for one
+        // that has just started. That one may send reads to the primary for a while: it has not
+        // heard of the standbys yet.
+        until("it is at another node", async || {
+            assert_eq!(program.call("orders.write")["said"], from);
+            let read = program.call("orders.read");
+            assert!(read["said"].is_string(), "{read}");
+            at(&stage) == Some(next)
+        })
+        .await;
+        program.reaches("orders.read", to);
+        program.follows(&stage, to).await;
+        program.reaches("orders.read", from);
+        stage.cluster.restart(gone);
+        stage.cluster.ready().await;
     }
 }

@@ -78,7 +78,18 @@ impl Instance {
 /// Plays `one` for as long as the task lives.
 pub async fn play(client: Client, service: ServiceName, one: Instance, shared: Arc<Shared>) {
     let (mut boot, mut seen) = (0, DirectiveNumber::default());
+    let mut session: Option<Session> = None;
     loop {
+        // What a session holds outlives a stream: a node that is gone takes nothing from it.
+        if session.as_ref().is_none_or(|open| open.over().is_some()) {
+            one.leads.store(false, Ordering::SeqCst);
+            let options = SessionOptions { ttl: Duration::from_secs(3), ..Default::default() };
+            session = Session::open(&client, options).await.ok();
+        }
+        let Some(session) = &session else {
+            tokio::time::sleep(TICK).await;
+            continue;
+        };
         let life = Life {
             one: &one,
             service: &service,
@@ -88,13 +99,12 @@ pub async fn play(client: Client, service: ServiceName, one: Instance, shared: A
             told: None,
             asked: 0,
         };
-        life.run(&client).await;
-        one.leads.store(false, Ordering::SeqCst);
+        life.run(&client, session).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// One session and one stream.
+/// One stream of a session.
 struct Life<'a> {
     one: &'a Instance,
     service: &'a ServiceName,
@@ -108,9 +118,7 @@ struct Life<'a> {
 
 impl Life<'_> {
     /// Ends when the session is over, or the stream broke.
-    async fn run(mut self, client: &Client) -> Option<()> {
-        let options = SessionOptions { ttl: Duration::from_secs(3), ..SessionOptions::default() };
-        let session = Session::open(client, options).await.ok()?;
+    async fn run(mut self, client: &Client, session: &Session) -> Option<()> {
         let hold = session.hold();
         let start = AgentStart {
             session: session.id(),
@@ -280,6 +288,18 @@ async fn answer(mut stream: TcpStream, one: Instance) -> std::io::Result<()> {
         let answer = format!("HTTP/1.1 {code} -\r\ncontent-length: 0\r\n\r\n");
         stream.write_all(answer.as_bytes()).await?;
         asked.clear();
+    }
+}
+
+/// Greets each client with the name of the instance, and holds the session.
+pub async fn serve_sessions(listener: TcpListener, name: InstanceName) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let name = name.clone();
+        tokio::spawn(async move {
+            stream.write_all(name.as_str().as_bytes()).await?;
+            // Until the client goes.
+            stream.read(&mut [0]).await
+        });
     }
 }
 

@@ -1,5 +1,8 @@
 //! Routes and those who follow them: real nodes, real routers, and instances that are played.
 
+mod envoy;
 mod grpc;
+pub mod hostile;
 mod instances;
+mod raw;
 mod stage;

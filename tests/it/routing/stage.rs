@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::instances::{Instance, Shared, address, answer_checks, play};
 use crate::cluster::{Cluster, PATIENCE, until};
+use crate::http_port::ask;
 
 /// What the service is called.
 pub const ORDERS: &str = "orders";
@@ -53,6 +54,11 @@ impl Stage {
         }
         stage.serves("a").await;
         stage
+    }
+
+    /// Something that goes on for as long as this test.
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     fn agent(&self, service: &ServiceName, instance: &InstanceName) -> Client {
@@ -111,6 +117,14 @@ impl Stage {
     /// What `regent routes` says.
     pub fn routes(&self) -> serde_json::Value {
         self.cluster.json(&["routes", ORDERS])
+    }
+
+    /// A node's page of metrics.
+    pub fn metrics(&self, node: u64) -> String {
+        let all = self.cluster.lab.certificates();
+        let address = &self.cluster.lab.node(node).unwrap().http;
+        let got = ask(address, &all.ca, Some(&all.auditor), &["/metrics"]);
+        got["answers"][0][2].as_str().unwrap_or_else(|| panic!("{got}")).to_owned()
     }
 
     /// What it says of the router that calls itself `name`.
