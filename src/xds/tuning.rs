@@ -27,12 +27,13 @@ impl Check {
     pub const fn of(side: Side) -> Self {
         match side {
             // Sessions to an old primary are cut after one interval: its agent says no at once. An
-            // agent that is restarted within two looks cuts nothing.
+            // agent that is restarted within two looks cuts nothing, nor one that stands still for less
+            // than half a second. A host that stands still for longer is fenced by then, or soon.
             Side::Write => Self {
                 path: "/primary",
                 interval: Duration::from_millis(100),
                 unhealthy_interval: Duration::from_millis(50),
-                timeout: Duration::from_millis(300),
+                timeout: Duration::from_millis(150),
                 unhealthy_threshold: 3,
                 healthy_threshold: 1,
             },

@@ -248,12 +248,12 @@ fn launch(lab: &mut Lab, kind: Kind) -> Result<(), DatabaseError> {
     // In the foreground, and one process: its pid is the one that was started.
     let words: Vec<OsString> = match kind {
         Kind::Haproxy => vec!["-db".into(), "-f".into(), proxy.config.clone().into()],
-        // Two on one machine would share memory by default.
-        Kind::Envoy => ["-c".into(), proxy.config.clone().into()]
-            .into_iter()
-            .chain(["--use-dynamic-base-id", "--concurrency", "1"].map(OsString::from))
-            .chain(["--log-level", "warning"].map(OsString::from))
-            .collect(),
+        // What makes Envoy restart without a gap ends it with whoever started it, too.
+        Kind::Envoy => {
+            let flags = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"];
+            let config = ["-c".into(), proxy.config.clone().into()];
+            config.into_iter().chain(flags.map(OsString::from)).collect()
+        }
     };
     let what = format!("start {}", proxy.program.display());
     let process =

@@ -148,8 +148,9 @@ fn an_envoy_listens_where_its_metadata_says_and_proxies_tcp() {
 #[test]
 fn an_envoy_checks_writes_hard_and_reads_softly() {
     let client = envoy(&["s.write", "s.read"]);
-    let cases = [("s.write", 0.0, "/primary", 100, 3), ("s.read", 50.0, "/health", 500, 2)];
-    for (name, panic, path, interval_ms, unhealthy) in cases {
+    let cases =
+        [("s.write", 0.0, "/primary", 100, 150, 3), ("s.read", 50.0, "/health", 500, 300, 2)];
+    for (name, panic, path, interval_ms, timeout_ms, unhealthy) in cases {
         let cluster: Cluster = sent(Kind::Cluster, name, &client);
         assert_eq!(cluster.connect_timeout, Some(lasts(Duration::from_secs(1))));
         let lb = cluster.common_lb_config.expect("it has one");
@@ -165,7 +166,7 @@ fn an_envoy_checks_writes_hard_and_reads_softly() {
             |of: Option<_>| of.map(|it: envoy_types::pb::google::protobuf::Duration| it.nanos);
         assert!(nanos(check.unhealthy_interval) <= nanos(interval));
         assert_eq!([check.unhealthy_edge_interval, check.healthy_edge_interval], [interval; 2]);
-        assert_eq!(check.timeout, Some(lasts(Duration::from_millis(300))));
+        assert_eq!(check.timeout, Some(lasts(Duration::from_millis(timeout_ms))));
         assert_eq!(check.unhealthy_threshold, Some(number(unhealthy)));
         assert_eq!(check.healthy_threshold, Some(number(1)));
         let Some(HttpHealthCheck(http)) = &check.health_checker else { panic!("{check:?}") };

@@ -12,8 +12,8 @@ use regent_lab::process::Fault;
 use regent_lab::writer::{Access, Pace};
 
 use super::load::Load;
-use super::rig::Rig;
-use crate::cluster::until;
+use super::rig::{Rig, turn};
+use crate::cluster::{REGENT, Scratch, until};
 
 /// Where `scripts/setup` puts it.
 pub fn program() -> PathBuf {
@@ -139,4 +139,23 @@ async fn envoy_follows_a_switchover_and_a_failover_and_cuts_old_sessions() {
     until("it is back at a node", async || router(&rig).is_some()).await;
     load.progress(100).await;
     load.all_kept(&rig).await;
+}
+
+/// Envoy has itself ended with whoever started it, unless told otherwise.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_envoy_of_a_lab_outlives_the_verb_that_made_it() {
+    let _turn = turn().await;
+    let scratch = Scratch::new("lab-envoy");
+    let dir = scratch.path().join("lab");
+    let lab = |args: &[&str]| {
+        let verb = Command::new(REGENT).arg("lab").args(args).arg("--dir").arg(&dir).output();
+        let verb = verb.unwrap();
+        assert!(verb.status.success(), "{args:?}: {}", String::from_utf8_lossy(&verb.stderr));
+    };
+    lab(&["up", "--haproxy", "off", "--envoy", program().to_str().unwrap()]);
+    let made = regent_lab::Lab::open(&dir).unwrap();
+    let access = made.databases.unwrap().through_envoy().unwrap();
+    let reached = access.writable_within(Pace::STEADY, 0, Duration::from_secs(10)).await;
+    lab(&["down"]);
+    assert!(reached.is_ok(), "{:?}", reached.err());
 }

@@ -29,6 +29,11 @@ pub const TTL: Duration = Duration::from_secs(3);
 /// cores are busy enough that a deadline of the protocol passes by itself.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
+/// The turn of a test that makes its lab by itself.
+pub async fn turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().await
+}
+
 /// The lab. Its parts are dropped in this order: nodes and files, then the turn of the next test.
 pub struct Rig {
     pub cluster: Cluster,

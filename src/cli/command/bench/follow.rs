@@ -72,7 +72,7 @@ fn spec(at: usize, version: u64) -> Outcome<ServiceSpec> {
         let one = InstanceSpec {
             name: zone.parse().or_internal(|| "no name".to_owned())?,
             locality: Locality { region: "r".into(), zone: zone.into(), host: zone.into() },
-            address: format!("10.0.0.1:{}", 1_024 + version % 60_000),
+            address: format!("{zone}.example.org:{}", 1_024 + version % 60_000),
             priority: 100,
         };
         Ok(one)
