@@ -7,6 +7,7 @@ Each NAME answers calls with its name. Then reads one JSON object a line and ans
 Of a call that failed the code and details are told, of all how long they took.
 """
 
+import datetime
 import json
 import sys
 import time
@@ -50,7 +51,8 @@ def until(target, wanted):
         said = call(target, 5)
         now = time.monotonic()
         if said["said"] == wanted:
-            return said | {"gap_ms": 1000 * (now - last), "failed": failed}
+            at = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            return said | {"at": at, "gap_ms": 1000 * (now - last), "failed": failed}
         if said["said"] is None:
             failed += 1
         else:

@@ -113,6 +113,8 @@ pub async fn run(context: &Context, mut args: Args) -> Outcome {
     let mut follower = Follower::new(&cluster, wanted);
     let mut sync = Sync::new(context, &args, service, admin);
     let ended = loop {
+        // What takes time is done after this: whatever is here may be dropped half-way.
+        let mut paused = None;
         tokio::select! {
             next = follower.next() => match next {
                 Ok((_, routes)) => sync.wanted = Some(routes),
@@ -122,8 +124,11 @@ pub async fn run(context: &Context, mut args: Args) -> Outcome {
                 }
                 Err(error) => break Err(error),
             },
-            () = sync.wakes() => {}
+            said = sync.wakes() => paused = said,
             () = stop.told() => break Ok(()),
+        }
+        if let Some(said) = paused {
+            sync.paused(said).await;
         }
         sync.limit().await;
         match sync.go_on().await {
@@ -200,37 +205,40 @@ impl<'a> Sync<'a> {
         }
     }
 
-    /// Returns when something is to be done though nothing was told.
-    async fn wakes(&mut self) {
+    /// Returns when something is to be done though nothing was told; what PAUSE said at its end.
+    async fn wakes(&mut self) -> Option<Result<(), String>> {
         let limit =
             self.holds_since.map(|since| (since + self.args.pause_limit).max(self.again_at));
-        let (wants, again_at) = (self.wanted.is_some(), self.again_at);
         let is_pending = matches!(self.pause, Pause::Pending(_));
+        let again = (self.wanted.is_some() && !is_pending).then_some(self.again_at);
+        let until = |at: Option<Instant>| tokio::time::sleep_until(at.unwrap_or_else(Instant::now));
+        let pause = &mut self.pause;
         let paused = async {
-            match &mut self.pause {
+            match pause {
                 Pause::Pending(pause) => pause.await,
                 _ => std::future::pending().await,
             }
         };
-        let until = |at: Option<Instant>| tokio::time::sleep_until(at.unwrap_or_else(Instant::now));
         tokio::select! {
-            paused = paused => self.paused(paused.unwrap_or_else(|end| Err(end.to_string()))).await,
-            () = until(limit), if limit.is_some() => {}
-            () = until(Some(again_at)), if wants && !is_pending && Instant::now() < again_at => {}
+            said = paused => {
+                self.pause = Pause::No;
+                Some(said.unwrap_or_else(|end| Err(end.to_string())))
+            }
+            () = until(limit), if limit.is_some() => None,
+            () = until(again), if again.is_some() => None,
         }
     }
 
     /// PAUSE has come to its end.
     async fn paused(&mut self, said: Result<(), String>) {
-        self.pause = match said {
-            Ok(()) => Pause::Done,
+        match said {
+            Ok(()) => self.pause = Pause::Done,
             Err(why) => {
                 tracing::warn!(why, "PgBouncer did not pause");
                 // Of several databases some may be.
                 self.release().await;
-                Pause::No
             }
-        };
+        }
     }
 
     /// Lets clients go on where they were; what fails is tried again.
