@@ -292,6 +292,15 @@ impl Local {
         receiver.is_some_and(|receiver| receiver.streams)
     }
 
+    /// Standby: its server receives from whom it follows by its disk. A stream that it was only just told
+    /// to leave is none: what came over that may be nowhere else.
+    fn streams_from_upstream(&self, told: &Told) -> bool {
+        let Data::Present(OnDisk::Standby(Some(upstream))) = &self.data else { return false };
+        let receiver = self.seen.as_ref().and_then(|(seen, _)| seen.receiver.as_ref());
+        let receiver = receiver.filter(|receiver| receiver.streams);
+        receiver.is_some_and(|it| told.addresses.get(&it.address) == Some(upstream))
+    }
+
     /// A fresh connection was made, within so many milliseconds.
     pub fn answered(&mut self, took_ms: u64) {
         (self.failing, self.works) = (None, false);
@@ -416,7 +425,7 @@ impl Local {
             run,
             answers: self.fresh(now).is_some(),
             has_receiver: has_receiver && run != Run::Down,
-            streams: self.streams() && run != Run::Down,
+            streams: self.streams_from_upstream(told) && run != Run::Down,
             starved: told.upstream_answers
                 && self.streamless.is_some_and(|since| now.since(since) >= STARVED_AFTER),
             replayed: self.replayed.is_some(),

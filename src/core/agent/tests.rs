@@ -537,3 +537,32 @@ fn a_lease_of_an_earlier_grant_gives_no_right_under_a_later_one() {
     notebook.take(&Directive { epoch: epoch(7), revision: Revision(10), order });
     assert!(!notebook.is_of_grant(Revision(9)));
 }
+
+/// A standby that was started anew had five records of an old primary that was cut off, and let readers in
+/// to them in the moment in which it was told to follow the new one (simulator, cuts, seed 40285).
+#[test]
+fn a_stream_that_a_standby_was_just_told_to_leave_lets_no_readers_in() {
+    let now = Reading::at_us(1);
+    let addresses = [("a:1", "a"), ("b:1", "b")];
+    let addresses = addresses.map(|(at, who)| (at.to_owned(), name(who))).into();
+    let told = Told { addresses, ..Told::default() };
+    let mut local = Local::new(name("e"));
+    local.started(0);
+    local.data = Data::Present(OnDisk::Standby(Some(name("a"))));
+    let from =
+        |address: &str| SeenReceiver { address: address.into(), streams: true, silent_ms: 0 };
+    for (address, streams) in [("b:1", false), ("a:1", true), ("elsewhere:1", false)] {
+        let seen = Seen {
+            in_recovery: true,
+            position: at(2, 100),
+            replay_lag_bytes: 0,
+            receiver: Some(from(address)),
+            senders: Vec::new(),
+            sync_names: "nobody".into(),
+            overrides: Vec::new(),
+            disk_free_bytes: 0,
+        };
+        local.observed(now, seen, now);
+        assert_eq!(local.world(&told, now).streams, streams, "{address}");
+    }
+}
