@@ -27,7 +27,7 @@ pub fn found(found: &Discovery) -> Found {
 /// What a look at the server shows.
 pub fn seen(it: regent_engine::Observation) -> Seen {
     let receiver = |it: regent_engine::Receiver| SeenReceiver {
-        address: format!("{}:{}", it.host, it.port),
+        address: address(&it.host, it.port),
         streams: it.status == "streaming",
         silent_ms: it.last_message_age.map_or(u64::MAX, millis),
     };
@@ -51,7 +51,25 @@ pub fn seen(it: regent_engine::Observation) -> Seen {
     }
 }
 
+/// As it is declared: the server knows an address of IPv6 without its brackets.
+fn address(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// Whole milliseconds of it.
 pub fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whom a standby streams from is found by the declared address.
+    #[test]
+    fn an_address_reads_as_it_is_declared() {
+        assert_eq!(address("2001:db8::2", 5432), "[2001:db8::2]:5432");
+        assert_eq!(address("db-2.example.org", 5433), "db-2.example.org:5433");
+        assert_eq!(address("10.0.2.1", 5432), "10.0.2.1:5432");
+    }
 }

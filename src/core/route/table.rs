@@ -25,7 +25,7 @@ pub struct Routes {
     pub service: ServiceName,
     /// Of the role; routers are told, and acknowledge it.
     pub epoch: Epoch,
-    /// The revision that the rows were read at: the newer of two tables has the higher one.
+    /// The revision of the newest change of the rows: the newer of two tables has the higher one.
     pub at: (Incarnation, Revision),
     /// Where writes go.
     pub write: Write,
@@ -130,8 +130,8 @@ impl Write {
 }
 
 impl Routes {
-    /// The routes of `service` as of revision `at`. `newest`: the newest operation; `fit`: what the
-    /// leader said last of its instances; `believes`: whether this node may name the holder of a
+    /// The routes of `service`, whose rows changed last at revision `at`. `newest`: the newest
+    /// operation; `fit`: what the leader said last of its instances; `believes`: whether this node may name the holder of a
     /// session (C3).
     pub fn of(
         at: (Incarnation, Revision),

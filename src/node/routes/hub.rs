@@ -171,13 +171,13 @@ impl RouteHub {
             }
             let Inner { followed, fits, .. } = &mut *inner;
             let Some(it) = followed.get_mut(name) else { continue };
-            it.at = (state.incarnation(), applied.revision);
             match change {
                 Change::Service(_, row) => it.service.clone_from(row),
                 Change::Role(_, row) => it.role.clone_from(row),
                 Change::Operation(_, id, row) => it.operation(*id, row.as_ref()),
                 _ => {}
             }
+            it.at = (state.incarnation(), it.changed_at());
             // Made once, when all of the entry is in: nobody must see half of it.
             let last = applied.changes.iter().rfind(|it| of_routes(it) == Some(name));
             if last.is_some_and(|last| std::ptr::eq(last, change)) {
@@ -305,11 +305,12 @@ impl RouteHub {
     }
 }
 
-/// Where writes go is told in the log, once for each change.
+/// Where writes go is told in the log, once for each change: whoever only asks changes nothing.
 fn say(before: Option<&Routes>, now: Option<&Routes>) {
-    let Some(now) = now.filter(|now| before.is_none_or(|before| before.write != now.write)) else {
+    let (Some(before), Some(now)) = (before, now) else { return };
+    if before.write == now.write {
         return;
-    };
+    }
     let Routes { service, epoch, at, write, .. } = now;
     match write {
         Write::To(to) => {

@@ -143,6 +143,21 @@ fn a_change_makes_a_table_for_those_who_follow_that_service_and_for_nobody_else(
     assert!(mine.borrow_and_update().is_none());
 }
 
+/// Routers compare the tables of two nodes by it.
+#[test]
+fn a_table_has_the_revision_of_what_it_says_and_not_of_what_else_was_applied() {
+    let ((hub, belief), state) = (hub(), state());
+    belief.0.lock().insert(SessionId(5));
+    let mine = hub.follow(&state, &orders()).unwrap();
+    apply(&hub, &state, 10, vec![serves("a", 10)]);
+    // An operation of long ago is forgotten.
+    apply(&hub, &state, 12, vec![Change::Operation(orders(), Revision(3), None)]);
+    belief.0.lock().clear();
+    hub.sweep();
+    assert_eq!(primary(&mine.borrow()), None, "belief has ended");
+    assert_eq!(mine.borrow().as_ref().unwrap().at.1, Revision(10));
+}
+
 /// Whether what was said before is to stand.
 fn holds(told: &Told) -> bool {
     let table = told.as_ref().unwrap();
