@@ -36,6 +36,7 @@ use crate::rpc::operation::OperationHandler;
 use crate::rpc::peer::PeerHandler;
 use crate::rpc::raft::RaftHandler;
 use crate::rpc::routing::RoutingHandler;
+use crate::rpc::routing::watch::WatchRoutesCall;
 use crate::rpc::topology::TopologyHandler;
 use crate::rpc::watches::{ObserveCall, WatchServicesCall};
 use crate::shell::Shell;
@@ -113,6 +114,8 @@ pub async fn serve(
     let routing = RoutingServiceServer::new(RoutingHandler(shell.clone()))
         .max_decoding_message_size(most)
         .max_encoding_message_size(MAX_ANSWER_BYTES);
+    let routing =
+        Preencoded::new(routing, "/regent.v1.RoutingService/Watch", WatchRoutesCall(shell.clone()));
     let ads = regent_xds::serve::service(AdsSource(shell.clone()));
     // Anybody may connect to these two, so their requests are bounded in the handler as well: what
     // comes from a certificate that is no node's is refused before its body is looked at.

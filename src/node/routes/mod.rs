@@ -11,6 +11,7 @@
 //! still matters. What the leader said of standbys outlives it: reads are fail-static.
 
 mod awaited;
+pub mod encoded;
 mod fits;
 mod hub;
 mod routers;

@@ -18,6 +18,7 @@ pub struct ObserveCall(pub Arc<Shell>);
 
 impl WatchCall for ObserveCall {
     type Ask = ObserveRequest;
+    type Stream = WatchStream;
 
     fn watch(
         &self,
@@ -40,6 +41,7 @@ pub struct WatchServicesCall(pub Arc<Shell>);
 
 impl WatchCall for WatchServicesCall {
     type Ask = WatchServicesRequest;
+    type Stream = WatchStream;
 
     fn watch(
         &self,

@@ -20,7 +20,7 @@ mod index;
 mod join;
 mod mailbox;
 pub mod serve;
-mod stream;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 

@@ -1,7 +1,7 @@
 //! Serving watches without encoding anything per watcher.
 //!
 //! The generated servers encode each message for each stream. Here the streaming calls are taken
-//! out in front of them and answered with a codec that copies bytes which the hub encoded once:
+//! out in front of them and answered with a codec that copies bytes which were encoded once:
 //!
 //! ```text
 //! let server = ElectionServiceServer::new(node.clone());
@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BufMut, Bytes};
+use futures::Stream;
 use futures::future::BoxFuture;
 use prost::Message;
 use tonic::body::Body;
@@ -23,14 +24,14 @@ use tonic::server::{Grpc, NamedService, ServerStreamingService};
 use tonic::{Request, Response, Status};
 use tower::Service;
 
-use super::stream::WatchStream;
-
 /// Answers one streaming call: authorizes, brings the state up to date, subscribes.
 pub trait WatchCall: Send + Sync + 'static {
     /// The request's message.
     type Ask: Message + Default + 'static;
+    /// Its encoded answers.
+    type Stream: Stream<Item = Result<Bytes, Status>> + Send + 'static;
     /// One call.
-    fn watch(&self, ask: Request<Self::Ask>) -> BoxFuture<'static, Result<WatchStream, Status>>;
+    fn watch(&self, ask: Request<Self::Ask>) -> BoxFuture<'static, Result<Self::Stream, Status>>;
 }
 
 /// A gRPC service of which one streaming call is served from encoded messages.
@@ -87,8 +88,8 @@ struct Streaming<C>(Arc<C>);
 
 impl<C: WatchCall> ServerStreamingService<C::Ask> for Streaming<C> {
     type Response = Bytes;
-    type ResponseStream = WatchStream;
-    type Future = BoxFuture<'static, Result<Response<WatchStream>, Status>>;
+    type ResponseStream = C::Stream;
+    type Future = BoxFuture<'static, Result<Response<C::Stream>, Status>>;
 
     fn call(&mut self, request: Request<C::Ask>) -> Self::Future {
         let watching = self.0.watch(request);

@@ -29,7 +29,7 @@ impl WatchStream {
     /// As messages, for the generated trait and for tests. Costs a decoding per message: the
     /// product serves the encoded ones, see [`super::serve`].
     pub fn decoded<T: Message + Default>(self) -> Decoded<T> {
-        Decoded { stream: self, message: PhantomData }
+        Decoded::of(self)
     }
 
     /// The type of `ElectionService.Observe`.
@@ -68,12 +68,23 @@ impl Drop for WatchStream {
 }
 
 /// A watch as messages.
-pub struct Decoded<T> {
-    stream: WatchStream,
+pub struct Decoded<T, S = WatchStream> {
+    stream: S,
     message: PhantomData<fn() -> T>,
 }
 
-impl<T: Message + Default> Stream for Decoded<T> {
+impl<T, S> Decoded<T, S> {
+    /// Of encoded ones.
+    pub fn of(stream: S) -> Self {
+        Self { stream, message: PhantomData }
+    }
+}
+
+impl<T, S> Stream for Decoded<T, S>
+where
+    T: Message + Default,
+    S: Stream<Item = Result<Bytes, Status>> + Unpin,
+{
     type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {

@@ -14,6 +14,7 @@ use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::accept::Place;
+use super::gather::Gather;
 use super::identity::PeerIdentity;
 use super::registry::Registered;
 
@@ -45,7 +46,7 @@ impl Kill {
 /// An authenticated connection, accepted or dialled.
 #[derive(Debug)]
 pub struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: Gather<TlsStream<TcpStream>>,
     peer: PeerIdentity,
     kill: Arc<Kill>,
     _registered: Registered,
@@ -60,7 +61,7 @@ impl Connection {
         place: Option<Place>,
     ) -> Self {
         let kill = registered.kill();
-        Self { stream, peer, kill, _registered: registered, _place: place }
+        Self { stream: Gather::new(stream), peer, kill, _registered: registered, _place: place }
     }
 
     /// Who is at the other end.

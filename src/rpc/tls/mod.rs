@@ -15,6 +15,7 @@
 mod accept;
 mod connection;
 mod deny;
+mod gather;
 mod identity;
 mod material;
 mod registry;

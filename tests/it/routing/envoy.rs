@@ -15,16 +15,16 @@ use crate::cluster::until;
 use crate::database::envoy;
 
 /// An Envoy that runs what `routes export` printed, with an admin port.
-struct Envoy {
+pub struct Envoy {
     child: Child,
     log: PathBuf,
-    write: u16,
+    pub write: u16,
     admin: u16,
 }
 
 impl Envoy {
     /// `read`: where it is to listen for reads; `change`: what else the bootstrap is to say.
-    fn start(stage: &Stage, id: &str, read: u16, change: impl FnOnce(&mut Value)) -> Self {
+    pub fn start(stage: &Stage, id: &str, read: u16, change: impl FnOnce(&mut Value)) -> Self {
         let [write, admin] = ports::free(2).unwrap()[..] else { panic!("two ports") };
         let (write_at, read_at) = (format!("127.0.0.1:{write}"), format!("127.0.0.1:{read}"));
         let args = ["routes", "export", ORDERS, "--format", "envoy", "--id", id];
@@ -76,14 +76,14 @@ impl Drop for Envoy {
 }
 
 /// A session through a port, and who it is with.
-async fn session(port: u16) -> Option<(TcpStream, String)> {
+pub async fn session(port: u16) -> Option<(TcpStream, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
     let mut name = [0];
     stream.read_exact(&mut name).await.ok()?;
     Some((stream, char::from(name[0]).to_string()))
 }
 
-async fn reaches(port: u16, name: &str) {
+pub async fn reaches(port: u16, name: &str) {
     until(&format!("a session with {name}"), async || {
         session(port).await.is_some_and(|(_, with)| with == name)
     })
@@ -91,7 +91,7 @@ async fn reaches(port: u16, name: &str) {
 }
 
 /// Two instances that greet, and those nodes.
-async fn staged(what: &str, nodes: u64) -> Stage {
+pub async fn staged(what: &str, nodes: u64) -> Stage {
     let mut listeners = Vec::new();
     for _ in 0..2 {
         listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());

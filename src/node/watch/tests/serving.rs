@@ -42,6 +42,7 @@ struct Observing {
 
 impl WatchCall for Observing {
     type Ask = v1::ObserveRequest;
+    type Stream = WatchStream;
     fn watch(
         &self,
         ask: Request<v1::ObserveRequest>,
