@@ -8,7 +8,7 @@ use hickory_proto::rr::{DNSClass, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable as _, BinDecoder};
 
 use crate::records::{addresses, endpoints, of_one, ports};
-use crate::zone::{Asked, Part, Zone, label_of};
+use crate::zone::{Asked, Part, Role, Zone, label_of};
 use crate::{Known, Source};
 
 /// Longest answer over UDP: it passes every usual path in one piece, and whoever asks under a false
@@ -211,6 +211,11 @@ fn look<S: Source>(
         Known::Nothing => return Found::NoName,
         Known::NotHere => return Found::NotHere,
     };
+    // Another server may know.
+    let is_reads = matches!(part, Part::Role(Role::Replicas) | Part::Ports(Role::Replicas));
+    if is_reads && routes.reads_unknown {
+        return Found::NotHere;
+    }
     match part {
         Part::Between => Found::NO_DATA,
         Part::Role(role) => {

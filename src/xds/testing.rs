@@ -39,6 +39,7 @@ pub fn routes(service: &str, epoch: u64, write: Write) -> Routes {
         write,
         former: None,
         reads: Vec::new(),
+        reads_unknown: false,
         all: Vec::new(),
     }
 }

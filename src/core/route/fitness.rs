@@ -3,7 +3,9 @@
 //! Hysteresis: what is plain (no standby runs there any more) counts at once; what may pass (a lag,
 //! a broken stream, a slow login) counts after it lasted; who was out comes back after it was well
 //! for a while. What is not known any more changes nothing: a standby that stopped reporting may
-//! serve as well as before, and with the coordinators gone it is all that there is (fail-static).
+//! serve as well as before, and with the coordinators gone it is all that there is (fail-static). Of
+//! whom nobody has said anything yet, the first plain look is believed: a leader that has just been
+//! started must not take back what others know.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,8 @@ const NEAR_BYTES: u64 = MAX_READ_LAG_BYTES / 2;
 const OUT_AFTER: Micros = Micros::from_ms(2_000);
 /// Who was out is back after so long without a fault.
 const BACK_AFTER: Micros = Micros::from_ms(1_000);
+/// The lag is told from here on: less is no news to anybody, and changes all the time.
+const TOLD_LAG_BYTES: u64 = 64 << 10;
 /// An older report says nothing: ten intervals of an agent.
 const FRESH: Micros = Micros::from_ms(2_000);
 
@@ -27,7 +31,8 @@ const FRESH: Micros = Micros::from_ms(2_000);
 pub struct Fitness {
     /// It is a standby that takes reads.
     pub reads: bool,
-    /// How far its replay is behind what it received, rounded up to a power of two.
+    /// How far its replay is behind what it received, rounded up to a power of two; 0 is less than
+    /// 64 KiB.
     pub lag_bytes: u64,
     /// Where its agent answers health checks, as it said it; empty: it has not.
     pub check: String,
@@ -66,20 +71,21 @@ enum Look {
 /// The leader's memory of one instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Judge {
-    fitness: Fitness,
+    /// `None`: nobody has said anything of it yet.
+    fitness: Option<Fitness>,
     /// Since when it looks otherwise than it is counted.
     differs: Option<Reading>,
 }
 
 impl Judge {
-    /// One that goes on from what another leader said last.
-    pub fn resume(fitness: Fitness) -> Self {
+    /// One that goes on from what another leader said last, if that was heard.
+    pub fn resume(fitness: Option<Fitness>) -> Self {
         Self { fitness, differs: None }
     }
 
     /// What is said of it.
-    pub fn fitness(&self) -> &Fitness {
-        &self.fitness
+    pub fn fitness(&self) -> Option<&Fitness> {
+        self.fitness.as_ref()
     }
 
     /// Looks again; whether what is said of it has changed.
@@ -89,34 +95,39 @@ impl Judge {
             return false;
         };
         let seen = &fact.observation;
+        let looks = look(seen, self.fitness.as_ref().is_some_and(|fitness| fitness.reads));
+        let Some(reads) = self.count(looks, now) else { return false };
         let before = self.fitness.clone();
-        let looks = look(seen, self.fitness.reads);
-        self.count(looks, now);
+        let fitness = self.fitness.get_or_insert_default();
+        fitness.reads = reads;
         if !seen.check.is_empty() {
-            self.fitness.check.clone_from(&seen.check);
+            fitness.check.clone_from(&seen.check);
         }
-        self.fitness.lag_bytes = match looks {
+        fitness.lag_bytes = match looks {
             Look::Not => 0,
             _ => rounded(seen.replay_lag_bytes),
         };
         self.fitness != before
     }
 
-    fn count(&mut self, looks: Look, now: Reading) {
-        let patience = match (self.fitness.reads, looks) {
-            (true, Look::Well) | (false, Look::Poor | Look::Not) => {
+    /// Whether it takes reads by now; `None`: that cannot be said yet.
+    fn count(&mut self, looks: Look, now: Reading) -> Option<bool> {
+        let counted = self.fitness.as_ref().map(|fitness| fitness.reads);
+        let patience = match (counted, looks) {
+            (Some(true), Look::Well) | (Some(false), Look::Poor | Look::Not) => {
                 self.differs = None;
-                return;
+                return counted;
             }
-            (true, Look::Not) => Micros(0),
-            (true, Look::Poor) => OUT_AFTER,
-            (false, Look::Well) => BACK_AFTER,
+            (None, Look::Well) | (None | Some(true), Look::Not) => Micros(0),
+            (None | Some(true), Look::Poor) => OUT_AFTER,
+            (Some(false), Look::Well) => BACK_AFTER,
         };
         let since = *self.differs.get_or_insert(now);
-        if now.since(since) >= patience {
-            self.fitness.reads = looks == Look::Well;
-            self.differs = None;
+        if now.since(since) < patience {
+            return counted;
         }
+        self.differs = None;
+        Some(looks == Look::Well)
     }
 }
 
@@ -135,7 +146,7 @@ fn look(seen: &Observation, counted: bool) -> Look {
 /// Every byte of lag would be a change for every router otherwise.
 fn rounded(bytes: u64) -> u64 {
     match bytes {
-        0 => 0,
+        0..TOLD_LAG_BYTES => 0,
         some => some.checked_next_power_of_two().unwrap_or(u64::MAX),
     }
 }

@@ -84,7 +84,16 @@ mod tests {
     fn routes(write: Write, reads: Vec<Endpoint>) -> Routes {
         let service = "s".parse().expect("a name");
         let at = (Incarnation::default(), Revision(1));
-        Routes { service, epoch: Epoch::NONE, at, write, former: None, reads, all: Vec::new() }
+        Routes {
+            service,
+            epoch: Epoch::NONE,
+            at,
+            write,
+            former: None,
+            reads,
+            reads_unknown: false,
+            all: Vec::new(),
+        }
     }
 
     fn told(routes: &Routes, client: &Locality) -> String {

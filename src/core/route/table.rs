@@ -18,6 +18,15 @@ use crate::state::service::Service;
 /// What was last said of the instances of one service.
 pub type Fitnesses = BTreeMap<InstanceName, Fitness>;
 
+/// What a node has heard of them.
+#[derive(Clone, Copy, Debug)]
+pub struct Heard<'a> {
+    /// What was said.
+    pub rows: &'a Fitnesses,
+    /// It has listened for long enough: of whom it has heard nothing, nobody knows anything.
+    pub settled: bool,
+}
+
 /// The routes of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routes {
@@ -34,6 +43,9 @@ pub struct Routes {
     pub former: Option<Endpoint>,
     /// Who takes reads, in the order of the declaration; the primary is none of them.
     pub reads: Vec<Endpoint>,
+    /// Nobody of these is known, and this node has only begun to listen: whom another one named before
+    /// is not taken back.
+    pub reads_unknown: bool,
     /// All declared instances, for those who ask every one of them by itself.
     pub all: Vec<Endpoint>,
 }
@@ -131,28 +143,32 @@ impl Write {
 
 impl Routes {
     /// The routes of `service`, whose rows changed last at revision `at`. `newest`: the newest
-    /// operation; `fit`: what the leader said last of its instances; `believes`: whether this node may name the holder of a
-    /// session (C3).
+    /// operation; `heard`: what the leader said last of its instances; `believes`: whether this node
+    /// may name the holder of a session (C3).
     pub fn of(
         at: (Incarnation, Revision),
         service: &Service,
         role: Option<&ServiceRole>,
         newest: Option<&Operation>,
-        fit: &Fitnesses,
+        heard: Heard<'_>,
         believes: impl FnOnce(SessionId) -> Belief,
     ) -> Self {
+        let fit = heard.rows;
         let all: Vec<Endpoint> =
             service.spec.instances.iter().map(|one| endpoint(one, fit)).collect();
         let write = write(service, role, newest, &all, believes);
         let holder = role.and_then(|role| role.holder.as_ref());
-        let takes_reads = |one: &&Endpoint| {
-            Some(&one.instance) != holder && fit.get(&one.instance).is_some_and(|fit| fit.reads)
-        };
-        let reads = all.iter().filter(takes_reads).cloned().collect();
+        let standbys = || all.iter().filter(|one| Some(&one.instance) != holder);
+        let takes_reads = |one: &&Endpoint| fit.get(&one.instance).is_some_and(|fit| fit.reads);
+        let reads: Vec<_> = standbys().filter(takes_reads).cloned().collect();
+        let reads_unknown = reads.is_empty()
+            && !heard.settled
+            && standbys().any(|one| !fit.contains_key(&one.instance));
         let former = role.and_then(|role| former(role, newest));
         let former = all.iter().find(|one| Some(&one.instance) == former).cloned();
         let epoch = role.map_or(Epoch::NONE, |role| role.epoch);
-        Self { service: service.spec.name.clone(), epoch, at, write, former, reads, all }
+        let service = service.spec.name.clone();
+        Self { service, epoch, at, write, former, reads, reads_unknown, all }
     }
 
     /// Whether a router that has applied `other` need not be told of this.

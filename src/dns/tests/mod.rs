@@ -65,6 +65,7 @@ fn routes(all: &[Endpoint], closed: Option<Closed>) -> Routes {
         write,
         former: Some(all[0].clone()),
         reads: all[1..].to_vec(),
+        reads_unknown: false,
         all: all.to_vec(),
     }
 }

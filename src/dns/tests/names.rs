@@ -69,6 +69,18 @@ fn replicas_are_standbys_and_the_primary_where_there_is_none() {
     assert_eq!(told(&twice, replicas, A), format!("Answered\n{owner} A 10.0.0.2"));
 }
 
+/// Another server may know; and what a resolver keeps until then is not taken back.
+#[test]
+fn of_standbys_that_are_not_known_yet_nothing_is_said() {
+    let young = Routes { reads_unknown: true, ..routes(&three()[..1], None) };
+    let world = world(young);
+    for name in ["replicas.orders", "_postgresql._tcp.replicas.orders"] {
+        let said = told(&world, &format!("{name}.db.example.org"), SRV);
+        assert_eq!(said, "NotHere", "{name}");
+    }
+    assert!(told(&world, "primary.orders.db.example.org", A).ends_with(" A 10.0.0.1"));
+}
+
 #[test]
 fn srv_has_ports_the_nearest_first_and_the_primary_last() {
     let world = world(routes(&three(), None));

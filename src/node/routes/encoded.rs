@@ -83,8 +83,16 @@ mod tests {
     fn table() -> Arc<Routes> {
         let (service, at) = ("s".parse().expect("a name"), (Incarnation::default(), Revision(1)));
         let write = Write::Nobody(Closed::Lapsed);
-        let (reads, all) = (Vec::new(), Vec::new());
-        Arc::new(Routes { service, epoch: Epoch::NONE, at, write, former: None, reads, all })
+        Arc::new(Routes {
+            service,
+            epoch: Epoch::NONE,
+            at,
+            write,
+            former: None,
+            reads: Vec::new(),
+            reads_unknown: false,
+            all: Vec::new(),
+        })
     }
 
     fn from(all: &Audiences, zone: &str, host: &str) -> Arc<Audience> {

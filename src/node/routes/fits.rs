@@ -1,11 +1,16 @@
 //! What the leader said last of each instance as a target of routes, in the order of its changes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use regent_core::id::{InstanceName, ServiceName};
 use regent_core::route::fitness::Fitness;
 use regent_core::route::table::Fitnesses;
+use tokio::time::Instant;
 
+/// A node that has heard the leader, or leads and has heard an agent, has heard of all who say anything
+/// after so long: some intervals of an agent's reports.
+const SETTLE: Duration = Duration::from_secs(3);
 /// One instance's.
 pub type Row = (ServiceName, InstanceName, Fitness);
 
@@ -17,9 +22,28 @@ pub struct Fits {
     order: BTreeMap<u64, (ServiceName, InstanceName)>,
     places: HashMap<(ServiceName, InstanceName), u64>,
     last: u64,
+    /// When it began to listen.
+    since: Option<Instant>,
+    /// That is long enough ago, and was said.
+    settled: bool,
 }
 
 impl Fits {
+    /// Whoever says something of instances was heard, whatever it says.
+    pub fn listens(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// Whether whoever was not heard of by now says nothing: until then reads may be unknown.
+    pub fn is_settled(&self) -> bool {
+        self.settled || self.since.is_some_and(|since| since.elapsed() >= SETTLE)
+    }
+
+    /// Whether that has become so since it was asked last.
+    pub fn settles(&mut self) -> bool {
+        self.is_settled() && !std::mem::replace(&mut self.settled, true)
+    }
+
     /// Of one service.
     pub fn of(&self, service: &ServiceName) -> Option<&Fitnesses> {
         self.rows.get(service)

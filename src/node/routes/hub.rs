@@ -1,6 +1,6 @@
 //! The tables of the services that somebody follows on this node.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use regent_core::decide::facts::Fact;
 use regent_core::effect::{Applied, Change};
 use regent_core::id::{Incarnation, InstanceName, Revision, ServiceName, SessionId};
 use regent_core::route::fitness::Judge;
-use regent_core::route::table::{Belief, Closed, Fitnesses, Routes, Write};
+use regent_core::route::table::{Belief, Closed, Fitnesses, Heard, Routes, Write};
 use regent_core::state::State;
 use regent_core::state::role::row::{Operation, ServiceRole};
 use regent_core::state::service::Service;
@@ -208,39 +208,51 @@ impl RouteHub {
         now: Reading,
     ) {
         let mut inner = self.inner.lock();
+        inner.fits.listens();
         let Inner { fits, judges, .. } = &mut *inner;
         let judges = judges.entry(service.clone()).or_default();
-        let known = || fits.one(service, instance).cloned().unwrap_or_default();
+        let known = || fits.one(service, instance).cloned();
         let judge = judges.entry(instance.clone()).or_insert_with(|| Judge::resume(known()));
-        if judge.look(fact, now) {
-            let row = (service.clone(), instance.clone(), judge.fitness().clone());
-            self.set(&mut inner, row);
+        if let (true, Some(fitness)) = (judge.look(fact, now), judge.fitness().cloned()) {
+            if inner.fits.set((service.clone(), instance.clone(), fitness)) {
+                self.make_said(&mut inner, [service]);
+            }
         }
     }
 
     /// Another node leads, and says this.
     pub fn told(&self, state: &State, rows: Vec<Row>) {
         let mut inner = self.inner.lock();
+        inner.fits.listens();
         inner.judges.clear();
+        let mut changed = BTreeSet::new();
         for row in rows {
             let declared = state.services().get(&row.0).is_some_and(|service| {
                 service.spec.instances.iter().any(|instance| instance.name == row.1)
             });
-            if declared {
-                self.set(&mut inner, row);
+            let service = row.0.clone();
+            if declared && inner.fits.set(row) {
+                changed.insert(service);
             }
+        }
+        // Once all of them are in: nobody must see some of the standbys alone.
+        if !changed.is_empty() {
+            self.make_said(&mut inner, &changed);
         }
     }
 
-    fn set(&self, inner: &mut Inner, row: Row) {
-        let service = row.0.clone();
-        if !inner.fits.set(row) {
-            return;
-        }
+    /// Something else is said of instances of these services.
+    fn make_said<'a>(
+        &self,
+        inner: &mut Inner,
+        services: impl IntoIterator<Item = &'a ServiceName>,
+    ) {
         self.said.send_replace(inner.fits.last());
         let Inner { followed, fits, .. } = inner;
-        if let Some(it) = followed.get_mut(&service) {
-            it.make(&service, fits, self.believes.as_ref());
+        for service in services {
+            if let Some(it) = followed.get_mut(service) {
+                it.make(service, fits, self.believes.as_ref());
+            }
         }
     }
 
@@ -268,10 +280,14 @@ impl RouteHub {
     /// Whether anything is followed.
     pub(super) fn sweep(&self) -> bool {
         let mut inner = self.inner.lock();
+        let settles = inner.fits.settles();
         let Inner { followed, fits, followers, .. } = &mut *inner;
         followed.retain(|_, it| it.sender.receiver_count() > 0);
         *followers = followed.values().map(|it| it.sender.receiver_count()).sum();
         for (name, it) in followed.iter_mut() {
+            if settles {
+                it.make(name, fits, self.believes.as_ref());
+            }
             it.look(name, fits, self.believes.as_ref());
         }
         !followed.is_empty()
@@ -392,7 +408,12 @@ impl Followed {
     }
 
     /// Makes the table anew, and tells followers if it says something else.
-    fn make(&mut self, name: &ServiceName, fits: &Fits, believes: &dyn Believes) {
+    fn make(
+        &mut self,
+        name: &ServiceName,
+        fits: &Fits,
+        believes: &dyn Believes,
+    ) {
         let lease = self.role.as_ref().and_then(|role| role.lease.as_ref());
         self.believed = lease.map(|lease| (lease.session, self.belief(lease.session, believes)));
         let believed = self.believed.map_or(Belief::Over, |(_, believed)| believed);
@@ -400,10 +421,11 @@ impl Followed {
             self.looks_until = None;
         }
         let none = Fitnesses::new();
-        let fit = fits.of(name).unwrap_or(&none);
+        let rows = fits.of(name).unwrap_or(&none);
+        let heard = Heard { rows, settled: fits.is_settled() };
         let table = self.service.as_ref().map(|service| {
             let newest = self.newest.as_ref().map(|(_, row)| row.as_ref());
-            Arc::new(Routes::of(self.at, service, self.role.as_deref(), newest, fit, |_| believed))
+            Arc::new(Routes::of(self.at, service, self.role.as_deref(), newest, heard, |_| believed))
         });
         self.sender.send_if_modified(|told| {
             let same = match (told.as_ref(), table.as_ref()) {

@@ -223,6 +223,45 @@ fn what_the_leader_says_of_a_standby_reaches_followers_here_and_there() {
     assert!(told[1].borrow_and_update().as_ref().unwrap().reads.is_empty());
 }
 
+fn unknown(told: &Told) -> bool {
+    told.as_ref().unwrap().reads_unknown
+}
+
+/// It must not send readers to the primary meanwhile, nor say so to those who know better.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_just_started_knows_no_standby_until_it_has_heard_and_listened() {
+    let ((hub, belief), state) = (hub(), state());
+    belief.0.lock().insert(SessionId(5));
+    let mut told = hub.follow(&state, &orders()).unwrap();
+    apply(&hub, &state, 10, vec![serves("a", 10)]);
+    assert!(unknown(&told.borrow_and_update()) && unknown(&hub.resolve(&state, &orders())));
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert!(hub.sweep() && unknown(&told.borrow_and_update()), "cut off, it knows no more");
+
+    // Now it leads: the primary's agent comes first, and a standby that cannot be judged yet.
+    hub.judge((&orders(), &name("a")), Some(&fact(Run::Primary)), Reading::at_us(0));
+    let mut alone = fact(Run::Standby);
+    alone.observation.receiver = None;
+    hub.judge((&orders(), &name("b")), Some(&alone), Reading::at_us(0));
+    let (rows, _) = hub.since(0, 10);
+    assert_eq!(rows.len(), 1, "of b it says nothing to the others");
+    assert!(unknown(&told.borrow_and_update()));
+    // The other standby is silent: it has listened for long enough.
+    tokio::time::advance(Duration::from_millis(2_999)).await;
+    assert!(hub.sweep() && unknown(&told.borrow_and_update()));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    assert!(!unknown(&hub.resolve(&state, &orders())));
+    assert!(hub.sweep() && told.has_changed().unwrap() && !unknown(&told.borrow_and_update()));
+
+    // A standby that is heard of ends it at once.
+    let (young, _) = self::hub();
+    let mut told = young.follow(&state, &orders()).unwrap();
+    assert!(unknown(&told.borrow_and_update()));
+    let fit = Fitness { reads: true, ..Fitness::default() };
+    young.told(&state, vec![(orders(), name("b"), fit)]);
+    assert!(!unknown(&told.borrow_and_update()));
+}
+
 #[test]
 fn what_is_said_of_instances_that_are_not_declared_is_forgotten() {
     let ((hub, _), state) = (hub(), state());

@@ -24,6 +24,7 @@ pub fn routes_out(routes: &Routes, client: &Locality) -> v1::Routes {
         holds,
         unproven: matches!(routes.write, Write::Nobody(Closed::Unproven { .. })),
         drains: matches!(routes.write, Write::Nobody(Closed::Draining)),
+        reads_unknown: routes.reads_unknown,
         reads: near::reads(routes, client).iter().map(tier_out).collect(),
         instances: routes.all.iter().map(endpoint_out).collect(),
     }

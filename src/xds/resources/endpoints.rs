@@ -47,14 +47,16 @@ pub struct Unroutable {
 
 /// The endpoints of `side`, as `client` should see them.
 pub fn endpoints(routes: &Routes, side: Side, client: &Client) -> Assigned {
+    let nothing_yet = || Assigned { resource: None, unroutable: Vec::new() };
     let tiers = match side {
+        Side::Read if routes.reads_unknown => return nothing_yet(),
         Side::Read => {
             let tiers = near::reads(routes, &client.locality).into_iter();
             let takes_reads = |one| Listed { one, open: true };
             tiers.map(|tier| tier.endpoints.into_iter().map(takes_reads).collect()).collect()
         }
         Side::Write if routes.write == Write::Nobody(Closed::Unproven { holds: true }) => {
-            return Assigned { resource: None, unroutable: Vec::new() };
+            return nothing_yet();
         }
         Side::Write => vec![writes(routes, client.flavour)],
     };

@@ -221,6 +221,14 @@ fn a_primary_that_serves_on_without_coordinators_is_not_taken_back() {
 }
 
 #[test]
+fn nothing_is_said_of_reads_by_a_node_that_does_not_know_the_standbys_yet() {
+    let table = routes("s", 173, to("p", 1));
+    let table = Routes { reads_unknown: true, ..table };
+    assert_eq!(endpoints(&table, Side::Read, &client()).resource, None);
+    assert!(endpoints(&table, Side::Write, &client()).resource.is_some());
+}
+
+#[test]
 fn reads_go_near_first_by_weight_and_to_the_primary_last() {
     let mut table = routes("s", 7, to("p", 1));
     let mut lagging = one("lagging", 2, at("eu", "a"));

@@ -139,6 +139,7 @@ fn as_json(routes: &v1::Routes) -> Value {
         "write": routes.write.as_ref().map(endpoint),
         "closed": (!routes.closed.is_empty()).then_some(&routes.closed),
         "holds": routes.holds,
+        "reads_unknown": routes.reads_unknown,
         "reads": routes.reads.iter().map(tier).collect::<Vec<_>>(),
     })
 }
@@ -219,6 +220,10 @@ fn as_text(
     ));
     if routes.write.is_none() {
         parts.push(format!("nobody takes writes: {}\n", routes.closed));
+    }
+    if routes.reads_unknown {
+        let why = "this node has just been started: it does not know yet which standbys take reads";
+        parts.push(format!("{why}\n"));
     }
     parts.push(table.to_string());
     parts.push(match routers.routers.is_empty() {

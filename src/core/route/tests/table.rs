@@ -98,6 +98,11 @@ fn fit() -> Fitnesses {
     .into()
 }
 
+/// Of a node that has listened for long enough.
+fn heard(rows: &Fitnesses) -> Heard<'_> {
+    Heard { rows, settled: true }
+}
+
 fn shown(routes: &Routes) -> String {
     let one = |it: &Endpoint| {
         let check = if it.check.is_empty() { "nowhere" } else { &it.check };
@@ -180,7 +185,7 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
             service,
             role.as_ref(),
             operation.as_ref(),
-            &fit,
+            heard(&fit),
             |s| {
                 asked.set(Some(s));
                 believed
@@ -201,13 +206,37 @@ fn the_table_follows_the_log_and_this_nodes_belief() {
 }
 
 #[test]
+fn who_takes_reads_is_unknown_only_while_nobody_is_known_and_somebody_may_yet_be() {
+    let service = service(Policy::default_for(Mode::Quorum));
+    let unknown = |rows: &Fitnesses, settled| {
+        let (at, heard) = ((Incarnation::default(), Revision(1)), Heard { rows, settled });
+        Routes::of(at, &service, Some(&role()), None, heard, |_| Belief::Live).reads_unknown
+    };
+    let without = |names: &[&str]| {
+        let mut rows = fit();
+        rows.retain(|name, _| !names.contains(&name.as_str()));
+        rows
+    };
+    assert!(unknown(&Fitnesses::new(), false) && !unknown(&Fitnesses::new(), true));
+    // The primary's own row says nothing of reads, and is not waited for.
+    assert!(unknown(&without(&["pg2", "pg3"]), false));
+    assert!(!unknown(&without(&["pg1"]), false));
+    assert!(!unknown(&without(&["pg2"]), false), "pg3 takes them");
+    let mut out = fit();
+    out.values_mut().for_each(|row| row.reads = false);
+    assert!(!unknown(&out, false), "all are known, and none takes them");
+    out.remove(&"pg3".parse().unwrap());
+    assert!(unknown(&out, false));
+}
+
+#[test]
 fn a_table_that_only_has_another_revision_says_the_same() {
     let service = service(Policy::default_for(Mode::Quorum));
     let at = |revision| {
         let at = (Incarnation::default(), Revision(revision));
-        Routes::of(at, &service, Some(&role()), None, &fit(), |_| Belief::Live)
+        Routes::of(at, &service, Some(&role()), None, heard(&fit()), |_| Belief::Live)
     };
-    let masked = Routes::of(at(1).at, &service, Some(&role()), None, &fit(), |_| Belief::Over);
+    let masked = Routes::of(at(1).at, &service, Some(&role()), None, heard(&fit()), |_| Belief::Over);
     assert!(at(1).says_the_same(&at(2)) && at(1) != at(2));
     assert!(!at(1).says_the_same(&masked));
 }
