@@ -47,7 +47,6 @@ use crate::reads::Reads;
 use crate::refusals::Refusals;
 use crate::renewals::{RenewalEntries, RenewalRoute};
 use crate::routes::RouteHub;
-use crate::routes::encoded::Audiences;
 use crate::rpc::guard::Inflight;
 use crate::sessions::{Keeper, KeeperConfig, KeeperParts, Merger, half_tick};
 use crate::shell::Shell;
@@ -475,7 +474,6 @@ async fn assemble(
         relay: Arc::new(Relay::default()),
         desk,
         routes,
-        audiences: Audiences::default(),
         routers: Arc::default(),
         reports: Reports::default(),
         history,

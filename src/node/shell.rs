@@ -30,7 +30,6 @@ use crate::peers::Peers;
 use crate::propose::Proposer;
 use crate::reads::Reads;
 use crate::refusals::Refusals;
-use crate::routes::encoded::Audiences;
 use crate::routes::{RouteHub, Routers};
 use crate::rpc::guard::Inflight;
 use crate::sessions::{Keeper, Merger};
@@ -88,8 +87,6 @@ pub struct Shell {
     pub desk: Arc<Desk>,
     /// Routes of services.
     pub routes: Arc<RouteHub>,
-    /// Those who are told the same.
-    pub audiences: Audiences,
     /// Who follows them on this node.
     pub routers: Arc<Routers>,
     /// What the decider of roles said last, while this node leads.

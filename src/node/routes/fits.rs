@@ -15,17 +15,25 @@ const SETTLE: Duration = Duration::from_secs(3);
 pub type Row = (ServiceName, InstanceName, Fitness);
 
 /// The rows of all services.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fits {
     rows: HashMap<ServiceName, Fitnesses>,
     /// Which change each row was last touched by, both ways.
     order: BTreeMap<u64, (ServiceName, InstanceName)>,
     places: HashMap<(ServiceName, InstanceName), u64>,
     last: u64,
+    pub(super) settle: Duration,
     /// When it began to listen.
     since: Option<Instant>,
     /// That is long enough ago, and was said.
     settled: bool,
+}
+
+impl Default for Fits {
+    fn default() -> Self {
+        let (rows, order, places) = Default::default();
+        Self { rows, order, places, last: 0, settle: SETTLE, since: None, settled: false }
+    }
 }
 
 impl Fits {
@@ -36,7 +44,7 @@ impl Fits {
 
     /// Whether whoever was not heard of by now says nothing: until then reads may be unknown.
     pub fn is_settled(&self) -> bool {
-        self.settled || self.since.is_some_and(|since| since.elapsed() >= SETTLE)
+        self.settled || self.since.is_some_and(|since| since.elapsed() >= self.settle)
     }
 
     /// Whether that has become so since it was asked last.

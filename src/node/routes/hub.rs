@@ -19,6 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
+use super::encoded::Audiences;
 use super::fits::{Fits, Row};
 use crate::watch::Believes;
 
@@ -35,6 +36,8 @@ pub type Told = Option<Arc<Routes>>;
 /// Tables of followed services.
 pub struct RouteHub {
     believes: Arc<dyn Believes>,
+    /// Those who are told the same.
+    pub audiences: Audiences,
     pub(super) look_first: Duration,
     inner: Mutex<Inner>,
     /// Somebody follows something.
@@ -98,7 +101,8 @@ impl RouteHub {
         let (inner, followed) = (Mutex::default(), Notify::new());
         let said = watch::Sender::new(0);
         let declared = watch::Sender::new(());
-        Self { believes, look_first: LOOK_FIRST, inner, followed, said, declared }
+        let (audiences, look_first) = (Audiences::default(), LOOK_FIRST);
+        Self { believes, audiences, look_first, inner, followed, said, declared }
     }
 
     /// Follows the routes of `service`, from those of `state` on.
@@ -213,10 +217,10 @@ impl RouteHub {
         let judges = judges.entry(service.clone()).or_default();
         let known = || fits.one(service, instance).cloned();
         let judge = judges.entry(instance.clone()).or_insert_with(|| Judge::resume(known()));
-        if let (true, Some(fitness)) = (judge.look(fact, now), judge.fitness().cloned()) {
-            if inner.fits.set((service.clone(), instance.clone(), fitness)) {
-                self.make_said(&mut inner, [service]);
-            }
+        if let (true, Some(fitness)) = (judge.look(fact, now), judge.fitness().cloned())
+            && inner.fits.set((service.clone(), instance.clone(), fitness))
+        {
+            self.make_said(&mut inner, [service]);
         }
     }
 
@@ -254,6 +258,11 @@ impl RouteHub {
                 it.make(service, fits, self.believes.as_ref());
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn settle_after(&self, settle: Duration) {
+        self.inner.lock().fits.settle = settle;
     }
 
     /// Up to `most` rows of what was said after change `after`, and the number to go on from.
@@ -408,12 +417,7 @@ impl Followed {
     }
 
     /// Makes the table anew, and tells followers if it says something else.
-    fn make(
-        &mut self,
-        name: &ServiceName,
-        fits: &Fits,
-        believes: &dyn Believes,
-    ) {
+    fn make(&mut self, name: &ServiceName, fits: &Fits, believes: &dyn Believes) {
         let lease = self.role.as_ref().and_then(|role| role.lease.as_ref());
         self.believed = lease.map(|lease| (lease.session, self.belief(lease.session, believes)));
         let believed = self.believed.map_or(Belief::Over, |(_, believed)| believed);
@@ -425,7 +429,9 @@ impl Followed {
         let heard = Heard { rows, settled: fits.is_settled() };
         let table = self.service.as_ref().map(|service| {
             let newest = self.newest.as_ref().map(|(_, row)| row.as_ref());
-            Arc::new(Routes::of(self.at, service, self.role.as_deref(), newest, heard, |_| believed))
+            Arc::new(Routes::of(self.at, service, self.role.as_deref(), newest, heard, |_| {
+                believed
+            }))
         });
         self.sender.send_if_modified(|told| {
             let same = match (told.as_ref(), table.as_ref()) {

@@ -228,15 +228,16 @@ fn unknown(told: &Told) -> bool {
 }
 
 /// It must not send readers to the primary meanwhile, nor say so to those who know better.
-#[tokio::test(start_paused = true)]
-async fn a_node_that_was_just_started_knows_no_standby_until_it_has_heard_and_listened() {
+#[test]
+fn a_node_that_was_just_started_knows_no_standby_until_it_has_heard_and_listened() {
     let ((hub, belief), state) = (hub(), state());
     belief.0.lock().insert(SessionId(5));
     let mut told = hub.follow(&state, &orders()).unwrap();
     apply(&hub, &state, 10, vec![serves("a", 10)]);
     assert!(unknown(&told.borrow_and_update()) && unknown(&hub.resolve(&state, &orders())));
-    tokio::time::advance(Duration::from_secs(60)).await;
+    hub.settle_after(Duration::ZERO);
     assert!(hub.sweep() && unknown(&told.borrow_and_update()), "cut off, it knows no more");
+    hub.settle_after(Duration::MAX);
 
     // Now it leads: the primary's agent comes first, and a standby that cannot be judged yet.
     hub.judge((&orders(), &name("a")), Some(&fact(Run::Primary)), Reading::at_us(0));
@@ -247,9 +248,8 @@ async fn a_node_that_was_just_started_knows_no_standby_until_it_has_heard_and_li
     assert_eq!(rows.len(), 1, "of b it says nothing to the others");
     assert!(unknown(&told.borrow_and_update()));
     // The other standby is silent: it has listened for long enough.
-    tokio::time::advance(Duration::from_millis(2_999)).await;
     assert!(hub.sweep() && unknown(&told.borrow_and_update()));
-    tokio::time::advance(Duration::from_millis(1)).await;
+    hub.settle_after(Duration::ZERO);
     assert!(!unknown(&hub.resolve(&state, &orders())));
     assert!(hub.sweep() && told.has_changed().unwrap() && !unknown(&told.borrow_and_update()));
 

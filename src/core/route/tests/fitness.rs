@@ -121,7 +121,7 @@ fn a_lag_is_told_in_powers_of_two_so_that_few_of_its_changes_are_news() {
         let fact = Fact { observation: standby(lag), heard: at(1_000), lost: None };
         news += u32::from(judge.look(Some(&fact), at(1_000)));
     }
-    assert_eq!((judge.fitness().unwrap().lag_bytes, news), (16 << 20, 9));
+    assert_eq!((judge.fitness().unwrap().lag_bytes, news), (16 << 20, 8));
     let weights = [0, 1 << 20, 2 << 20, NEAR_BYTES, MAX_READ_LAG_BYTES]
         .map(|lag_bytes| Fitness { lag_bytes, ..Fitness::default() }.weight());
     assert_eq!(weights, [100, 100, 50, 50, 10]);

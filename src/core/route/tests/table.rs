@@ -225,7 +225,7 @@ fn who_takes_reads_is_unknown_only_while_nobody_is_known_and_somebody_may_yet_be
     let mut out = fit();
     out.values_mut().for_each(|row| row.reads = false);
     assert!(!unknown(&out, false), "all are known, and none takes them");
-    out.remove(&"pg3".parse().unwrap());
+    out.remove("pg3");
     assert!(unknown(&out, false));
 }
 
@@ -236,7 +236,8 @@ fn a_table_that_only_has_another_revision_says_the_same() {
         let at = (Incarnation::default(), Revision(revision));
         Routes::of(at, &service, Some(&role()), None, heard(&fit()), |_| Belief::Live)
     };
-    let masked = Routes::of(at(1).at, &service, Some(&role()), None, heard(&fit()), |_| Belief::Over);
+    let masked =
+        Routes::of(at(1).at, &service, Some(&role()), None, heard(&fit()), |_| Belief::Over);
     assert!(at(1).says_the_same(&at(2)) && at(1) != at(2));
     assert!(!at(1).says_the_same(&masked));
 }

@@ -81,7 +81,7 @@ fn begin(shell: Arc<Shell>, ask: Request<v1::WatchRoutesRequest>) -> Result<Watc
     let following = is_router
         .then(|| shell.routers.follow(&service, caller.principal.to_string(), router, "watch"));
     Ok(Watching {
-        audience: shell.audiences.of(service, client),
+        audience: shell.routes.audiences.of(service, client),
         told: WatchStream::new(told),
         pushes: shell.metrics.route_pushes.get_or_create_owned(&Kind { kind: "watch" }),
         shell,
