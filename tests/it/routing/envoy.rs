@@ -175,11 +175,10 @@ async fn envoy_leaves_a_node_that_is_gone_and_takes_one_that_has_just_started() 
     stage.cluster.kill(second).await;
     until("it is at another node again", async || {
         goes_on("a node is new", envoy.write, "b").await;
+        goes_on("a node is new", read, "a").await;
         at(&stage).is_some_and(|node| node != second)
     })
     .await;
-    // Of reads that is not so: it may not have heard of the standbys yet (docs/status.md).
-    reaches(read, "a").await;
     stage.switch_to("a").await;
     reaches(envoy.write, "a").await;
 }
