@@ -33,6 +33,7 @@ mod senses;
 mod sights;
 mod start;
 mod status;
+mod steady;
 mod steps;
 mod words;
 

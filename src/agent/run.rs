@@ -30,6 +30,7 @@ use crate::senses::NoLogin;
 use crate::sights::Sights;
 use crate::start::StartError;
 use crate::status::{Page, Status};
+use crate::steady::Steady;
 use crate::steps::{Change, StepError, TRY_AGAIN, Tools};
 use crate::words::Refusals;
 
@@ -71,6 +72,7 @@ pub struct Agent {
     pub(crate) guard: Guard,
     pub(crate) sights: Sights,
     pub(crate) page: Arc<Mutex<Page>>,
+    pub(crate) steady: Steady,
     pub(crate) status: Status,
     pub(crate) report_every: Duration,
     /// Where routers are told to ask.

@@ -25,6 +25,7 @@ use crate::run::Agent;
 use crate::senses;
 use crate::sights::Sights;
 use crate::status::{Page, Status};
+use crate::steady::Steady;
 use crate::steps::Tools;
 use crate::words::Refusals;
 
@@ -216,6 +217,7 @@ pub async fn run(
         local: known,
         sights: Sights::default(),
         page,
+        steady: Steady::default(),
         naming: Naming::Never,
         status: Status { path: config.state_dir.join("status.json") },
         report_every: every,

@@ -21,6 +21,9 @@ pub struct Published {
     pub open: bool,
     /// It is a standby that lets clients in, to read.
     pub reads: bool,
+    /// And readers are to be sent there: it streams, or lost its stream a moment ago, or while no
+    /// coordinator hears it.
+    pub takes_reads: bool,
     /// It takes them by its standbys' acknowledgements alone: no lease is confirmed (PROTOCOL.md F).
     pub held: bool,
     /// It answers fresh connections.

@@ -130,20 +130,24 @@ impl Agent {
     pub(crate) fn publish(&mut self) {
         let run = self.local.run();
         let naming = self.local.named(self.naming);
+        let (reads, streams) = (self.local.open && run == Run::Standby, self.local.streams());
+        let attached = self.sender.is_some();
+        let steady = self.steady.look(streams, attached, regent_fencer::clock::now());
         let now = Published {
             service: self.tools.me.to_string(),
             run: run.as_str(),
             open: naming.may_serve(),
-            reads: self.local.open && run == Run::Standby,
+            reads,
+            takes_reads: reads && steady,
             held: naming.may_serve() && !self.told.holds_lease,
             answers: self.local.seen.is_some() && self.local.probe.is_answered(),
             epoch: self.notes.book.led.to_string(),
-            streams: self.local.streams(),
+            streams,
             lag_bytes: self.local.seen.as_ref().map_or(0, |(seen, _)| seen.replay_lag_bytes),
             position: self.local.position().as_ref().map(Position::to_string).unwrap_or_default(),
             doing: self.local.doing.clone(),
             problem: self.local.problem.clone(),
-            attached: self.sender.is_some(),
+            attached,
             armed: self.guard.is_armed(),
             is_sync: run == Run::Standby && self.is_counted(),
             slowest_fence_ms: self.guard.fences().slowest_ms(),

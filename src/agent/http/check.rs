@@ -35,7 +35,7 @@ pub fn answer(side: Side, now: &Published) -> String {
     match side {
         Side::Write if now.open && role == "primary" => "up 100%\n".to_owned(),
         Side::Write => format!("down #{role}, takes no writes, epoch={epoch}\n"),
-        Side::Read if now.reads && now.streams => {
+        Side::Read if now.takes_reads => {
             let fit = Fitness { lag_bytes: now.lag_bytes, ..Fitness::default() };
             format!("up {}%\n", fit.weight())
         }
@@ -54,12 +54,11 @@ mod tests {
         assert_eq!(answer(Side::Read, &primary), "down #primary, takes no reads\n");
         let fenced = Published { open: false, epoch: "1.35".into(), ..primary };
         assert_eq!(answer(Side::Write, &fenced), "down #primary, takes no writes, epoch=1.35\n");
-        let standby =
-            Published { run: "standby", reads: true, streams: true, ..Published::default() };
+        let standby = Published { run: "standby", takes_reads: true, ..Published::default() };
         assert_eq!(answer(Side::Read, &standby), "up 100%\n");
         let lags = Published { lag_bytes: 4 << 20, ..standby.clone() };
         assert_eq!(answer(Side::Read, &lags), "up 50%\n");
-        let alone = Published { streams: false, ..standby };
+        let alone = Published { takes_reads: false, ..standby };
         assert!(answer(Side::Read, &alone).starts_with("down #"));
     }
 

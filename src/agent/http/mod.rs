@@ -78,7 +78,7 @@ fn is_primary(now: &Published, _: &Lag) -> bool {
 }
 
 fn is_replica(now: &Published, wanted: &Lag) -> bool {
-    now.reads && now.streams && wanted.lag.is_none_or(|most| now.lag_bytes <= most)
+    now.takes_reads && wanted.lag.is_none_or(|most| now.lag_bytes <= most)
 }
 
 /// A word means what it means to Patroni; what Regent has no like of is not there.

@@ -43,7 +43,7 @@ fn standby(is_sync: bool) -> Published {
     Published {
         run: "standby",
         reads: true,
-        streams: true,
+        takes_reads: true,
         answers: true,
         lag_bytes: 2 << 20,
         is_sync,

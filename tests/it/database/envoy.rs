@@ -12,7 +12,7 @@ use regent_lab::process::Fault;
 use regent_lab::writer::{Access, Pace};
 
 use super::load::Load;
-use super::rig::{Rig, turn};
+use super::rig::{Rig, TTL, turn};
 use crate::cluster::{REGENT, Scratch, until};
 
 /// Where `scripts/setup` puts it.
@@ -60,14 +60,18 @@ impl Envoy {
 
     /// Whether a session through the read port is one of a standby.
     fn reads_of_a_standby(&self, rig: &Rig) -> bool {
-        let Access { user, password, dbname, .. } = &rig.access;
-        let read = self.read;
-        let whole =
-            format!("host=127.0.0.1 port={read} user={user} password={password} dbname={dbname}");
-        let ask = ["-XAtc", "SELECT pg_is_in_recovery()"];
-        let psql = Command::new("psql").args(ask).arg(whole).output().unwrap();
-        String::from_utf8_lossy(&psql.stdout).trim() == "t"
+        is_of_a_standby(rig, self.read)
     }
+}
+
+/// Whether a session through this port is one of a standby.
+fn is_of_a_standby(rig: &Rig, port: u16) -> bool {
+    let Access { user, password, dbname, .. } = &rig.access;
+    let whole =
+        format!("host=127.0.0.1 port={port} user={user} password={password} dbname={dbname}");
+    let ask = ["-XAtc", "SELECT pg_is_in_recovery()"];
+    let psql = Command::new("psql").args(ask).arg(whole).output().unwrap();
+    String::from_utf8_lossy(&psql.stdout).trim() == "t"
 }
 
 impl Drop for Envoy {
@@ -137,6 +141,44 @@ async fn envoy_follows_a_switchover_and_a_failover_and_cuts_old_sessions() {
     assert!(envoy.reads_of_a_standby(&rig));
     assert_eq!(rig.heal().await, third);
     until("it is back at a node", async || router(&rig).is_some()).await;
+    load.progress(100).await;
+    load.all_kept(&rig).await;
+}
+
+/// In lease mode nobody takes writes beyond the lease; whoever reads goes on, through either proxy.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_all_coordinators_gone_in_lease_mode_writes_stop_and_reads_go_on() {
+    let mut rig = Rig::up_behind_haproxy("gone", Mode::Lease).await;
+    let first = rig.redundant().await;
+    let envoy = Envoy::start(&rig);
+    rig.access = envoy.access(&rig);
+    let databases = rig.cluster.lab.databases.clone().unwrap();
+    let through_haproxy = databases.through_haproxy().unwrap();
+    let port = databases.haproxy.unwrap().read.port;
+    let reads = || envoy.reads_of_a_standby(&rig) && is_of_a_standby(&rig, port);
+    for access in [&rig.access, &through_haproxy] {
+        let ready = access.writable_within(Pace::STEADY, 0, Duration::from_secs(20)).await;
+        assert_eq!(ready.unwrap().1, first);
+    }
+    until("reads reach a standby", async || reads()).await;
+    until("it acknowledges the epoch", async || router(&rig).is_some()).await;
+    let load = Load::start(&rig).await;
+    load.progress(100).await;
+    let postmaster = rig.postmaster(first).await;
+    for node in &rig.cluster.lab.nodes {
+        node.process.as_ref().unwrap().signal(Fault::Kill).unwrap();
+    }
+    assert!(postmaster.wait_gone(2 * TTL).await, "PostgreSQL outlives its lease");
+    // Longer than a standby is patient where somebody could tell it whom to follow.
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(6) {
+        for access in [&rig.access, &through_haproxy] {
+            assert!(access.writable(Pace::STEADY, 0).await.is_err(), "somebody takes writes");
+        }
+        assert!(reads(), "after {:?}", since.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    rig.heal().await;
     load.progress(100).await;
     load.all_kept(&rig).await;
 }
