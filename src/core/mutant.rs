@@ -82,11 +82,16 @@ pub enum Mutant {
     NamingEnds,
     /// D: a standby is promoted with its readers in.
     ReadersShut,
+    /// C3: a node believes a renewal from when it applied it, and not from when it asked for a read index
+    /// below it.
+    BelievedFromRound,
+    /// S8: a node's routes name the holder of a lease, whatever the node believes.
+    RoutesBelieve,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 34] = [
+    pub const ALL: [(Self, &'static str); 36] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -121,6 +126,8 @@ impl Mutant {
         (Self::WeakProvesNothing, "weak-proves-nothing"),
         (Self::NamingEnds, "naming-ends"),
         (Self::ReadersShut, "readers-shut"),
+        (Self::BelievedFromRound, "believed-from-round"),
+        (Self::RoutesBelieve, "routes-believe"),
     ];
 
     /// The one with this name.

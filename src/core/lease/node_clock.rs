@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use super::{Rules, since_shorter};
 use crate::effect::ClockEffect;
 use crate::id::{Revision, SessionId};
+use crate::mutant::{Mutant, leaves_out};
 use crate::time::{Micros, Reading};
 
 /// Read index rounds remembered. A node further behind than these names nobody until it has
@@ -125,7 +126,10 @@ impl NodeClock {
             match *effect {
                 ClockEffect::Renewed(session) => {
                     if !looked {
-                        believed_from = self.round_below(index);
+                        believed_from = match leaves_out(Mutant::BelievedFromRound) {
+                            true => Some(now),
+                            false => self.round_below(index),
+                        };
                         looked = true;
                     }
                     if let Some(clock) = self.sessions.get_mut(&session) {

@@ -10,6 +10,7 @@ use std::fmt;
 
 use super::fitness::Fitness;
 use crate::id::{Epoch, Incarnation, InstanceName, Locality, Revision, ServiceName, SessionId};
+use crate::mutant::{Mutant, leaves_out};
 use crate::spec::{CoordinatorLoss, InstanceSpec, Mode, TopologyKind};
 use crate::state::role::plan;
 use crate::state::role::row::{Operation, ServiceRole};
@@ -229,6 +230,7 @@ fn write(
     let policy = &service.spec.policy;
     let holds = policy.mode == Mode::Quorum && policy.on_coordinator_loss == CoordinatorLoss::Hold;
     match believes(lease.session) {
+        _ if leaves_out(Mutant::RoutesBelieve) => {}
         Belief::Live => {}
         Belief::NotYet => return Write::Nobody(Closed::Unproven { holds: true }),
         Belief::Over => return Write::Nobody(Closed::Unproven { holds }),

@@ -155,13 +155,13 @@ impl World {
         assert!(!matches!(reply, Reply::Rejected(_)), "{reply:?}");
     }
 
-    fn is_node_awake(&self, n: usize) -> bool {
+    pub(super) fn is_node_awake(&self, n: usize) -> bool {
         let node = &self.coord.nodes[n];
         node.up && node.machine.runs(self.now)
     }
 
     /// Whether a node that leads reaches a majority.
-    fn can_commit(&self, n: usize) -> bool {
+    pub(super) fn can_commit(&self, n: usize) -> bool {
         let reached = (0..self.coord.nodes.len()).filter(|other| {
             self.is_node_awake(*other) && self.net.joins(End::Node(n), End::Node(*other))
         });
@@ -253,7 +253,8 @@ impl World {
                 Change::Role(..) | Change::Service(..) | Change::Operation(..) | Change::Cluster
             )
         };
-        if applied.changes.iter().any(ours) {
+        let changed = applied.changes.iter().any(ours);
+        if changed {
             let name = service_name();
             let state = &self.coord.state;
             let role = state.roles().get(&name).cloned();
@@ -272,6 +273,7 @@ impl World {
                 self.send_rows(n);
             }
         }
+        self.routes_committed(&applied, changed.then(|| Rc::clone(&self.coord.rows)));
         self.judge_entry(&applied);
         if self.options.trace {
             let lease = self.coord.role().and_then(|role| role.lease.clone());

@@ -31,6 +31,7 @@ mod plan;
 mod postgres;
 mod prepare;
 mod readers;
+mod routes;
 mod says;
 mod senses;
 mod steps;
@@ -226,6 +227,10 @@ pub struct Stats {
     pub named: u64,
     /// While its loop stood still.
     pub held_up: u64,
+    /// A node was asked for the routes of a service with a lease.
+    pub routed: u64,
+    /// Whose session was taken, which it did not know.
+    pub routed_late: u64,
 }
 
 impl Stats {
@@ -260,6 +265,8 @@ impl Stats {
         self.stubborn += other.stubborn;
         self.named += other.named;
         self.held_up += other.held_up;
+        self.routed += other.routed;
+        self.routed_late += other.routed_late;
     }
 }
 

@@ -76,7 +76,7 @@ const ORDER: [Hunt; 11] = [
 ];
 
 /// Leases, clocks and pauses.
-const LEASES: [Hunt; 9] = [
+const LEASES: [Hunt; 11] = [
     (Mutant::GrantRenewed, Profile::Crashes, Mode::Quorum, "C8"),
     (Mutant::ShutKeepsDeadline, Profile::Pauses, Mode::Lease, "S1"),
     (Mutant::PauseCommitted, Profile::Pauses, Mode::Lease, "S1"),
@@ -86,6 +86,8 @@ const LEASES: [Hunt; 9] = [
     (Mutant::ProofOfThisBoot, Profile::Twins, Mode::Lease, "S1"),
     (Mutant::WeakProvesNothing, Profile::Weak, Mode::Lease, "S1"),
     (Mutant::NamingEnds, Profile::Clocks, Mode::Lease, "S8"),
+    (Mutant::BelievedFromRound, Profile::Splits, Mode::Lease, "S8"),
+    (Mutant::RoutesBelieve, Profile::Splits, Mode::Lease, "S8"),
 ];
 
 /// Long leases, over long runs.
@@ -170,6 +172,16 @@ fn whoever_is_named_the_primary_may_be_also_while_its_agent_waits_for_a_disk() {
         let options = Options { profile: Profile::Clocks, mode: Some(mode), ..Options::default() };
         let stats = sum(&options, 50);
         assert!(stats.named > 5_000 && stats.held_up > 100, "{stats:?}");
+    }
+}
+
+/// Nodes apply late, ask for read indexes, and name nobody whose session was taken.
+#[test]
+fn no_node_sends_anybody_to_a_primary_whose_time_was_over() {
+    for mode in [Mode::Quorum, Mode::Lease] {
+        let options = Options { profile: Profile::Splits, mode: Some(mode), ..Options::default() };
+        let stats = sum(&options, 50);
+        assert!(stats.routed > 10_000 && stats.routed_late > 500, "{stats:?}");
     }
 }
 

@@ -15,6 +15,7 @@ use super::net::Net;
 use super::pages::Pages;
 use super::postgres::Conn;
 use super::readers::Reader;
+use super::routes::Routers;
 use super::{Options, Outcome, faults, plan};
 use crate::agents::machine::{MS, Machine, SECOND, Time};
 use crate::agents::random::Random;
@@ -93,6 +94,7 @@ pub struct World {
     pub conns: BTreeMap<u64, Conn>,
     pub check: Check,
     pub pages: Pages,
+    pub routers: Routers,
     /// Primary and member of its set that are to go when the set without that member is covered, and
     /// until when.
     pub flapping: Option<(usize, usize, Time)>,
@@ -135,6 +137,7 @@ impl World {
             conns: BTreeMap::new(),
             check: Check::new(options.class),
             pages: Pages::default(),
+            routers: Routers::new(3, Rules::LAW),
             flapping: None,
             heir: None,
             heap: BinaryHeap::new(),
@@ -157,6 +160,9 @@ impl World {
         world.later(4 * SECOND, Place::World, faults::next);
         world.later(2 * SECOND, Place::World, Self::people);
         world.later(SECOND, Place::World, Self::ask_pages);
+        for n in 0..3 {
+            world.later(SECOND, Place::World, move |world| world.follow_routes(n));
+        }
         world
     }
 
