@@ -87,11 +87,13 @@ pub enum Mutant {
     BelievedFromRound,
     /// S8: a node's routes name the holder of a lease, whatever the node believes.
     RoutesBelieve,
+    /// S8 (docs/adr/0015): a planned fence waits for no router.
+    RoutesFirst,
 }
 
 impl Mutant {
     /// Every one, with its name on a command line.
-    pub const ALL: [(Self, &'static str); 36] = [
+    pub const ALL: [(Self, &'static str); 37] = [
         (Self::OutCounts, "out-counts"),
         (Self::CompleteOverSets, "complete-over-sets"),
         (Self::FreeReceipt, "free-receipt"),
@@ -128,6 +130,7 @@ impl Mutant {
         (Self::ReadersShut, "readers-shut"),
         (Self::BelievedFromRound, "believed-from-round"),
         (Self::RoutesBelieve, "routes-believe"),
+        (Self::RoutesFirst, "routes-first"),
     ];
 
     /// The one with this name.

@@ -313,6 +313,7 @@ impl World {
             return;
         }
         self.flush_renewals();
+        self.hear_routers();
         let coord = &mut self.coord;
         let node = &mut coord.nodes[leader];
         let now = node.machine.read(self.now);

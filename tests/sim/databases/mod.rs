@@ -231,6 +231,10 @@ pub struct Stats {
     pub routed: u64,
     /// Whose session was taken, which it did not know.
     pub routed_late: u64,
+    /// A planned fence began where routers are waited for.
+    pub drained: u64,
+    /// All of them had left.
+    pub left: u64,
 }
 
 impl Stats {
@@ -267,6 +271,8 @@ impl Stats {
         self.held_up += other.held_up;
         self.routed += other.routed;
         self.routed_late += other.routed_late;
+        self.drained += other.drained;
+        self.left += other.left;
     }
 }
 

@@ -28,6 +28,7 @@ impl World {
         self.check.fenced = is;
         let Some(before) = before else { return };
         self.judge_operations(&before, &now);
+        self.judge_routes_first(&before, &now);
         self.judge_fetches(&before, &now);
         let Some(open) = &before.fence else { return };
         let old = before.holder.as_ref();
@@ -80,6 +81,24 @@ impl World {
         if told(before) != told(now) || before.fence.is_some() || now.fence.is_some() {
             self.check.broken("D: a switchover that is only announced changes something".into());
         }
+    }
+
+    /// S8: where a planned change waits for routers, its fence begins after the route is removed.
+    fn judge_routes_first(&mut self, before: &ServiceRole, now: &ServiceRole) {
+        let planned = now.fence.as_ref().is_some_and(|fence| fence.kind.is_planned());
+        if !planned || before.fence.is_some() || !self.plan.awaits {
+            return;
+        }
+        self.check.stats.drained += 1;
+        if before.routes_open {
+            self.check.broken("S8: a planned fence begins while routers send to its holder".into());
+        }
+        let operations = self.coord.state.operations();
+        let row = before.operation.and_then(|id| operations.get(&(service_name(), id)));
+        let closed = row.and_then(|row| row.history.iter().rfind(|it| it.0 == Phase::Drain));
+        let routers = self.coord.facts.routers(&service_name());
+        let all_left = closed.zip(routers).is_some_and(|(it, all)| all.share_has(it.1, 100));
+        self.check.stats.left += u64::from(all_left);
     }
 
     /// D, fetch: from a recruit of the same fence only.

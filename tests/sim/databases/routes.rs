@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use regent_core::decide;
 use regent_core::effect::{Applied, ClockEffect};
 use regent_core::id::{Revision, SessionId};
 use regent_core::lease::{NodeClock, Rules};
@@ -15,6 +16,7 @@ use regent_core::route::table::{Belief, Fitnesses, Heard, Routes, Write};
 
 use super::coordinators::Rows;
 use super::net::End;
+use super::plan::service_name;
 use super::world::{Place, World};
 use crate::agents::machine::{MS, SECOND, Time};
 
@@ -147,6 +149,21 @@ impl World {
                 }
             });
         });
+    }
+
+    /// One router follows at each node, and applies what it is told at once: what the leader hears of them.
+    pub(super) fn hear_routers(&mut self) {
+        if !self.plan.awaits {
+            return;
+        }
+        let leader = self.coord.leader;
+        let (hears, silent): (Vec<usize>, Vec<usize>) =
+            (0..self.routers.nodes.len()).partition(|n| {
+                self.is_node_awake(*n) && self.net.joins(End::Node(leader), End::Node(*n))
+            });
+        let applied = hears.into_iter().map(|n| self.routers.nodes[n].rows.at).collect();
+        let routers = decide::facts::Routers { applied, silent_nodes: silent.len() };
+        self.coord.facts.followed(&service_name(), routers);
     }
 
     /// S8, at this instant.

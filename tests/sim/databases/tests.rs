@@ -61,7 +61,7 @@ const PROOFS: [Hunt; 6] = [
 ];
 
 /// The order of its steps, and what lies on disks.
-const ORDER: [Hunt; 11] = [
+const ORDER: [Hunt; 12] = [
     (Mutant::PledgeSynced, Profile::Detaches, Mode::Quorum, "S4"),
     (Mutant::LowerDirectiveRefused, Profile::Clocks, Mode::Lease, "S4"),
     (Mutant::StartsJudged, Profile::Crashes, Mode::Quorum, "S2"),
@@ -73,6 +73,7 @@ const ORDER: [Hunt; 11] = [
     (Mutant::RenewalAfterStop, Profile::Switchovers, Mode::Quorum, "E4"),
     (Mutant::EndCarriesDirective, Profile::Heirs, Mode::Quorum, "S2"),
     (Mutant::ReadersShut, Profile::Switchovers, Mode::Quorum, "D"),
+    (Mutant::RoutesFirst, Profile::Switchovers, Mode::Quorum, "S8"),
 ];
 
 /// Leases, clocks and pauses.
@@ -202,6 +203,7 @@ fn the_primary_is_changed_in_every_way_that_there_is() {
     let stats = of(Profile::Switchovers, 60);
     assert!(stats.announced > 50 && stats.resigned > 20 && stats.taken_over > 10, "{stats:?}");
     assert!(stats.fetches > 3 && stats.fetched > 0, "{stats:?}");
+    assert!(stats.left > 10 && stats.drained > stats.left, "{stats:?}");
     let stats = of(Profile::Twins, 30);
     assert!(stats.twins > 5 && stats.grants > 50, "{stats:?}");
     let stats = of(Profile::Weak, 30);

@@ -3,6 +3,7 @@
 use super::{Look, Verdict};
 use crate::command::Command;
 use crate::id::Revision;
+use crate::mutant::{Mutant, leaves_out};
 use crate::role::Phase;
 use crate::state::role::judge::electable;
 use crate::state::role::plan;
@@ -64,7 +65,9 @@ impl Look<'_> {
             return Some(Verdict::Wait(text.to_owned()));
         }
         // A primary that is in no route has none to be taken out of.
-        let awaits = self.spec.policy.await_routers.percent > 0 && self.role.routes_open;
+        let awaits = self.spec.policy.await_routers.percent > 0
+            && self.role.routes_open
+            && !leaves_out(Mutant::RoutesFirst);
         if row.phase == Phase::Prepare && awaits {
             let (service, operation) = (self.name.clone(), id);
             let text = "the primary has checkpointed: routers are to leave it first".to_owned();

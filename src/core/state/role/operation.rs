@@ -36,7 +36,6 @@ pub(super) fn promoted(
         let row = draft.rows().operations().get(&(name.clone(), id));
         row.is_some_and(|row| plan::is_drained(row, &role))
     });
-    // Said again: what was closed for a switchover stays closed for it.
     if same && (role.routes_open || is_drained) {
         return Ok(Reply::Unchanged { revision: role.changed });
     }
@@ -52,7 +51,8 @@ pub(super) fn promoted(
         role.promoted = Some(Promotion { timeline, switch, revision: draft.revision });
         role.timeline = role.timeline.max(timeline);
     }
-    role.routes_open = true;
+    // What was closed for a switchover stays closed for it, whatever its primary went through since.
+    role.routes_open = !is_drained;
     role.confirmed = true;
     let holder = role.holder.as_ref().map_or("nobody", |holder| holder.as_str()).to_owned();
     save(draft, name, role);
