@@ -256,6 +256,19 @@ fn a_hold_is_silent_to_who_was_told_and_to_who_was_not() {
     assert_eq!(peer.tell(primary("a", 7)), "eds: s.write=a");
 }
 
+/// Who takes writes is the last resort of reads: whoever follows reads alone hears of each change of it,
+/// and an operation that waits for routers is not kept waiting by one that was told nothing.
+#[test]
+fn who_follows_reads_alone_acknowledges_that_nobody_takes_writes_and_that_somebody_does() {
+    let mut peer = Peer::default();
+    peer.ask(EDS, &["s.read"]);
+    assert_eq!(peer.tell(primary("a", 7)), "eds: s.read=a");
+    assert_eq!(peer.tell(nobody(Closed::Draining, 8)), "eds: s.read=");
+    assert_eq!(peer.ask(EDS, &["s.read"]), "applied eds s.read@1.8");
+    assert_eq!(peer.tell(primary("b", 9)), "eds: s.read=b");
+    assert_eq!(peer.ask(EDS, &["s.read"]), "applied eds s.read@1.9");
+}
+
 #[test]
 fn a_hold_keeps_what_was_closed_closed_and_does_not_outlast_its_epoch() {
     let mut peer = Peer::default();
