@@ -26,7 +26,7 @@ const IDLE_HOURS: u64 = 24;
 /// Reads bear a missed answer: they are not moved by one.
 const READ_FALL: u32 = 2;
 /// How many times slower it asks by HTTP beside agent-check.
-const BESIDE_SLOWER: u64 = 5;
+const BESIDE_SLOWER: u64 = 2;
 /// How many times slower the read port asks; a standby that is late to leave costs one error.
 const READ_SLOWER: u64 = 5;
 
