@@ -33,6 +33,12 @@ pub(super) fn open(
         not_paused(draft, &role)?;
     }
     check_kind(&service.spec, &role, &kind)?;
+    // S8: not even where its promotion was verified while this was on its way.
+    let awaits = service.spec.policy.await_routers.percent > 0;
+    if planned && awaits && role.routes_open && !leaves_out(Mutant::RoutesFirst) {
+        let why = "routers are to leave the primary first, by its policy".to_owned();
+        return Err(rule(RoleRule::WrongPhase, why));
+    }
     let fence = draft.revision;
     let end_of_last = match prepared {
         Some(_) => None,

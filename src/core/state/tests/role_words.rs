@@ -10,7 +10,7 @@ use crate::role::{
     AgentStart, Armed, DataIdentity, DirectiveNumber, FenceKind, HolderInstant, HolderReport, Loss,
     Lsn, MachineBoot, Phase, Position, Proof, Receipt, StopInstant, Watermark,
 };
-use crate::spec::{LossBound, Mode, OnViolation, Policy, ServiceSpec, TooFewSync};
+use crate::spec::{AwaitRouters, LossBound, Mode, OnViolation, Policy, ServiceSpec, TooFewSync};
 use crate::state::State;
 use crate::state::role::row::{Operation, ServiceRole};
 
@@ -330,7 +330,7 @@ pub(super) fn command(verb: &str, words: &mut Words<'_>) -> Option<Command> {
 }
 
 /// Options of `service` that roles need: `mode=quorum k=1 kmin=1 few=degrade violation=accept
-/// zero=pg3 most=1000` (the last a loss in milliseconds, with any bytes).
+/// zero=pg3 await=100 most=1000` (the last a loss in milliseconds, with any bytes).
 pub(super) fn policy(spec: &mut ServiceSpec, words: &Words<'_>) {
     if words.option("mode") == "quorum" {
         spec.policy = Policy { ttl_ms: spec.policy.ttl_ms, ..Policy::default_for(Mode::Quorum) };
@@ -348,6 +348,9 @@ pub(super) fn policy(spec: &mut ServiceSpec, words: &Words<'_>) {
     if let Ok(most) = words.option("most").parse() {
         (spec.policy.loss_bound.max_ms, spec.policy.loss_bound.max_bytes) =
             (most, LossBound::ANY_BYTES);
+    }
+    if let percent @ 1.. = words.option_number("await", 0) as u32 {
+        spec.policy.await_routers = AwaitRouters { percent, within_ms: 300 };
     }
     for instance in &mut spec.instances {
         if instance.name.as_str() == words.option("zero") {
