@@ -278,6 +278,9 @@ impl Agent {
         self.told.timeline = told.timeline;
         self.told.expected = told.expected;
         self.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
+        // What is announced closes its routes itself.
+        self.told.unrouted =
+            told.promoted && !told.routes_open && told.fence.is_none() && told.prepare.is_none();
         self.told.is_strict = told.spec.policy.on_lowered_sync == LoweredSync::Strict;
         self.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = self.told.covered
@@ -544,7 +547,14 @@ impl Agent {
             }
             Step::ReportPromoted(epoch) => {
                 let at = self.local.position().unwrap_or_default();
-                let (timeline, switch) = (at.timeline, at.end);
+                let (timeline, mut switch) = (at.timeline, at.end);
+                // Said again, it is the same promotion.
+                if let Some((Ask::Promoted { epoch: of, timeline: on, switch: said }, _)) =
+                    self.asked.get("promoted")
+                    && (*of, *on) == (epoch, timeline)
+                {
+                    switch = *said;
+                }
                 self.ask("promoted", Ask::Promoted { epoch, timeline, switch });
             }
             step => self.spawn(step),

@@ -18,10 +18,11 @@ pub struct Steady {
 }
 
 impl Steady {
-    /// Whether it counts as one that streams. `attached`: a coordinator hears it.
-    pub fn look(&mut self, streams: bool, attached: bool, now: Reading) -> bool {
+    /// Whether it counts as one that streams. `heard`: by coordinators that are
+    /// together.
+    pub fn look(&mut self, streams: bool, heard: bool, now: Reading) -> bool {
         // Cut off, what it was stays.
-        if streams || (!attached && self.counted.is_some()) {
+        if streams || (!heard && self.counted.is_some()) {
             self.counted = Some(now);
         }
         let lasts = |counted: &Reading| now.since(*counted) < PATIENCE;

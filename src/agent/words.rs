@@ -131,8 +131,12 @@ impl Agent {
         let run = self.local.run();
         let naming = self.local.named(self.naming);
         let (reads, streams) = (self.local.open && run == Run::Standby, self.local.streams());
+        let now = regent_fencer::clock::now();
+        // A coordinator that has lost the others hears it, too, and cannot tell it anything new.
+        let renewed = self.session.as_ref().and_then(|session| session.deadline());
         let attached = self.sender.is_some();
-        let steady = self.steady.look(streams, attached, regent_fencer::clock::now());
+        let heard = attached && renewed.is_some_and(|renewed| now.is_before(renewed.until));
+        let steady = self.steady.look(streams, heard, now);
         let now = Published {
             service: self.tools.me.to_string(),
             run: run.as_str(),

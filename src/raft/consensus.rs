@@ -292,6 +292,10 @@ impl Consensus {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let leads = metrics.state.is_leader() && metrics.running_state.is_ok();
+        if leads && metrics.membership_config.voter_ids().take(2).count() == 1 {
+            // It is the quorum, and nobody acknowledges anything to it.
+            return Some(0);
+        }
         metrics.last_quorum_acked.filter(|_| leads).map(|at| status::millis_since(*at))
     }
 

@@ -91,6 +91,8 @@ pub struct Told {
     pub timeline: u32,
     /// The epoch whose promotion the log knows of.
     pub promoted: Epoch,
+    /// The log knows of it, and its routes wait for this agent's word.
+    pub unrouted: bool,
     /// The set the log knows to be covered.
     pub covered: Option<Revision>,
     /// The best receipt of this instance in the log.
@@ -446,6 +448,7 @@ impl Local {
             diverged: self.diverged,
             timeline: told.timeline,
             promoted: told.promoted,
+            unrouted: told.unrouted,
             covered: told.covered,
             committed: told.committed,
             shut_down: self.shut_down,

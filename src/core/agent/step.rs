@@ -165,7 +165,7 @@ fn serve(world: &World, epoch: Epoch, set: &SyncSet) -> Step {
     if world.open && world.lowered {
         return Step::ShutOut;
     }
-    if world.promoted < epoch {
+    if world.promoted < epoch || world.unrouted {
         return Step::ReportPromoted(epoch);
     }
     if world.covered != Some(set.revision) && !set.is_degraded() {

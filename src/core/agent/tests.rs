@@ -54,6 +54,7 @@ pub(crate) fn standby() -> World {
         diverged: None,
         timeline: 2,
         promoted: Epoch::NONE,
+        unrouted: false,
         covered: None,
         committed: None,
         shut_down: false,
@@ -352,6 +353,19 @@ fn a_crash_in_the_middle_of_a_resignation_is_a_stop_and_no_resignation() {
         does(&step, &mut notebook, &mut world);
     }
     assert_eq!(notebook.pledge.unwrap().proof, Proof::Stopped);
+}
+
+/// A fence that is given up leaves the routes closed until the primary says that it serves.
+#[test]
+fn a_primary_to_whom_nobody_is_sent_says_again_that_it_serves() {
+    let set = SyncSet { epoch: epoch(5), revision: Revision(5), members: [name("b")].into(), k: 1 };
+    let lead = told(5, 5, Order::Lead { set });
+    assert_eq!(next(&lead, &primary()), Step::Rest);
+    let unrouted = World { unrouted: true, ..primary() };
+    assert_eq!(next(&lead, &unrouted), Step::ReportPromoted(epoch(5)));
+    // Not before it takes writes again.
+    let shut = World { open: false, ..unrouted };
+    assert_eq!(next(&lead, &shut), Step::Open);
 }
 
 #[test]

@@ -57,6 +57,9 @@ pub struct World {
     pub timeline: u32,
     /// The epoch whose promotion the log knows of.
     pub promoted: Epoch,
+    /// The log knows of it, and nobody is sent here all the same, nor is that about to be changed: a fence
+    /// was given up.
+    pub unrouted: bool,
     /// The set that the log knows to be covered.
     pub covered: Option<Revision>,
     /// The best receipt of this instance in the log.

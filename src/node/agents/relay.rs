@@ -28,6 +28,8 @@ const TOGETHER: Duration = Duration::from_millis(20);
 pub const MAX_FACTS: usize = 256;
 /// Longest wait for the leader to take a batch; the next try carries what is newest then.
 const SEND_TIMEOUT: Duration = Duration::from_millis(500);
+/// A leader that no majority has answered for so long judges nobody.
+const LEADS_WITHIN_MS: u64 = 2_000;
 
 type Key = (ServiceName, InstanceName);
 
@@ -269,11 +271,15 @@ impl Shell {
             return false;
         }
         drop(state);
+        // One that has lost the others hears no more of their agents: what it knows stays.
+        let leads = self.consensus.quorum_ack_age_ms();
+        let leads = leads.is_some_and(|age_ms| age_ms <= LEADS_WITHIN_MS);
         for (service, instance) in of {
             // The desk holds what is declared only.
             let fact = self.desk.facts().of(&service, &instance).cloned();
             if fact.is_some() {
-                self.routes.judge((&service, &instance), fact.as_ref(), now);
+                let fact = fact.as_ref().filter(|_| leads);
+                self.routes.judge((&service, &instance), fact, now);
             }
         }
         true

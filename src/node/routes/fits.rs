@@ -1,6 +1,6 @@
 //! What the leader said last of each instance as a target of routes, in the order of its changes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use regent_core::id::{InstanceName, ServiceName};
@@ -11,6 +11,9 @@ use tokio::time::Instant;
 /// A node that has heard the leader, or leads and has heard an agent, has heard of all who say anything
 /// after so long: some intervals of an agent's reports.
 const SETTLE: Duration = Duration::from_secs(3);
+/// Rows that are kept for instances that are not declared yet.
+const MAX_EARLY: usize = 1_024;
+
 /// One instance's.
 pub type Row = (ServiceName, InstanceName, Fitness);
 
@@ -27,6 +30,43 @@ pub struct Fits {
     since: Option<Instant>,
     /// That is long enough ago, and was said.
     settled: bool,
+}
+
+/// What was said of instances that are not declared, as far as this node has applied the log: it may be
+/// late, and nothing is said twice. The newest of them.
+#[derive(Debug, Default)]
+pub struct Early(VecDeque<Row>);
+
+impl Early {
+    /// Said of one that is not declared here.
+    pub fn keep(&mut self, row: Row) {
+        self.0.retain(|kept| (&kept.0, &kept.1) != (&row.0, &row.1));
+        if self.0.len() == MAX_EARLY {
+            self.0.pop_front();
+        }
+        self.0.push_back(row);
+    }
+
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Services of which something is kept.
+    pub fn services(&self) -> Vec<ServiceName> {
+        self.0.iter().map(|row| row.0.clone()).collect()
+    }
+
+    /// What was said of those of a service that are declared now.
+    pub fn take(&mut self, service: &ServiceName, now: impl Fn(&InstanceName) -> bool) -> Vec<Row> {
+        let is_now = |row: &Row| row.0 == *service && now(&row.1);
+        if !self.0.iter().any(is_now) {
+            return Vec::new();
+        }
+        let (taken, kept) = std::mem::take(&mut self.0).into_iter().partition(is_now);
+        self.0 = kept;
+        Vec::from(taken)
+    }
 }
 
 impl Default for Fits {
@@ -83,19 +123,26 @@ impl Fits {
         true
     }
 
-    /// Keeps only what `wanted` wants of a service.
-    pub fn keep(&mut self, service: &ServiceName, wanted: impl Fn(&InstanceName) -> bool) {
-        let Some(rows) = self.rows.get_mut(service) else { return };
+    /// Keeps only what `wanted` wants of a service, and gives back the rest.
+    pub fn keep(
+        &mut self,
+        service: &ServiceName,
+        wanted: impl Fn(&InstanceName) -> bool,
+    ) -> Vec<Row> {
+        let Some(rows) = self.rows.get_mut(service) else { return Vec::new() };
         let gone: Vec<InstanceName> = rows.keys().filter(|name| !wanted(name)).cloned().collect();
+        let mut taken = Vec::new();
         for instance in gone {
-            rows.remove(&instance);
-            if let Some(place) = self.places.remove(&(service.clone(), instance)) {
+            let fitness = rows.remove(&instance);
+            if let Some(place) = self.places.remove(&(service.clone(), instance.clone())) {
                 self.order.remove(&place);
             }
+            taken.extend(fitness.map(|fitness| (service.clone(), instance, fitness)));
         }
         if rows.is_empty() {
             self.rows.remove(service);
         }
+        taken
     }
 
     /// Up to `most` rows that changed after change `after`, and the number to go on from.

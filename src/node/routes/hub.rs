@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::encoded::Audiences;
-use super::fits::{Fits, Row};
+use super::fits::{Early, Fits, Row};
 use crate::watch::Believes;
 
 /// How often belief is looked at: a table names nobody for longer than belief lasts and this.
@@ -52,6 +52,7 @@ pub struct RouteHub {
 struct Inner {
     followed: HashMap<ServiceName, Followed>,
     fits: Fits,
+    early: Early,
     /// While this node leads.
     judges: HashMap<ServiceName, HashMap<InstanceName, Judge>>,
     closed: bool,
@@ -194,7 +195,7 @@ impl RouteHub {
     pub fn installed(&self, state: &State) {
         self.declared.send_replace(());
         let mut inner = self.inner.lock();
-        for name in inner.fits.services() {
+        for name in inner.fits.services().into_iter().chain(inner.early.services()) {
             inner.declared(&name, state.services().get(&name).map(AsRef::as_ref));
         }
         let Inner { followed, fits, .. } = &mut *inner;
@@ -224,6 +225,11 @@ impl RouteHub {
         }
     }
 
+    /// This node leads, or hears the leader: from now on silence means something.
+    pub fn listens(&self) {
+        self.inner.lock().fits.listens();
+    }
+
     /// Another node leads, and says this.
     pub fn told(&self, state: &State, rows: Vec<Row>) {
         let mut inner = self.inner.lock();
@@ -231,11 +237,11 @@ impl RouteHub {
         inner.judges.clear();
         let mut changed = BTreeSet::new();
         for row in rows {
-            let declared = state.services().get(&row.0).is_some_and(|service| {
-                service.spec.instances.iter().any(|instance| instance.name == row.1)
-            });
             let service = row.0.clone();
-            if declared && inner.fits.set(row) {
+            if !is_declared(state.services().get(&service).map(AsRef::as_ref), &row.1) {
+                // This node may only be late.
+                inner.early.keep(row);
+            } else if inner.fits.set(row) {
                 changed.insert(service);
             }
         }
@@ -258,6 +264,11 @@ impl RouteHub {
                 it.make(service, fits, self.believes.as_ref());
             }
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn early(&self) -> usize {
+        self.inner.lock().early.count()
     }
 
     #[cfg(test)]
@@ -347,15 +358,22 @@ fn say(before: Option<&Routes>, now: Option<&Routes>) {
     }
 }
 
+fn is_declared(service: Option<&Service>, instance: &InstanceName) -> bool {
+    service.is_some_and(|row| row.spec.instances.iter().any(|one| one.name == *instance))
+}
+
 impl Inner {
     /// A service is declared so, or no more.
     fn declared(&mut self, name: &ServiceName, service: Option<&Service>) {
-        let is_declared = |instance: &InstanceName| {
-            service.is_some_and(|row| row.spec.instances.iter().any(|one| one.name == *instance))
-        };
-        self.fits.keep(name, is_declared);
+        for row in self.fits.keep(name, |instance| is_declared(service, instance)) {
+            // What takes it away may be older than what was said of it.
+            self.early.keep(row);
+        }
+        for row in self.early.take(name, |instance| is_declared(service, instance)) {
+            self.fits.set(row);
+        }
         if let Some(judges) = self.judges.get_mut(name) {
-            judges.retain(|instance, _| is_declared(instance));
+            judges.retain(|instance, _| is_declared(service, instance));
         }
     }
 }

@@ -78,6 +78,7 @@ impl Shell {
 
     async fn hear_fitness(&self) -> Result<(), Status> {
         if self.leadership.is_here() {
+            self.routes.listens();
             self.leadership.moved_from(self.node).await;
         }
         let Some(leader) = self.leadership.now().filter(|leader| leader.node != self.node) else {
@@ -89,6 +90,7 @@ impl Shell {
         let dialled = tokio::time::timeout(DIAL_TIMEOUT, client.fitness(request)).await;
         let dialled = dialled.map_err(|_| Status::deadline_exceeded("no answer"))?;
         let mut rows = dialled?.into_inner();
+        self.routes.listens();
         loop {
             let next = tokio::select! {
                 next = rows.message() => next?,

@@ -13,7 +13,7 @@ use regent_core::role::observe::{Observation, Probe, Receiver, Run};
 use regent_core::role::{Armed, Lsn};
 use regent_core::route::fitness::Fitness;
 use regent_core::route::table::{Closed, Write};
-use regent_core::spec::{Mode, Policy};
+use regent_core::spec::{InstanceSpec, Mode, Policy};
 use regent_core::state::State;
 use regent_core::state::role::row::{Promotion, RoleLease, ServiceRole};
 use regent_core::time::Reading;
@@ -274,6 +274,38 @@ fn what_is_said_of_instances_that_are_not_declared_is_forgotten() {
     spec.instances.retain(|one| one.name != name("b"));
     apply(&hub, &state, 20, vec![put(spec)]);
     assert!(hub.since(0, 10).0.is_empty());
+}
+
+/// Nothing is said twice on one stream, and the node may apply late what the leader speaks of.
+#[test]
+fn what_is_said_of_an_instance_before_it_is_declared_here_counts_once_it_is() {
+    let ((hub, _), state) = (hub(), state());
+    let mut told = hub.follow(&state, &orders()).unwrap();
+    let fit = |reads| Fitness { reads, ..Fitness::default() };
+    hub.told(&state, vec![(orders(), name("late"), fit(true))]);
+    let names = |told: &Told| -> Vec<String> {
+        let reads = &told.as_ref().unwrap().reads;
+        reads.iter().map(|one| one.instance.to_string()).collect()
+    };
+    assert!(names(&told.borrow_and_update()).is_empty());
+    let mut spec = declared();
+    let late = spec.instances[1].clone();
+    spec.instances.push(InstanceSpec { name: name("late"), ..late });
+    apply(&hub, &state, 20, vec![put(spec)]);
+    assert_eq!(names(&told.borrow_and_update()), ["late"]);
+    // It is taken away and declared again, which this node hears of after what is said of it now.
+    apply(&hub, &state, 21, vec![put(declared())]);
+    assert!(names(&told.borrow_and_update()).is_empty());
+    let mut spec = declared();
+    let late = spec.instances[1].clone();
+    spec.instances.push(InstanceSpec { name: name("late"), ..late });
+    apply(&hub, &state, 22, vec![put(spec)]);
+    assert_eq!(names(&told.borrow_and_update()), ["late"]);
+    // Whatever is said of those that are never declared, the newest of it alone is kept.
+    for at in 0..5_000 {
+        hub.told(&state, vec![(orders(), name(&format!("x{at}")), fit(true))]);
+    }
+    assert_eq!(hub.early(), 1_024);
 }
 
 #[test]

@@ -45,6 +45,14 @@ fn opened(stage: &Stage, name: &str, since: f64) -> f64 {
 
 /// Flip after flip from a to b and back; `follow` makes one and says when who is measured was there.
 async fn measure(what: &str, stage: &Stage, mut follow: impl AsyncFnMut(&'static str) -> f64) {
+    // Each node says in its log when it has applied what somebody follows there.
+    let (client, mut everywhere) = (stage.cluster.client("router"), JoinSet::new());
+    let known: Known = Arc::new(Mutex::new(vec![Default::default(); 3]));
+    for (at, (_, channel)) in client.channels().into_iter().enumerate() {
+        everywhere.spawn(watch(RoutingServiceClient::new(channel), at, known.clone()));
+    }
+    let all_follow = || known.lock().unwrap().iter().all(|(to, _)| to == "a");
+    until("a watch at each node", async || all_follow()).await;
     let flips: usize = std::env::var("REGENT_FLIPS").map_or(5, |text| text.parse().unwrap());
     let (mut took, mut last) = (Vec::new(), now());
     for flip in 0..flips {

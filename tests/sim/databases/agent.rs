@@ -437,7 +437,13 @@ impl World {
             }
             Step::ReportPromoted(epoch) => {
                 let at = self.agent(i).local.position().unwrap_or_default();
-                let (timeline, switch) = (at.timeline, at.end);
+                let (timeline, mut switch) = (at.timeline, at.end);
+                if let Some((Ask::Promoted { epoch: of, timeline: on, switch: said }, _)) =
+                    self.agent(i).asked.get("promoted")
+                    && (*of, *on) == (epoch, timeline)
+                {
+                    switch = *said;
+                }
                 self.ask_once(i, "promoted", Ask::Promoted { epoch, timeline, switch });
             }
             step => self.spawn(i, step),

@@ -410,7 +410,7 @@ impl World {
 
     /// S13: with nothing broken any more, somebody serves, or people are asked.
     pub fn judge_the_end(&mut self) {
-        let is_well = self.serves() && !self.is_changing();
+        let is_well = self.serves() && self.is_routed() && !self.is_changing();
         if !self.options.liveness || !self.check.violations.is_empty() || is_well {
             return;
         }
@@ -426,11 +426,16 @@ impl World {
         let agents: Vec<_> =
             self.hosts.iter().map(|host| host.agent.as_ref().map(Agent::told)).collect();
         let text = format!(
-            "S13: {} s after the last fault nobody serves, or a role change goes on; agents {agents:?}; \
+            "S13: {} s after the last fault nobody serves, or is sent to who does, or a role change goes on; agents {agents:?}; \
              role {role:#?}, operation {operation:?}",
             LIVENESS_MS / 1_000
         );
         self.check.broken(text);
+    }
+
+    /// Routers send to the primary.
+    pub(super) fn is_routed(&self) -> bool {
+        self.coord.role().is_some_and(|role| role.routes_open)
     }
 
     /// No rule can bring it back: too few sound copies are left.

@@ -495,7 +495,7 @@ impl World {
     }
 
     fn is_well(&mut self) {
-        if self.serves() && !self.is_changing() {
+        if self.serves() && self.is_routed() && !self.is_changing() {
             self.finish();
         } else {
             self.later(SECOND, Place::World, Self::is_well);

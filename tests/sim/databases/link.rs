@@ -373,6 +373,7 @@ impl World {
         let instances = told.spec.instances.iter();
         agent.told.addresses =
             instances.map(|one| (one.address.clone(), one.name.clone())).collect();
+        agent.told.unrouted = told.unrouted;
         agent.told.promoted = if told.promoted { told.epoch } else { Epoch::NONE };
         agent.told.covered = told.set.as_ref().filter(|_| told.covered).map(|set| set.revision);
         if let Some(set) = agent.told.covered {

@@ -48,6 +48,7 @@ pub struct Instruction {
     pub covered: bool,
     pub mark: Revision,
     pub promoted: bool,
+    pub unrouted: bool,
     pub timeline: u32,
     pub spec: ServiceSpec,
     /// Revision of the declaration.
@@ -300,6 +301,10 @@ impl World {
             covered: role.is_covered(),
             mark: lease.filter(|_| holds).map_or(Revision(0), |lease| lease.mark),
             promoted: role.promoted.is_some(),
+            unrouted: role.promoted.is_some()
+                && !role.routes_open
+                && role.fence.is_none()
+                && newest.is_none(),
             timeline: role.timeline,
             spec: service.spec.clone(),
             policy: service.changed,
