@@ -426,7 +426,8 @@ impl World {
         let agents: Vec<_> =
             self.hosts.iter().map(|host| host.agent.as_ref().map(Agent::told)).collect();
         let text = format!(
-            "S13: {} s after the last fault nobody serves, or is sent to who does, or a role change goes on; agents {agents:?}; \
+            "S13: {} s after the last fault nobody serves, or is sent to who does, or a role change goes \
+             on; agents {agents:?}; \
              role {role:#?}, operation {operation:?}",
             LIVENESS_MS / 1_000
         );
